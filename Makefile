@@ -1,0 +1,56 @@
+# Two commands matter: `make run` and `make test`. Both install what they need into $(VENV).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test check format bench demo lock clean
+
+run: $(VENV)/.installed  ## migrate the database and serve
+	@$(BIN)/gateway db upgrade
+	@exec $(BIN)/gateway serve
+
+test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+check: $(VENV)/.installed-dev  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
+	$(BIN)/python -m bench.upstream
+
+demo: $(VENV)/.installed  ## train the built-in demo model anew
+	$(BIN)/python -m gateway.demo.train
+
+lock: $(VENV)/.installed-dev  ## write down what is installed
+	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache tests/integration/clients/node_modules
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
+	@echo "Installing the gateway into $(VENV); the first time takes a minute or two ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

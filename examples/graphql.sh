@@ -1,0 +1,22 @@
+#!/bin/sh
+# Lists every model of every provider, and says why a provider's models are missing.
+# Usage: examples/graphql.sh [URL]    (needs curl; the gateway runs at 127.0.0.1:8420)
+set -eu
+
+url="${1:-http://127.0.0.1:8420/graphql}"
+
+query='{
+  availableModels {
+    models { id provider name state sizeBytes capabilities metadata { key value } }
+    providerErrors { provider code message }
+  }
+}'
+
+# A JSON string holds no line breaks; a GraphQL query does not need them.
+body=$(printf '{"query":"%s"}' "$(printf '%s' "$query" | tr '\n' ' ')")
+
+curl --fail-with-body --silent --show-error "$url" \
+  --header 'content-type: application/json' \
+  --header 'accept: application/graphql-response+json' \
+  --data "$body"
+echo

@@ -1,0 +1,194 @@
+"""Builds the gateway from its settings, serves it and takes it down. The one who knows all."""
+
+import logging
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from anyio.abc import TaskGroup
+from starlette.types import ASGIApp
+
+from gateway import demo, providers
+from gateway.core.errors import Misconfigured
+from gateway.core.ports import Provider
+from gateway.http import app as http
+from gateway.http.server import DrainingServer, listen
+from gateway.hub.cache import FileLibrary
+from gateway.services.catalog import Catalog
+from gateway.services.gateway import Gateway
+from gateway.services.images import ImagePolicy
+from gateway.services.recorder import SessionRecorder
+from gateway.services.router import ModelRouterService
+from gateway.services.streams import StreamService
+from gateway.services.tracker import ModelStateTracker
+from gateway.settings import Settings, environment_name
+from gateway.store import migrate
+from gateway.store.database import Database, parse_url
+from gateway.store.models import DatabaseModelStateStore
+from gateway.store.providers import DatabaseProviderStore
+from gateway.store.sessions import DatabaseSessionStore
+from gateway.telemetry import configure_logging
+from schema import create_graphql
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
+"""How long a stopping gateway waits for its last records to be committed."""
+CLOSE_S = 2
+"""How long it waits for clients to read their terminal events."""
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """Give a gateway that serves requests; at the exit its streams are drained and all is closed.
+
+    Raises WrongRevision or DatabaseUnavailable before anything is started.
+    """
+    url = settings.resolved_database_url
+    await anyio.to_thread.run_sync(migrate.require_head, url)
+    async with Database(url) as database:
+        sessions = DatabaseSessionStore(database)
+        orphans = await sessions.interrupt_orphans(settings.resolved_node, time.time())
+        if orphans:
+            logger.warning("%d streams were interrupted when the gateway last died", orphans)
+        async with anyio.create_task_group() as tasks:
+            gateway, built = _assemble(settings, database, sessions, tasks)
+            tasks.start_soon(gateway.recorder.run, name="session recorder")
+            tasks.start_soon(gateway.tracker.run, name="model state tracker")
+            try:
+                yield gateway
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await gateway.streams.drain(settings.drain_grace_s)
+                    await gateway.recorder.flush(FLUSH_S)
+                    for provider in built.values():
+                        await provider.aclose()
+                    await gateway.tracker.write_last()
+                tasks.cancel_scope.cancel()
+
+
+def _assemble(
+    settings: Settings, database: Database, sessions: DatabaseSessionStore, tasks: TaskGroup
+) -> tuple[Gateway, Mapping[str, Provider]]:
+    node = settings.resolved_node
+    built: dict[str, Provider] = {}
+    catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
+    tracker = ModelStateTracker(
+        catalog,
+        DatabaseModelStateStore(database),
+        DatabaseProviderStore(database),
+        provider_names=settings.providers,
+        node=node,
+        interval_s=settings.reconcile_interval_s,
+    )
+    context = providers.ProviderContext(
+        library=FileLibrary(
+            settings.resolved_model_path, settings.resolved_hub_cache, {"demo": demo.MODEL_PATH}
+        ),
+        observe=tracker.observe,
+        task_group=tasks,
+        clock=time.monotonic,
+    )
+    for kind in settings.providers:
+        built[kind] = providers.load(kind)(settings, context)
+    recorder = SessionRecorder(sessions)
+    router = ModelRouterService(
+        built,
+        catalog,
+        aliases=settings.aliases,
+        images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+    )
+    streams = StreamService(
+        router,
+        recorder,
+        tasks,
+        node=node,
+        max_streams=settings.max_streams,
+        buffer_events=settings.stream_buffer_events,
+    )
+    gateway = Gateway(
+        node=node,
+        provider_names=settings.providers,
+        catalog=catalog,
+        router=router,
+        streams=streams,
+        recorder=recorder,
+        tracker=tracker,
+        sessions=sessions,
+        model_states=DatabaseModelStateStore(database),
+        provider_states=DatabaseProviderStore(database),
+    )
+    return gateway, built
+
+
+def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:
+    """Return the whole ASGI application: every face over one gateway."""
+    graphql = create_graphql(gateway, ide=settings.environment == "development")
+    return http.create_app(gateway, settings, graphql)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal says stop; returns when everything is closed.
+
+    Raises Misconfigured, WrongRevision, DatabaseUnavailable before it serves anything.
+    """
+    check(settings)
+    configure_logging(settings.log_level, settings.log_format)
+    # First of all, so that a second gateway by mistake disturbs nothing of the first.
+    with listen(settings.host, settings.port) as listener:
+        anyio.run(_serve, settings, listener, backend_options={"use_uvloop": True})
+
+
+def check(settings: Settings) -> None:
+    """Raise Misconfigured for what only the parts themselves can know: providers, the database."""
+    mistakes: list[str] = []
+    for kind in settings.providers:
+        try:
+            providers.load(kind)
+        except Misconfigured as error:
+            mistakes += [f"{environment_name('providers')}: {text}" for text in error.mistakes]
+    try:
+        parse_url(settings.resolved_database_url)
+    except Misconfigured as error:
+        mistakes += [f"{environment_name('database_url')}: {text}" for text in error.mistakes]
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mistakes.append(f"{environment_name('data_dir')}: {error}")
+    if mistakes:
+        raise Misconfigured(mistakes)
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    async with running(settings) as gateway:
+        config = uvicorn.Config(
+            create_app(settings, gateway),
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_S,
+        )
+        server = DrainingServer(
+            config,
+            drain=partial(gateway.streams.drain, settings.drain_grace_s),
+            started=_say_hello,
+        )
+        await server.serve([listener])
+
+
+def _say_hello(url: str) -> None:
+    body = (
+        '{"model":"huggingface/demo","messages":[{"role":"user","content":"What is a gateway?"}]}'
+    )
+    sys.stdout.write(
+        f"\nThe gateway serves at {url} . Try it:\n\n"
+        f"  curl -N {url}/api/v1/stream -H 'content-type: application/json' -d '{body}'\n\n"
+    )
+    sys.stdout.flush()

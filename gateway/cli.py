@@ -1,0 +1,146 @@
+"""The command line: `gateway serve | check | db | models`.
+
+Only click is imported at the start, so that `--help` answers at once; commands import the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway import __version__
+from gateway.core.errors import GatewayError, Misconfigured
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+
+
+class _Reporting(click.Group):
+    """Turns the gateway's errors into sentences on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Misconfigured as error:
+            for mistake in error.mistakes:
+                click.echo(f"gateway: {mistake}", err=True)
+            ctx.exit(EXIT_MISCONFIGURED)
+        except GatewayError as error:
+            click.echo(f"gateway: {error.message}", err=True)
+            if error.hint:
+                click.echo(error.hint, err=True)
+            ctx.exit(EXIT_FAILED)
+
+
+@click.group(cls=_Reporting)
+@click.version_option(__version__, prog_name="gateway")
+def main() -> None:
+    """One gateway in front of Ollama and of transformers models in its own process."""
+
+
+@main.command()
+def serve() -> None:
+    """Serve until SIGINT or SIGTERM; running streams get time to finish."""
+    from gateway.bootstrap import serve as run_server
+
+    run_server(_settings())
+
+
+@main.command()
+def check() -> None:
+    """Report every mistake in the settings at once; exit 2 when there is one."""
+    from gateway.bootstrap import check as check_parts
+
+    check_parts(_settings())
+    click.echo("The settings are right.")
+
+
+@main.group()
+def db() -> None:
+    """The database schema."""
+
+
+@db.command()
+@click.argument("revision", default="head")
+def upgrade(revision: str) -> None:
+    """Bring the schema up to REVISION (the newest by default)."""
+    from gateway.store import migrate
+
+    url = _database_url()
+    migrate.upgrade(url, revision)
+    click.echo(f"The database is at revision {migrate.current(url)}.")
+
+
+@db.command()
+@click.argument("revision")
+def downgrade(revision: str) -> None:
+    """Bring the schema down to REVISION; `base` empties the database."""
+    from gateway.store import migrate
+
+    url = _database_url()
+    migrate.downgrade(url, revision)
+    click.echo(f"The database is at revision {migrate.current(url)}.")
+
+
+@db.command()
+def revision() -> None:
+    """Show the revision of the database and the newest one."""
+    from gateway.store import migrate
+
+    click.echo(f"database: {migrate.current(_database_url())}\nnewest:   {migrate.head()}")
+
+
+@main.group()
+def models() -> None:
+    """The models of the running gateway."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print the listing as JSON.")
+def list_models(as_json: bool) -> None:
+    """List the models of every provider, and the providers that do not answer."""
+    listing = _ask("/api/v1/models")
+    if as_json:
+        click.echo(json.dumps(listing, indent=2))
+        return
+    for model in listing["models"]:
+        size = model["size_bytes"]
+        shown = f"{size / 1e6:,.1f} MB" if size is not None else "-"
+        can = ",".join(model["capabilities"])
+        click.echo(f"{model['id']:<48} {model['state']:<11} {shown:>13}  {can}")
+    for fault in listing["provider_errors"]:
+        click.echo(f"{fault['provider']}: {fault['message']}", err=True)
+
+
+def _settings() -> Settings:
+    from gateway.settings import load_settings
+
+    return load_settings()
+
+
+def _database_url() -> str:
+    settings = _settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return settings.resolved_database_url
+
+
+def _ask(path: str) -> Any:
+    """Return the JSON that the running gateway answers to a GET."""
+    import httpx
+
+    settings = _settings()
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    try:
+        reply = httpx.get(url + path, timeout=10, trust_env=False)
+        reply.raise_for_status()
+        return reply.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise click.ClickException(
+            f"the gateway at {url} did not answer: {error}\nStart it with `gateway serve`."
+        ) from None

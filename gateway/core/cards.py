@@ -1,0 +1,53 @@
+"""What the files of a transformers model say of it. Pure: is given the parsed config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+# The last part of an architecture's name that says it continues text.
+_GENERATIVE = ("ForCausalLM", "LMHeadModel")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """`context_length` is tokens; None where the files do not say."""
+
+    architecture: str | None = None
+    family: str | None = None
+    dtype: str | None = None
+    context_length: int | None = None
+    has_chat_template: bool = False
+
+    @property
+    def generates_text(self) -> bool:
+        return bool(self.architecture and self.architecture.endswith(_GENERATIVE))
+
+
+def read_card(config: Mapping[str, Any], *, has_chat_template: bool) -> ModelCard:
+    """Return what config.json says; anything missing or of a wrong type is None."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return ModelCard(
+        architecture=first if isinstance(first, str) else None,
+        family=_text(config.get("model_type")),
+        dtype=_text(dtype),
+        context_length=read_context_length(config),
+        has_chat_template=has_chat_template,
+    )
+
+
+def read_context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that the model can see at once, its answer included."""
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        for key in _CONTEXT_KEYS:
+            value = part.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

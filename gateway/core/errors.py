@@ -1,0 +1,190 @@
+"""The one error tree. Every fault that may reach a user is one of these; edges only render them.
+
+GatewayError
+├── InvalidRequest            the caller's fault: shape, type or range of the request
+│   ├── InvalidText           text that no store or model can hold (NUL, lone surrogates)
+│   ├── PayloadTooLarge       more bytes, messages or pixels than allowed
+│   ├── UnsupportedCapability the model cannot do what was asked (images, tools, ...)
+│   └── ContextLengthExceeded the prompt does not fit the model's context
+├── ModelNotFound             nobody has a model of that name
+├── AmbiguousModel            several have; the full names are listed
+├── StreamNotFound            no such stream
+├── Overloaded                a bounded queue is full: try again
+├── NoRoom                    every resident model is in use: try again
+├── ModelTooLarge             would not fit even an empty memory budget
+├── ModelLoadFailed           the weights are there, but loading them failed
+├── EngineFailed              the engine died or failed while it ran
+├── StaleTransition           a state changed under the caller
+├── ShuttingDown              the gateway is draining
+├── DatabaseUnavailable       the database did not answer
+├── Misconfigured             the settings are wrong; startup only
+├── WrongRevision             the database schema is not at this version; startup only
+├── Internal                  a defect of ours
+└── ProviderError             the provider's fault
+    ├── ProviderUnavailable   refused, reset, resolving failed: nobody there
+    ├── ProviderTimeout       there, but silent for too long
+    ├── ProviderProtocolError answered rubbish
+    ├── ProviderRejected      understood us and said no
+    └── IncompleteStream      a stream that ended without its end
+
+`gateway.problems` maps each class to an HTTP status, a hint and whether to retry.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Base of every error that may be shown to a user; `message` is a sentence for a person."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(GatewayError):
+    code = "invalid_request"
+
+
+class InvalidText(InvalidRequest):
+    code = "invalid_text"
+
+
+class PayloadTooLarge(InvalidRequest):
+    code = "payload_too_large"
+
+
+class UnsupportedCapability(InvalidRequest):
+    code = "unsupported_capability"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(GatewayError):
+    """Nobody has the model; `nearest` are the names that look most like it."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str, nearest: Sequence[str] = (), message: str | None = None) -> None:
+        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else None
+        super().__init__(message or f"There is no model '{name}'.", hint=hint, param="model")
+        self.name = name
+        self.nearest = tuple(nearest)
+
+
+class AmbiguousModel(GatewayError):
+    code = "ambiguous_model"
+
+    def __init__(self, name: str, candidates: Sequence[str]) -> None:
+        listed = ", ".join(candidates)
+        super().__init__(
+            f"'{name}' could be any of: {listed}.",
+            hint="Use the full name, provider first.",
+            param="model",
+        )
+        self.candidates = tuple(candidates)
+
+
+class StreamNotFound(GatewayError):
+    code = "stream_not_found"
+
+
+class Overloaded(GatewayError):
+    code = "overloaded"
+
+
+class NoRoom(GatewayError):
+    code = "no_room"
+
+
+class ModelTooLarge(GatewayError):
+    code = "model_too_large"
+
+
+class ModelLoadFailed(GatewayError):
+    code = "model_load_failed"
+
+
+class EngineFailed(GatewayError):
+    code = "engine_failed"
+
+
+class StaleTransition(GatewayError):
+    code = "stale_transition"
+
+
+class ShuttingDown(GatewayError):
+    code = "shutting_down"
+
+
+class DatabaseUnavailable(GatewayError):
+    code = "database_unavailable"
+
+
+class Misconfigured(GatewayError):
+    """Wrong settings; `mistakes` holds one sentence for each, all of them at once."""
+
+    code = "misconfigured"
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class WrongRevision(GatewayError):
+    code = "wrong_revision"
+
+
+class Internal(GatewayError):
+    code = "internal"
+
+
+class ProviderError(GatewayError):
+    """The provider's fault; `provider` names it."""
+
+    code = "provider_error"
+
+    def __init__(
+        self,
+        provider: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s)
+        self.provider = provider
+
+
+class ProviderUnavailable(ProviderError):
+    code = "provider_unavailable"
+
+
+class ProviderTimeout(ProviderError):
+    code = "provider_timeout"
+
+
+class ProviderProtocolError(ProviderError):
+    code = "provider_protocol_error"
+
+
+class ProviderRejected(ProviderError):
+    code = "provider_rejected"
+
+
+class IncompleteStream(ProviderError):
+    code = "incomplete_stream"

@@ -1,0 +1,142 @@
+"""What a stream says, and its grammar.
+
+`Routed? Waiting* Started Delta* (Switched Delta*)* Finished`; providers leave Routed to the router.
+
+Exactly one `Finished` ends a stream, or an exception does: errors are raised, never events.
+"""
+
+from collections.abc import AsyncIterable
+from typing import Literal
+
+import msgspec
+
+from gateway.core.messages import ToolCall
+from gateway.core.names import ModelRef
+
+Stage = Literal["queued", "downloading", "loading", "prefill"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens, as the model counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Milliseconds since the request was accepted, and the parts spent waiting."""
+
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    ttft_ms: float | None = None
+    total_ms: float = 0.0
+
+
+class Routed(msgspec.Struct, frozen=True, tag="routed"):
+    """The router's choice, before any provider is asked: records know it if all else fails."""
+
+    ref: ModelRef
+
+
+class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
+    """Nothing to read yet: `position` in the queue, `fraction` of the stage, `eta_s` left."""
+
+    stage: Stage
+    position: int | None = None
+    fraction: float | None = None
+    eta_s: float | None = None
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The model accepted the prompt. `prompt_tokens` is None where only the end tells it."""
+
+    ref: ModelRef
+    prompt_tokens: int | None = None
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+
+
+class TextDelta(msgspec.Struct, frozen=True, tag="text"):
+    """More of the answer; `tokens` is how many tokens it took (0 when held back text is let go)."""
+
+    text: str
+    tokens: int = 1
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
+    text: str
+    tokens: int = 1
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
+    """One whole tool call; `index` counts the calls of this answer from 0."""
+
+    index: int
+    call: ToolCall
+    tokens: int = 1
+
+
+class Switched(msgspec.Struct, frozen=True, tag="switched"):
+    """The stream goes on with another model after a failure."""
+
+    source: ModelRef
+    target: ModelRef
+    reason: str
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    reason: FinishReason
+    usage: Usage
+
+
+Delta = TextDelta | ReasoningDelta | ToolCallDelta
+Event = (
+    Routed | Waiting | Started | TextDelta | ReasoningDelta | ToolCallDelta | Switched | Finished
+)
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A whole answer: a stream, collected."""
+
+    ref: ModelRef
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+async def collect(events: AsyncIterable[Event]) -> Generation:
+    """Read a stream to its end and return the answer it made; raises what the stream raises."""
+    text: list[str] = []
+    reasoning: list[str] = []
+    calls: list[ToolCall] = []
+    ref: ModelRef | None = None
+    finished: Finished | None = None
+    async for event in events:
+        match event:
+            case TextDelta():
+                text.append(event.text)
+            case ReasoningDelta():
+                reasoning.append(event.text)
+            case ToolCallDelta():
+                calls.append(event.call)
+            case Started():
+                ref = event.ref
+            case Switched():
+                ref = event.target
+            case Finished():
+                finished = event
+            case Routed() | Waiting():
+                pass
+    if ref is None or finished is None:
+        raise AssertionError("a stream broke its grammar: no start or no end")
+    return Generation(
+        ref=ref,
+        text="".join(text),
+        reasoning="".join(reasoning),
+        tool_calls=tuple(calls),
+        finish_reason=finished.reason,
+        usage=finished.usage,
+    )

@@ -1,0 +1,112 @@
+"""What is known of models and providers: listings, residency, load settings, filters."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from gateway.core.cards import ModelCard
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState, ProviderState
+
+
+class Capability(StrEnum):
+    """What a model can be asked for. COMPLETION continues text, CHAT follows messages."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    VISION = "vision"
+    TOOLS = "tools"
+    THINKING = "thinking"
+    EMBEDDING = "embedding"
+    INSERT = "insert"
+    STRUCTURED = "structured"
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """One line of a listing. Sizes are bytes; `context_length` is tokens; None is unknown."""
+
+    ref: ModelRef
+    state: ModelState = ModelState.NOT_LOADED
+    size_bytes: int | None = None
+    context_length: int | None = None
+    capabilities: tuple[Capability, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    message: str | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.ref)
+
+
+class ProviderStatus(msgspec.Struct, frozen=True):
+    """What the last look at a provider found; times are Unix seconds."""
+
+    name: str
+    kind: str
+    state: ProviderState
+    checked_at: float
+    last_seen_at: float | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    capabilities: tuple[Capability, ...] = ()
+
+
+class ModelStateChange(msgspec.Struct, frozen=True):
+    """One transition of one model; `message` says why it failed."""
+
+    ref: ModelRef
+    state: ModelState
+    size_bytes: int | None = None
+    message: str | None = None
+
+
+class Resident(msgspec.Struct, frozen=True):
+    """A model in memory. `leases` > 0: in use. Times are of one clock, its unit seconds."""
+
+    ref: ModelRef
+    memory_bytes: int
+    leases: int = 0
+    last_used: float = 0.0
+    pinned: bool = False
+    expires_at: float | None = None
+
+
+class LocalModel(msgspec.Struct, frozen=True):
+    """A model's files on this machine, as a scan found them."""
+
+    name: str
+    path: str
+    size_bytes: int
+    revision: str | None = None
+    source: str = "local"
+    card: ModelCard = ModelCard()
+
+
+class ModelFilter(msgspec.Struct, frozen=True):
+    """Which models a listing shall hold; an empty filter lets all through."""
+
+    providers: frozenset[str] = frozenset()
+    states: frozenset[ModelState] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
+    text: str = ""
+
+
+def select_models(models: Sequence[ModelInfo], wanted: ModelFilter) -> list[ModelInfo]:
+    """Return the models that match every part of `wanted`, in their order.
+
+    `capabilities` must all be there; `text` is found in the id or a metadata value, in any case.
+    """
+    return [model for model in models if _matches(model, wanted)]
+
+
+def _matches(model: ModelInfo, wanted: ModelFilter) -> bool:
+    if wanted.providers and model.ref.provider not in wanted.providers:
+        return False
+    if wanted.states and model.state not in wanted.states:
+        return False
+    if not wanted.capabilities.issubset(model.capabilities):
+        return False
+    needle = wanted.text.casefold().strip()
+    texts = (model.id, *(value for _, value in model.metadata))
+    return not needle or any(needle in text.casefold() for text in texts)

@@ -1,0 +1,142 @@
+"""Names of models: how they are written, normalised, resolved, and which look alike."""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from gateway.core.errors import AmbiguousModel, InvalidRequest, ModelNotFound
+
+MAX_NAME_LENGTH = 512
+
+# Source: Ollama's types/model/name.go. Parts are host, namespace, model and tag.
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+# Source: huggingface_hub's repository names: owner/name, 1 to 96 characters each.
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
+
+
+class ModelRef(msgspec.Struct, frozen=True, order=True):
+    """One model of one provider; prints as `ollama/llama3:8b` or `huggingface/o/n@revision`."""
+
+    provider: str
+    model: str
+    revision: str | None = None
+
+    @property
+    def qualified_model(self) -> str:
+        """The name at its provider, with the revision where one is pinned."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.qualified_model}"
+
+
+def parse_ref(provider: str, name: str) -> ModelRef:
+    """Return the ref of `name` at `provider`, normalised as that provider's names are."""
+    if provider == "ollama":
+        return ModelRef(provider, normalise_ollama_name(name))
+    model, _, revision = name.partition("@")
+    parts = [*model.split("/"), *(revision.split("/") if revision else [])]
+    # Both become parts of paths, and what cannot be printed no database or log can hold.
+    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(f"{name!r} is not a model name.", param="model")
+    return ModelRef(provider, model, revision or None)
+
+
+def normalise_ollama_name(name: str) -> str:
+    """Return the short form in which Ollama lists `name`: defaults dropped, the tag always there.
+
+    `llama3.2`, `llama3.2:latest` and `registry.ollama.ai/library/llama3.2` are one model.
+    Raises InvalidRequest for what Ollama would call an invalid model name.
+    """
+    path, slash, last = name.rpartition("/")
+    model, colon, tag = last.partition(":")
+    if not colon:
+        tag = "latest"
+    parts = path.split("/") if slash else []
+    host, namespace = (parts[0], parts[1]) if len(parts) == 2 else ("", parts[0] if parts else "")
+    legal = (
+        len(parts) <= 2
+        and _PART.fullmatch(model)
+        and _PART.fullmatch(tag)
+        and (not slash or _NAMESPACE.fullmatch(namespace))
+        and (len(parts) < 2 or _HOST.fullmatch(host))
+    )
+    if not legal:
+        raise InvalidRequest(f"{name!r} is not a valid Ollama model name.", param="model")
+    if host.lower() == "registry.ollama.ai":
+        host = ""
+    if namespace.lower() == "library" and not host:
+        namespace = ""
+    prefix = "/".join(part for part in (host, namespace) if part)
+    return f"{prefix}/{model}:{tag}" if prefix else f"{model}:{tag}"
+
+
+def resolve_name(
+    name: str,
+    *,
+    providers: Collection[str],
+    catalogue: Sequence[ModelRef],
+    aliases: Mapping[str, str],
+) -> ModelRef:
+    """Return the model that `name` means.
+
+    `provider/model` always works. Any other name is, in this order: an alias, the exact name of
+    one model in the catalogue, `owner/name` on the Hub, `name[:tag]` at Ollama.
+
+    Raises AmbiguousModel when several providers have it, ModelNotFound (with the nearest names)
+    when nobody can.
+    """
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise InvalidRequest("A model name has 1 to 512 characters.", param="model")
+    provider, slash, rest = name.partition("/")
+    if slash and provider in providers:
+        return parse_ref(provider, rest)
+    if name in aliases:
+        return resolve_name(aliases[name], providers=providers, catalogue=catalogue, aliases={})
+    matches = sorted({ref for ref in catalogue if _is_exact(name, ref)})
+    if len(matches) > 1:
+        raise AmbiguousModel(name, [str(ref) for ref in matches])
+    if matches:
+        return matches[0]
+    if "huggingface" in providers and _HUB_NAME.fullmatch(name.partition("@")[0]):
+        return parse_ref("huggingface", name)
+    if "ollama" in providers and _looks_like_ollama(name):
+        return parse_ref("ollama", name)
+    raise ModelNotFound(name, nearest_names(name, catalogue))
+
+
+def nearest_names(name: str, catalogue: Sequence[ModelRef], limit: int = 3) -> list[str]:
+    """Return up to `limit` full names from the catalogue that look most like `name`."""
+    spellings: dict[str, list[str]] = {}
+    for ref in catalogue:
+        for spelling in (str(ref), ref.model):
+            spellings.setdefault(spelling.casefold(), []).append(str(ref))
+    close = difflib.get_close_matches(name.casefold(), spellings, n=2 * limit, cutoff=0.5)
+    full_names = [full for spelling in close for full in spellings[spelling]]
+    return list(dict.fromkeys(full_names))[:limit]
+
+
+def same_model(left: ModelRef, right: ModelRef) -> bool:
+    """Tell whether two refs mean one model; Ollama matches names in any case."""
+    if left.provider == right.provider == "ollama":
+        return left.model.lower() == right.model.lower()
+    return left == right
+
+
+def _is_exact(name: str, ref: ModelRef) -> bool:
+    if ref.provider != "ollama":
+        model, _, revision = name.partition("@")
+        return model == ref.model and (not revision or revision == ref.revision)
+    return _looks_like_ollama(name) and normalise_ollama_name(name).lower() == ref.model.lower()
+
+
+def _looks_like_ollama(name: str) -> bool:
+    try:
+        normalise_ollama_name(name)
+    except InvalidRequest:
+        return False
+    return True

@@ -1,0 +1,105 @@
+"""What the services need of the world: Protocols that providers, hub and store fulfil."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from gateway.core.events import Event
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import (
+    LocalModel,
+    ModelInfo,
+    ModelStateChange,
+    ProviderStatus,
+    Resident,
+)
+from gateway.core.names import ModelRef
+from gateway.core.sessions import Session, SessionClosed, SessionOpened
+
+
+class Provider(Protocol):
+    """One source of models. A new provider is one file in `gateway/providers`.
+
+    Every method raises only `gateway.core.errors`: vendor exceptions stop at the provider.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Return every model it could serve, with its present state. May hang: callers bound it."""
+        ...
+
+    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Generate; closing the generator stops the model within a token."""
+        ...
+
+    async def resident(self) -> Sequence[Resident]:
+        """Return the models in memory now."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections, threads and models. Called once, last."""
+        ...
+
+
+class ModelLibrary(Protocol):
+    """The models whose files are on this machine."""
+
+    def scan(self) -> Sequence[LocalModel]:
+        """Return what is there now. Blocking: reads directories."""
+        ...
+
+    def find(self, name: str, revision: str | None = None) -> LocalModel | None:
+        """Return the model of that name. Blocking; never leaves the library's own folders."""
+        ...
+
+
+class ModelObserver(Protocol):
+    """Is told of every state change of a model, on the event loop, in order; must not block."""
+
+    def __call__(self, change: ModelStateChange) -> None: ...
+
+
+class SessionStore(Protocol):
+    """Stream sessions. All methods raise DatabaseUnavailable when the database does not answer."""
+
+    async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
+        """Record all of it in one transaction, opened first. Writing a record twice is harmless:
+        a session opens once and its first end stays."""
+        ...
+
+    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
+        """Close every open session of `node` as INTERRUPTED; return how many there were."""
+        ...
+
+    async def recent(self, limit: int) -> Sequence[Session]:
+        """Return the newest sessions, newest first."""
+        ...
+
+    async def find(self, session_id: str) -> Session | None: ...
+
+
+class ModelStateStore(Protocol):
+    """Last known state of each model, keyed by (node, provider, model)."""
+
+    async def apply(self, node: str, changes: Sequence[ModelStateChange], at: float) -> None:
+        """Write the changes in order, in one transaction."""
+        ...
+
+    async def reconcile(
+        self, node: str, provider: str, truth: Sequence[ModelStateChange], at: float
+    ) -> None:
+        """Make the records of one provider equal to the truth; models not in it are removed."""
+        ...
+
+    async def all(self, node: str) -> Sequence[ModelStateChange]: ...
+
+
+class ProviderStore(Protocol):
+    """Last known status of each provider, keyed by (node, name)."""
+
+    async def put(self, node: str, statuses: Sequence[ProviderStatus]) -> None:
+        """Insert or replace; `last_seen_at` None keeps the time that is already there."""
+        ...
+
+    async def all(self, node: str) -> Sequence[ProviderStatus]: ...

@@ -1,0 +1,80 @@
+"""Which model answers a request, decided from plain data. Pure: asks nobody."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from gateway.core.errors import UnsupportedCapability
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import Capability, ModelInfo
+from gateway.core.names import ModelRef, resolve_name, same_model
+
+
+class Route(msgspec.Struct, frozen=True):
+    """The choice and what it was made from; `info` is None when the catalogue lacks the model."""
+
+    ref: ModelRef
+    info: ModelInfo | None
+
+
+def choose_route(
+    request: GenerateRequest,
+    *,
+    providers: Collection[str],
+    catalogue: Sequence[ModelInfo],
+    aliases: Mapping[str, str],
+) -> Route:
+    """Return where `request` goes.
+
+    Raises ModelNotFound, AmbiguousModel, InvalidRequest for the name, and UnsupportedCapability
+    when the model is known and cannot do what is asked.
+    """
+    ref = resolve_name(
+        request.model,
+        providers=providers,
+        catalogue=[info.ref for info in catalogue],
+        aliases=aliases,
+    )
+    info = next((info for info in catalogue if same_model(info.ref, ref)), None)
+    if info is not None:
+        require_capabilities(request, info)
+    return Route(info.ref if info else ref, info)
+
+
+def require_capabilities(request: GenerateRequest, info: ModelInfo) -> None:
+    """Raise UnsupportedCapability for the first thing asked for that the model cannot do.
+
+    A model whose capabilities are unknown is trusted: its provider will say no.
+    """
+    if not info.capabilities:
+        return
+    needs = {
+        Capability.VISION: request.has_images,
+        Capability.TOOLS: bool(request.tools),
+        Capability.THINKING: bool(request.think),
+        Capability.STRUCTURED: request.response_format is not None
+        and request.response_format.type != "text",
+    }
+    for capability, needed in needs.items():
+        if needed and capability not in info.capabilities:
+            raise UnsupportedCapability(
+                f"{info.id} does not support {_ASKED[capability]}.",
+                hint=f"It can: {', '.join(info.capabilities)}.",
+                param=_PARAMS[capability],
+            )
+    if not {Capability.CHAT, Capability.COMPLETION} & set(info.capabilities):
+        raise UnsupportedCapability(f"{info.id} does not generate text.", param="model")
+
+
+_ASKED = {
+    Capability.VISION: "images",
+    Capability.TOOLS: "tools",
+    Capability.THINKING: "thinking",
+    Capability.STRUCTURED: "structured output",
+}
+_PARAMS = {
+    Capability.VISION: "messages",
+    Capability.TOOLS: "tools",
+    Capability.THINKING: "think",
+    Capability.STRUCTURED: "response_format",
+}

@@ -1,0 +1,45 @@
+"""The record of one stream: how it was opened and how it ended, as the database keeps it."""
+
+import msgspec
+
+from gateway.core.events import Timings, Usage
+from gateway.core.states import StreamEnd
+
+
+class SessionOpened(msgspec.Struct, frozen=True):
+    """An accepted stream, as soon as it is known where it goes (or that it goes nowhere).
+
+    `requested_model` is the name as the caller wrote it; times are Unix seconds.
+    """
+
+    id: str
+    request_id: str
+    node: str
+    requested_model: str
+    opened_at: float
+    face: str = "native"
+    provider: str | None = None
+    model: str | None = None
+
+
+class SessionClosed(msgspec.Struct, frozen=True):
+    """The terminal record: there is exactly one for every SessionOpened."""
+
+    id: str
+    provider: str | None
+    model: str | None
+    end: StreamEnd
+    closed_at: float
+    usage: Usage
+    timings: Timings
+    error_code: str | None = None
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session as it is read back; `closed` is None while the stream runs.
+
+    The provider and the model of `opened` are the last that served it.
+    """
+
+    opened: SessionOpened
+    closed: SessionClosed | None = None

@@ -1,0 +1,128 @@
+"""The Engine protocol, and the engine that runs transformers models."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+
+from gateway.core.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from gateway.core.events import Event, Finished
+from gateway.core.messages import GenerateRequest
+from gateway.core.names import ModelRef
+from gateway.engine.bridge import Channel
+from gateway.engine.decoder import new_decoder
+from gateway.engine.detokenizer import Detokenizer
+from gateway.engine.loader import LoadedModel
+from gateway.engine.sampler import Sampler
+from gateway.engine.scheduler import Scheduler
+from gateway.engine.sequence import Sequence
+from gateway.engine.stopping import StopMatcher
+
+CHANNEL_EVENTS = 64
+
+
+class Engine(Protocol):
+    """One loaded model that answers requests."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the model takes, measured."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once it can answer no more and must be loaded anew."""
+        ...
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Yield `Waiting* Started Delta* Finished`. Closing it stops the model within a token, and
+        returns only when the model no longer works for it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop and free the memory; streams still running get EngineFailed."""
+        ...
+
+
+class TransformersEngine:
+    """A transformers model behind its scheduler. Create it on the event loop."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        loaded: LoadedModel,
+        *,
+        max_active: int,
+        max_queue: int,
+        threads: int = 0,
+    ) -> None:
+        self._ref = ref
+        self._loaded: LoadedModel | None = loaded
+        self._memory_bytes = loaded.memory_bytes
+        self._scheduler = Scheduler(
+            str(ref), max_active=max_active, max_queue=max_queue, threads=threads
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    @property
+    def alive(self) -> bool:
+        return self._scheduler.alive
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        channel = Channel(limit=CHANNEL_EVENTS, on_room=self._scheduler.wake)
+        sequence = await anyio.to_thread.run_sync(self._prepare, request, channel)
+        self._scheduler.submit(sequence)
+        try:
+            while True:
+                for event in await channel.take():
+                    yield event
+                    if isinstance(event, Finished):
+                        return
+        finally:
+            self._scheduler.cancel(sequence)
+            # The lease on the model must outlast the worker's use of it: at most one step.
+            with anyio.CancelScope(shield=True):
+                await channel.wait_released()
+
+    async def aclose(self) -> None:
+        await anyio.to_thread.run_sync(self._scheduler.close)
+        self._loaded = None
+
+    def _prepare(self, request: GenerateRequest, channel: Channel) -> Sequence:
+        """Encode and check a request, so that nothing bad ever reaches the worker."""
+        loaded = self._loaded
+        if loaded is None:
+            raise EngineFailed("The model was unloaded.")
+        prompt = loaded.encoder.encode(request)
+        room = _require_room(prompt, loaded)
+        return Sequence(
+            self._ref,
+            prompt=prompt,
+            decoder=new_decoder(loaded.model),
+            sampler=Sampler(loaded.sampling(request.options), prompt),
+            detokenizer=Detokenizer(loaded.encoder.decode),
+            stops=StopMatcher(request.options.stop),
+            eos_ids=loaded.eos_ids,
+            max_tokens=min(request.options.max_tokens or room, room),
+            channel=channel,
+        )
+
+
+def _require_room(prompt: list[int], loaded: LoadedModel) -> int:
+    """Return how many tokens the answer may have."""
+    if not prompt:
+        raise InvalidRequest("The prompt is empty.", param="messages")
+    if max(prompt) >= loaded.vocabulary_size:
+        raise InvalidRequest("The prompt has tokens that the model does not know.", param="prompt")
+    room = loaded.context_length - len(prompt)
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"The prompt has {len(prompt)} tokens; this model's context is "
+            f"{loaded.context_length} tokens, the answer included.",
+            param="messages",
+        )
+    return room

@@ -1,0 +1,31 @@
+"""Prepares torch for a server process: wait policy, threads, quiet libraries."""
+
+import os
+import threading
+
+_lock = threading.Lock()
+
+
+def import_torch() -> None:
+    """Import torch and transformers; takes seconds the first time, so call it off the loop.
+
+    OpenMP's idle threads spin by default, which starves the event loop on a busy machine; the
+    limit is read once, when torch's OpenMP runtime starts.
+    """
+    with _lock:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch  # noqa: F401
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        # Lazy modules: the first use of these is what takes the time.
+        _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
+
+
+def bound_threads(threads: int) -> None:
+    """Bound the compute threads of the calling thread; 0 means one for each core."""
+    import torch
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

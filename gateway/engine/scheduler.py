@@ -1,0 +1,157 @@
+"""The worker thread of one model: admits sequences and advances each by one step in turn."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+
+from gateway.core.errors import EngineFailed, Overloaded
+from gateway.core.events import Waiting
+from gateway.engine.bridge import Outbox
+from gateway.engine.runtime import bound_threads
+from gateway.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Serves up to `max_active` sequences at once; `max_queue` more may wait.
+
+    `submit` and `cancel` are for the event loop; everything that touches the model happens in the
+    worker thread. A sequence that raises fails alone. Should the loop itself die, every sequence
+    gets EngineFailed and `alive` turns false.
+    """
+
+    def __init__(self, name: str, *, max_active: int, max_queue: int, threads: int) -> None:
+        self._max_active = max_active
+        self._max_queue = max_queue
+        self._threads = threads
+        self._queue: deque[tuple[Sequence, float]] = deque()
+        self._active: list[Sequence] = []
+        self._condition = threading.Condition()
+        self._closing = False
+        self._outbox = Outbox(asyncio.get_running_loop())
+        self.alive = True
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence; its events arrive in its channel.
+
+        Raises Overloaded when the queue is full, EngineFailed when the worker is gone.
+        """
+        with self._condition:
+            if not self.alive or self._closing:
+                raise EngineFailed("The engine of this model stopped.")
+            ahead = len(self._active) + len(self._queue) - self._max_active
+            if ahead >= self._max_queue:
+                raise Overloaded(f"{len(self._queue)} requests already wait for this model.")
+            self._queue.append((sequence, time.monotonic()))
+            if ahead >= 0:
+                self._outbox.post(sequence.channel, [Waiting("queued", position=ahead + 1)])
+                self._outbox.flush()
+            self._condition.notify()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Let the worker drop the sequence before its next step; harmless after its end."""
+        with self._condition:
+            sequence.cancelled = True
+            self._condition.notify()
+
+    def wake(self) -> None:
+        """Tell the worker that a reader made room."""
+        with self._condition:
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Stop the worker; sequences still there get EngineFailed. Blocking: at most one step."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        reason = "The model was unloaded."
+        try:
+            bound_threads(self._threads)
+            while self._wait_for_work():
+                self._admit()
+                self._step()
+                self._outbox.flush()
+        except BaseException:
+            # Not a fault of one sequence: those are caught in _advance.
+            logger.exception("the engine's loop died")
+            reason = "The engine of this model died."
+        finally:
+            self._release_all(reason)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until some sequence can go on; False when the scheduler is closing."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._closing or self._has_work())
+            return not self._closing
+
+    def _has_work(self) -> bool:
+        if self._queue and len(self._active) < self._max_active:
+            return True
+        waiting = (sequence for sequence, _ in self._queue)
+        return any(sequence.cancelled for sequence in waiting) or any(
+            sequence.cancelled or not sequence.channel.is_full for sequence in self._active
+        )
+
+    def _admit(self) -> None:
+        with self._condition:
+            kept = deque(item for item in self._queue if not item[0].cancelled)
+            dropped = [item[0] for item in self._queue if item[0].cancelled]
+            admitted = 0
+            while kept and len(self._active) < self._max_active:
+                sequence, queued_at = kept.popleft()
+                sequence.queue_ms = (time.monotonic() - queued_at) * 1000
+                self._active.append(sequence)
+                admitted += 1
+            moved = bool(admitted or dropped)
+            self._queue = kept
+            places = [sequence for sequence, _ in kept]
+        for sequence in dropped:
+            self._outbox.post(sequence.channel, [], released=True)
+        if moved:
+            for position, sequence in enumerate(places, 1):
+                self._outbox.post(sequence.channel, [Waiting("queued", position=position)])
+
+    def _step(self) -> None:
+        remaining = []
+        for sequence in self._active:
+            if self._keeps(sequence):
+                remaining.append(sequence)
+            else:
+                self._outbox.post(sequence.channel, [], released=True)
+        with self._condition:
+            self._active = remaining
+
+    def _keeps(self, sequence: Sequence) -> bool:
+        if sequence.cancelled:
+            return False
+        return sequence.channel.is_full or self._advance(sequence)
+
+    def _advance(self, sequence: Sequence) -> bool:
+        """Advance by one step; return whether there is more to do."""
+        try:
+            events = sequence.advance()
+        except Exception:
+            logger.exception("a sequence failed")
+            error = EngineFailed("The model failed on this request.")
+            self._outbox.post(sequence.channel, [], error=error)
+            return False
+        self._outbox.post(sequence.channel, events)
+        return not sequence.finished
+
+    def _release_all(self, reason: str) -> None:
+        with self._condition:
+            self.alive = False
+            left = [*self._active, *(sequence for sequence, _ in self._queue)]
+            self._active = []
+            self._queue.clear()
+        for sequence in left:
+            self._outbox.post(sequence.channel, [], error=EngineFailed(reason), released=True)
+        self._outbox.flush()

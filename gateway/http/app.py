@@ -1,0 +1,69 @@
+"""The ASGI application: which face answers where, and what every request passes before it."""
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http.errors import EXCEPTION_HANDLERS
+from gateway.http.health import HealthFace
+from gateway.http.middleware import (
+    REQUEST_ID,
+    RefuseWhileDraining,
+    RequestIds,
+    UnexpectedErrors,
+)
+from gateway.http.models import ModelsFace
+from gateway.http.openai import OpenAIFace
+from gateway.http.stream import NativeFace
+from gateway.services.gateway import Gateway
+from gateway.settings import Settings
+
+
+class _Application:
+    """An ASGI application as the endpoint of one path. A mount would redirect POST with 307."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIApp:
+    """Return the application that serves every face; `graphql` gets all of /graphql."""
+    endpoint = _Application(graphql)
+    routes: list[BaseRoute] = [
+        *HealthFace(gateway).routes(),
+        *NativeFace(gateway, settings).routes(),
+        *ModelsFace(gateway).routes(),
+        *OpenAIFace(gateway, settings).routes(),
+        Route("/graphql", endpoint, name="graphql"),
+        WebSocketRoute("/graphql", endpoint, name="graphql-ws"),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=_middleware(gateway, settings),
+        exception_handlers=EXCEPTION_HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
+    """Outermost first: every reply has its id, and browsers may read the errors, too."""
+    stack = [Middleware(RequestIds)]
+    if settings.cors_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=[REQUEST_ID, "Retry-After"],
+            )
+        )
+    stack.append(Middleware(UnexpectedErrors))
+    stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams))
+    return stack

@@ -1,0 +1,149 @@
+"""Request bodies: read within a bound, decoded into typed structs, their texts checked.
+
+What the fields mean is for the faces; see `wire.py`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+import anyio.to_thread
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
+from gateway.core.messages import require_clean_text
+
+OFF_LOOP_BYTES = 2**20
+"""Bodies above it are decoded in a thread."""
+
+MAX_DEPTH = 100
+MAX_VALUES = 200_000
+_BIGGEST_INT = 2**64
+_BOM = b"\xef\xbb\xbf"
+_AT = re.compile(r"(?P<what>.*) - at `(?P<path>[^`]*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+
+T = TypeVar("T")
+
+
+async def read_request(request: Request, max_bytes: int, parse: Callable[[bytes], T]) -> T:
+    """Return `parse` of the body, run in a thread when the body is big."""
+    data = await read_body(request, max_bytes)
+    if len(data) > OFF_LOOP_BYTES:
+        return await anyio.to_thread.run_sync(parse, data)
+    return parse(data)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body; raise PayloadTooLarge as soon as it is known to be larger than allowed.
+
+    What is left of a body that is too large is discarded by the server, so that the client gets
+    the reply and may go on using its connection.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type.startswith("multipart/") or media_type == "application/x-www-form-urlencoded":
+        raise HTTPException(415, f"The body is {media_type}; send JSON as application/json.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def decode_body(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Return the decoded body.
+
+    Raises InvalidRequest with a sentence that names the place of the first mistake, and
+    InvalidText for text that nobody could store.
+    """
+    if not data.strip():
+        raise InvalidRequest("The body is empty.", hint="Send a JSON object.")
+    if data.startswith(_BOM):
+        raise InvalidRequest("The body begins with a byte order mark.", hint="Send plain UTF-8.")
+    try:
+        body = decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not UTF-8.") from None
+    except msgspec.DecodeError as error:
+        _raise_malformed(data, str(error))
+    require_clean(body)
+    return body
+
+
+def require_clean(body: object) -> None:
+    """Raise for a NUL or a lone surrogate in any text, for integers beyond 64 bits, and for more
+    levels or values than anybody means to send."""
+    pending: list[tuple[object, str, int]] = [(body, "", 0)]
+    seen = 0
+    while pending:
+        value, path, depth = pending.pop()
+        seen += 1
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        if seen > MAX_VALUES:
+            raise InvalidRequest(f"The body holds more than {MAX_VALUES} values.")
+        if isinstance(value, str):
+            require_clean_text(value, path)
+        elif isinstance(value, int) and abs(value) >= _BIGGEST_INT:
+            raise InvalidRequest(f"The number at `$.{path}` is too large.", param=path)
+        else:
+            pending.extend((item, where, depth + 1) for where, item in _children(value, path))
+
+
+def _children(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield f"{path}[{index}]", item
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            require_clean_text(key, path)
+            yield f"{path}.{key}" if path else key, item
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield f"{path}.{name}" if path else name, getattr(value, name)
+
+
+def _raise_malformed(data: bytes, reason: str) -> NoReturn:
+    if b"\\ud" in data or b"\\uD" in data:
+        # The decoder does not tell a lone surrogate from broken JSON; this one reads it.
+        try:
+            require_clean(json.loads(data))
+        except InvalidText:
+            raise
+        except (ValueError, RecursionError, GatewayError):
+            pass
+    raise InvalidRequest(f"The body is not JSON: {reason.removeprefix('JSON is malformed: ')}.")
+
+
+def _explain(reason: str) -> InvalidRequest:
+    """Turn msgspec's "Expected `str`, got `int` - at `$.model`" into a sentence."""
+    match = _AT.fullmatch(reason)
+    what, path = (match["what"], match["path"]) if match else (reason, "$")
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        path, what = f"{path}.{missing['field']}", "it is missing"
+    return InvalidRequest(
+        f"The body is wrong at `{path}`: {what[:1].lower()}{what[1:]}.",
+        param=path.removeprefix("$").removeprefix(".") or None,
+    )
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {max_bytes} bytes.")

@@ -1,0 +1,87 @@
+"""Renders problems in the form of each face. What an error means is for `gateway.problems`."""
+
+import logging
+import math
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import telemetry
+from gateway.core.errors import GatewayError
+from gateway.http.encoding import encode_json
+from gateway.problems import Problem, describe
+
+logger = logging.getLogger(__name__)
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode_json(value), status, headers, media_type="application/json")
+
+
+def native_error(problem: Problem) -> dict[str, Any]:
+    """Return the error object of the native face; also the data of a `failed` event."""
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint,
+        "retryable": problem.retryable,
+        "request_id": telemetry.request_id.get(),
+    }
+
+
+def openai_error(problem: Problem) -> dict[str, Any]:
+    """Return the error object of the OpenAI face, which has no hint: the message carries it."""
+    message = f"{problem.message} {problem.hint}" if problem.hint else problem.message
+    return {
+        "message": message,
+        "type": "invalid_request_error" if problem.status < 500 else "server_error",
+        "param": problem.param,
+        "code": problem.code,
+    }
+
+
+def error_response(path: str, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """Return the reply to a request for `path` that ends with `problem`."""
+    headers = dict(headers or {})
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if not path.startswith("/v1/"):
+        return json_response({"error": native_error(problem)}, problem.status, headers)
+    # openai-python and openai-node retry every 5xx unless told whether it makes sense.
+    headers["X-Should-Retry"] = "true" if problem.retryable else "false"
+    return json_response({"error": openai_error(problem)}, problem.status, headers)
+
+
+async def render_gateway_error(request: Request, error: Exception) -> Response:
+    problem = describe(error)
+    if problem.status >= 500:
+        logger.warning("%r: %s: %s", request.scope["path"], problem.code, problem.message)
+    return error_response(request.scope["path"], problem)
+
+
+async def render_http_error(request: Request, error: Exception) -> Response:
+    """Render what the routing itself refuses: unknown paths, methods and media types."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    headers = dict(error.headers or {})
+    return error_response(path, _describe_http(error, request.method, path, headers), headers)
+
+
+def _describe_http(
+    error: HTTPException, method: str, path: str, headers: dict[str, str]
+) -> Problem:
+    message, hint = error.detail, None
+    if error.status_code == 404:
+        message, hint = f"There is nothing at {path!r}.", "GET / names the addresses."
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        message, hint = f"{method} is not allowed at {path!r}.", f"Allowed: {headers['Allow']}."
+    code = _HTTP_CODES.get(error.status_code, "invalid_request")
+    return Problem(code, error.status_code, message, hint, retryable=False)
+
+
+EXCEPTION_HANDLERS = {GatewayError: render_gateway_error, HTTPException: render_http_error}

@@ -1,0 +1,100 @@
+"""What every request passes: its id, headers, the refusal while draining, unexpected errors.
+
+Pure ASGI: nothing here buffers a reply or stands between a stream and its disconnect.
+"""
+
+import logging
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway import telemetry
+from gateway.core.errors import ShuttingDown
+from gateway.http.errors import error_response
+from gateway.problems import describe
+from gateway.services.streams import StreamService
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+
+class RequestIds:
+    """Gives each request an id, the caller's own if it is usable, and puts it on the reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                for name, value in _ALWAYS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        token = telemetry.request_id.set(request_id)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            telemetry.request_id.reset(token)
+
+
+class RefuseWhileDraining:
+    """Answers new work with 503 while the gateway shuts down; what only looks still works."""
+
+    def __init__(self, app: ASGIApp, streams: StreamService) -> None:
+        self._app = app
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and self._streams.draining:
+            problem = describe(ShuttingDown("The gateway is shutting down."))
+            reply = error_response(scope["path"], problem, {"Connection": "close"})
+            await reply(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class UnexpectedErrors:
+    """The outermost edge: a defect is logged with its traceback, the caller learns only of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except Exception as error:
+            logger.exception("%s %r failed", scope["method"], scope["path"])
+            if not started:
+                await error_response(scope["path"], describe(error))(scope, receive, send)
+            # Else the reply stays incomplete, on which the server cuts the connection.

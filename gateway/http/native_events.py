@@ -1,0 +1,106 @@
+"""The native stream: numbered, named events, and `finished` or `failed` as the last one."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.core.events import (
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Routed,
+    Started,
+    Switched,
+    TextDelta,
+    Timings,
+    ToolCallDelta,
+    Usage,
+    Waiting,
+)
+from gateway.core.messages import ToolCall
+from gateway.http.encoding import encode_json
+from gateway.http.errors import native_error
+from gateway.problems import Problem
+from gateway.services.streams import LiveStream
+
+RETRY_MS = 3000
+
+
+class NativeEvents:
+    """Encodes one stream."""
+
+    preamble = b"retry: %d\n\n" % RETRY_MS
+
+    def __init__(self, live: LiveStream) -> None:
+        self._live = live
+        self._id = 0
+        self._is_finished = False
+
+    def encode(self, events: Sequence[Event]) -> bytes:
+        return b"".join([self._encode(event) for event in events])
+
+    def fail(self, problem: Problem) -> bytes:
+        # Not `error`: that is EventSource's own event for a lost connection.
+        return self._frame(b"failed", native_error(problem))
+
+    def end(self) -> bytes:
+        return b"" if self._is_finished else self._finish("cancelled", self._live.tally.usage)
+
+    def _encode(self, event: Event) -> bytes:
+        match event:
+            case TextDelta():
+                return self._frame(b"delta", {"text": event.text})
+            case ReasoningDelta():
+                return self._frame(b"delta", {"reasoning": event.text})
+            case ToolCallDelta():
+                call = {"index": event.index, **tool_call(event.call)}
+                return self._frame(b"delta", {"tool_call": call})
+            case Waiting():
+                return self._frame(b"waiting", _waiting(event))
+            case Started():
+                return self._frame(b"started", self._started(event))
+            case Switched():
+                data = {"from": str(event.source), "to": str(event.target), "reason": event.reason}
+                return self._frame(b"switched", data)
+            case Finished():
+                return self._finish(event.reason, event.usage)
+            case Routed():
+                return b""
+
+    def _started(self, event: Started) -> dict[str, str]:
+        return {
+            "stream_id": self._live.id,
+            "model": str(event.ref),
+            "decision_id": self._live.id,
+        }
+
+    def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
+        self._is_finished = True
+        timings = self._live.tally.timings(time.monotonic())
+        data = {"reason": reason, "usage": usage, "timings": round_timings(timings)}
+        return self._frame(b"finished", data)
+
+    def _frame(self, name: bytes, data: dict[str, Any]) -> bytes:
+        self._id += 1
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self._id, name, encode_json(data))
+
+
+def tool_call(call: ToolCall) -> dict[str, str]:
+    return {"id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def round_timings(timings: Timings) -> dict[str, float | None]:
+    """Return milliseconds with three decimals: more would only claim to be exact."""
+    ttft_ms = timings.ttft_ms
+    return {
+        "queue_ms": round(timings.queue_ms, 3),
+        "load_ms": round(timings.load_ms, 3),
+        "ttft_ms": None if ttft_ms is None else round(ttft_ms, 3),
+        "total_ms": round(timings.total_ms, 3),
+    }
+
+
+def _waiting(event: Waiting) -> dict[str, Any]:
+    known = {"position": event.position, "fraction": event.fraction, "eta_s": event.eta_s}
+    return {"stage": event.stage, **{k: v for k, v in known.items() if v is not None}}

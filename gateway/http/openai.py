@@ -1,0 +1,112 @@
+"""The OpenAI face: `/v1/models`, `/v1/chat/completions` and `/v1/completions`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import telemetry
+from gateway.core.errors import ModelNotFound
+from gateway.core.events import Generation, collect
+from gateway.core.models import ModelInfo
+from gateway.core.names import nearest_names, resolve_name, same_model
+from gateway.http.body import read_request
+from gateway.http.disconnect import unless_disconnected
+from gateway.http.errors import json_response
+from gateway.http.models import describe_faults
+from gateway.http.openai_chunks import (
+    ChatChunks,
+    CompletionChunks,
+    describe_chat,
+    describe_completion,
+)
+from gateway.http.openai_wire import Completion, parse_chat, parse_completion
+from gateway.http.sse import StreamReply
+from gateway.services.catalog import Listing
+from gateway.services.gateway import Gateway
+from gateway.services.streams import LiveStream
+from gateway.settings import Settings
+
+
+class OpenAIFace:
+    """The routes of the OpenAI face."""
+
+    def __init__(self, gateway: Gateway, settings: Settings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{id:path}", self.model, methods=["GET"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+        ]
+
+    async def models(self, _request: Request) -> Response:
+        listing = await self._gateway.catalog.listing()
+        data = [_describe(model) for model in listing.models]
+        faults = describe_faults(listing)
+        return json_response({"object": "list", "data": data, "provider_errors": faults})
+
+    async def model(self, request: Request) -> Response:
+        listing = await self._gateway.catalog.listing()
+        return json_response(_describe(self._find(request.path_params["id"], listing)))
+
+    async def chat(self, request: Request) -> Response:
+        wanted = await self._read(request, parse_chat)
+        return await self._answer(request, wanted, ChatChunks, describe_chat)
+
+    async def complete(self, request: Request) -> Response:
+        wanted = await self._read(request, parse_completion)
+        return await self._answer(request, wanted, CompletionChunks, describe_completion)
+
+    async def _read(
+        self, request: Request, parse: Callable[[bytes, str], Completion]
+    ) -> Completion:
+        request_id = telemetry.request_id.get()
+        return await read_request(
+            request, self._settings.max_body_bytes, lambda data: parse(data, request_id)
+        )
+
+    async def _answer(
+        self,
+        request: Request,
+        wanted: Completion,
+        chunks: type[ChatChunks] | type[CompletionChunks],
+        describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
+    ) -> Response:
+        open_stream = partial(self._gateway.streams.open, wanted.request, face="openai")
+        if wanted.is_stream:
+            make = partial(chunks, includes_usage=wanted.includes_usage)
+            return StreamReply(open_stream, make, self._settings)
+        async with open_stream() as live:
+            answer = await unless_disconnected(request.receive, partial(collect, live))
+            return json_response(describe_whole(live, answer))
+
+    def _find(self, name: str, listing: Listing) -> ModelInfo:
+        """Return the model that `name` means.
+
+        Raises the fault of its provider when that is why the listing lacks it.
+        """
+        refs = [model.ref for model in listing.models]
+        ref = resolve_name(
+            name,
+            providers=self._gateway.provider_names,
+            catalogue=refs,
+            aliases=self._settings.aliases,
+        )
+        for model in listing.models:
+            if same_model(model.ref, ref):
+                return model
+        for fault in listing.faults:
+            if fault.provider == ref.provider:
+                raise fault.error
+        raise ModelNotFound(name, nearest_names(name, refs))
+
+
+def _describe(model: ModelInfo) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.ref.provider}

@@ -1,0 +1,202 @@
+"""The OpenAI face's forms of an answer: whole, and as a stream of chunks.
+
+No ids and no named events: after an `id:`, a ping breaks openai-python and LangChain.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.core.events import (
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    ReasoningDelta,
+    Routed,
+    Started,
+    Switched,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    Waiting,
+)
+from gateway.core.messages import ToolCall
+from gateway.http.encoding import encode_json
+from gateway.http.errors import openai_error
+from gateway.problems import Problem
+from gateway.services.streams import LiveStream
+
+DONE = b"data: [DONE]\n\n"
+
+# Clients know no word for an answer that was cut off but `length`.
+_FINISH_REASONS: dict[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "cancelled": "length",
+    "error": "length",
+}
+
+
+class _Chunks:
+    """The frames that chat and plain completions share."""
+
+    preamble = b""
+    kind: str
+    prefix: str
+
+    def __init__(self, live: LiveStream, *, includes_usage: bool) -> None:
+        self._live = live
+        self._includes_usage = includes_usage
+        self._created = int(time.time())
+        self._model = ""
+        self._is_finished = False
+
+    def encode(self, events: Sequence[Event]) -> bytes:
+        return b"".join([self._encode(event) for event in events])
+
+    def fail(self, problem: Problem) -> bytes:
+        return _frame({"error": openai_error(problem)})
+
+    def end(self) -> bytes:
+        return b"" if self._is_finished else self._finish("cancelled", self._live.tally.usage)
+
+    def _encode(self, event: Event) -> bytes:
+        match event:
+            case Started():
+                self._model = str(event.ref)
+                return self._start()
+            case Switched():
+                self._model = str(event.target)
+                return b""
+            case Finished():
+                return self._finish(event.reason, event.usage)
+            case Routed() | Waiting():
+                return b""
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                return self._delta(event)
+
+    def _start(self) -> bytes:
+        raise NotImplementedError
+
+    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
+        raise NotImplementedError
+
+    def _last_choice(self, reason: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
+        self._is_finished = True
+        frames = self._chunk([self._last_choice(_FINISH_REASONS[reason])])
+        if self._includes_usage:
+            frames += self._chunk([], usage)
+        return frames + DONE
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
+        chunk = {
+            "id": f"{self.prefix}-{self._live.id}",
+            "object": self.kind,
+            "created": self._created,
+            "model": self._model or str(self._live.tally.ref or ""),
+            "choices": choices,
+        }
+        if self._includes_usage:
+            chunk["usage"] = None if usage is None else describe_usage(usage)
+        return _frame(chunk)
+
+
+class ChatChunks(_Chunks):
+    kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def _start(self) -> bytes:
+        return self._delta_chunk({"role": "assistant", "content": ""})
+
+    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
+        match event:
+            case TextDelta():
+                return self._delta_chunk({"content": event.text}) if event.text else b""
+            case ReasoningDelta():
+                return self._delta_chunk({"reasoning_content": event.text}) if event.text else b""
+            case ToolCallDelta():
+                call = {"index": event.index, **_describe_call(event.call)}
+                return self._delta_chunk({"tool_calls": [call]})
+
+    def _last_choice(self, reason: str) -> dict[str, Any]:
+        return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def _delta_chunk(self, delta: dict[str, Any]) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._chunk([choice])
+
+
+class CompletionChunks(_Chunks):
+    kind = "text_completion"
+    prefix = "cmpl"
+
+    def _start(self) -> bytes:
+        return self._chunk([_text_choice("", None)])
+
+    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
+        if not isinstance(event, TextDelta) or not event.text:
+            return b""
+        return self._chunk([_text_choice(event.text, None)])
+
+    def _last_choice(self, reason: str) -> dict[str, Any]:
+        return _text_choice("", reason)
+
+
+def describe_chat(live: LiveStream, answer: Generation) -> dict[str, Any]:
+    """Return a whole chat answer."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = [_describe_call(call) for call in answer.tool_calls]
+        message["content"] = answer.text or None
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": _FINISH_REASONS[answer.finish_reason],
+    }
+    return _whole(f"chatcmpl-{live.id}", "chat.completion", answer, choice)
+
+
+def describe_completion(live: LiveStream, answer: Generation) -> dict[str, Any]:
+    """Return a whole plain completion."""
+    choice = _text_choice(answer.text, _FINISH_REASONS[answer.finish_reason])
+    return _whole(f"cmpl-{live.id}", "text_completion", answer, choice)
+
+
+def describe_usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _whole(answer_id: str, kind: str, answer: Generation, choice: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": answer_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": str(answer.ref),
+        "choices": [choice],
+        "usage": describe_usage(answer.usage),
+    }
+
+
+def _text_choice(text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _describe_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _frame(data: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % encode_json(data)

@@ -1,0 +1,145 @@
+"""Bodies of the OpenAI face and the requests they make.
+
+Source: the OpenAI API reference for chat completions and completions; what is not named here is
+ignored, and null is the same as absent. `options`, `keep_alive`, `top_k`, `min_p` and
+`repetition_penalty` are taken beyond it.
+"""
+
+import msgspec
+
+from gateway.core.errors import InvalidRequest, UnsupportedCapability
+from gateway.core.messages import GenerateRequest, Options
+from gateway.http import wire
+from gateway.http.body import decode_body
+from gateway.http.options import OptionsBody, first_of, parse_keep_alive, to_options
+
+# OpenAI's levels, in the words of the core.
+_EFFORTS: dict[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+}
+
+
+class StreamOptionsBody(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class CommonBody(OptionsBody, kw_only=True):
+    """What both kinds of completion share; the sampling options stand at the top."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptionsBody | None = None
+    n: int | None = None
+    options: OptionsBody | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatBody(CommonBody, kw_only=True):
+    messages: list[wire.MessageBody]
+    max_completion_tokens: int | None = None
+    tools: list[wire.ToolBody] | None = None
+    tool_choice: str | wire.ToolChoiceBody | None = None
+    response_format: wire.ResponseFormatBody | None = None
+    reasoning_effort: str | None = None
+
+
+class CompletionBody(CommonBody, kw_only=True):
+    prompt: str | list[str]
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """What is to be generated, and how the caller wants it back."""
+
+    request: GenerateRequest
+    is_stream: bool
+    includes_usage: bool
+
+
+_CHAT = msgspec.json.Decoder(ChatBody)
+_COMPLETION = msgspec.json.Decoder(CompletionBody)
+
+
+def parse_chat(data: bytes, request_id: str) -> Completion:
+    """Return what a chat body asks for; raises InvalidRequest and its kind."""
+    body = decode_body(data, _CHAT)
+    tools = wire.to_tools(body.tools)
+    if body.max_completion_tokens is not None:
+        body.max_tokens = body.max_completion_tokens
+    request = GenerateRequest(
+        id=request_id,
+        model=body.model,
+        messages=wire.to_messages(body.messages),
+        options=_read_options(body),
+        tools=tools,
+        tool_choice=wire.to_tool_choice(body.tool_choice, tools),
+        response_format=wire.to_response_format(body.response_format),
+        think=_read_effort(body.reasoning_effort),
+        keep_alive_s=parse_keep_alive(body.keep_alive),
+    )
+    return Completion(request, bool(body.stream), body.includes_usage)
+
+
+def parse_completion(data: bytes, request_id: str) -> Completion:
+    """Return what a plain completion asks for: its prompt is continued as it stands."""
+    body = decode_body(data, _COMPLETION)
+    if body.echo:
+        raise UnsupportedCapability(
+            "'echo' is not supported.", hint="Put the prompt before the answer.", param="echo"
+        )
+    if body.suffix:
+        raise UnsupportedCapability(
+            "'suffix' is not supported.", hint="Send a prompt without it.", param="suffix"
+        )
+    request = GenerateRequest(
+        id=request_id,
+        model=body.model,
+        prompt=_read_prompt(body.prompt),
+        raw=True,
+        options=_read_options(body),
+        keep_alive_s=parse_keep_alive(body.keep_alive),
+    )
+    return Completion(request, bool(body.stream), body.includes_usage)
+
+
+def _read_options(body: CommonBody) -> Options:
+    if body.n not in (None, 1):
+        raise InvalidRequest(
+            f"'n' is {body.n}, but one answer is made for a request.",
+            hint="Send the request several times.",
+            param="n",
+        )
+    return to_options(first_of(body, body.options))
+
+
+def _read_prompt(prompt: str | list[str]) -> str:
+    if isinstance(prompt, list):
+        if len(prompt) != 1:
+            raise InvalidRequest(
+                f"'prompt' is a list of {len(prompt)} strings; one is allowed.", param="prompt"
+            )
+        prompt = prompt[0]
+    if not prompt:
+        raise InvalidRequest("'prompt' is empty.", param="prompt")
+    return prompt
+
+
+def _read_effort(effort: str | None) -> bool | str | None:
+    if effort is None:
+        return None
+    if effort not in _EFFORTS:
+        raise InvalidRequest(
+            f"'reasoning_effort' is '{effort[:40]}'; it must be one of: {', '.join(_EFFORTS)}.",
+            param="reasoning_effort",
+        )
+    return _EFFORTS[effort]

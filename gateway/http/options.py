@@ -1,0 +1,116 @@
+"""Sampling options and keep_alive as they are written in bodies, with the ranges they may have."""
+
+import re
+
+import msgspec
+
+from gateway.core.errors import InvalidRequest
+from gateway.core.messages import Options
+
+MAX_STOPS = 16
+_INT32 = 2**31 - 1
+_FOREVER_S = 1e9
+
+# Lowest and highest value allowed.
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (0, _INT32),
+    "min_p": (0, 1),
+    "repetition_penalty": (0, 10),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "max_tokens": (1, _INT32),
+    "seed": (-(2**63), 2**64 - 1),
+}
+_NOT_ZERO = frozenset({"top_p", "repetition_penalty"})
+
+# Source: Go's time.ParseDuration, which Ollama's keep_alive follows.
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NUMBER = r"(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12})"
+_PIECE = re.compile(rf"({_NUMBER})(ns|us|µs|ms|s|m|h)", re.ASCII)
+_DURATION = re.compile(rf"([+-]?)((?:{_NUMBER}(?:ns|us|µs|ms|s|m|h))+)", re.ASCII)
+_SECONDS = re.compile(rf"[+-]?{_NUMBER}", re.ASCII)
+
+
+class OptionsBody(msgspec.Struct, kw_only=True):
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+
+
+def to_options(body: OptionsBody | None, prefix: str = "") -> Options:
+    """Return the options; raises InvalidRequest with the range of the first that is outside."""
+    body = body or OptionsBody()
+    for name in _RANGES:
+        _require_range(name, getattr(body, name), prefix)
+    return Options(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        seed=body.seed,
+        max_tokens=body.max_tokens,
+        stop=_to_stops(body.stop, prefix),
+    )
+
+
+def first_of(*sources: OptionsBody | None) -> OptionsBody:
+    """Return options where each value is that of the first source that has it."""
+    given = [source for source in sources if source is not None]
+    values = {
+        name: next((v for s in given if (v := getattr(s, name)) is not None), None)
+        for name in OptionsBody.__struct_fields__
+    }
+    return OptionsBody(**values)
+
+
+def parse_keep_alive(value: float | str | None) -> float | None:
+    """Return seconds; a negative number is for ever. Text is a number or as Go writes durations."""
+    if value is None:
+        return None
+    seconds = _parse_duration(value) if isinstance(value, str) else value
+    return max(-1.0, min(seconds, _FOREVER_S))
+
+
+def _parse_duration(text: str) -> float:
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(
+            f"'keep_alive' is '{text[:40]}', which is no duration.",
+            hint="Write a number of seconds, or for example 5m, 1h30m or -1.",
+            param="keep_alive",
+        )
+    seconds = sum(float(n) * _UNITS_S[unit] for n, unit in _PIECE.findall(match[2]))
+    return -seconds if match[1] == "-" else seconds
+
+
+def _require_range(name: str, value: float | None, prefix: str) -> None:
+    low, high = _RANGES[name]
+    if value is None or (low <= value <= high and not (value == 0 and name in _NOT_ZERO)):
+        return
+    span = f"above 0 and at most {high}" if name in _NOT_ZERO else f"from {low} to {high}"
+    raise InvalidRequest(f"'{name}' is {value}; it must be {span}.", param=prefix + name)
+
+
+def _to_stops(stop: str | list[str] | None, prefix: str) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(
+            f"'stop' has {len(stops)} strings; {MAX_STOPS} are allowed.", param=prefix + "stop"
+        )
+    if "" in stops:
+        raise InvalidRequest("'stop' holds an empty string.", param=prefix + "stop")
+    return stops

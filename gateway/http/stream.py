@@ -1,0 +1,130 @@
+"""The native face: `POST /api/v1/stream` and the same collected, `POST /api/v1/generate`."""
+
+import time
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import telemetry
+from gateway.core.errors import InvalidRequest
+from gateway.core.events import Generation, collect
+from gateway.core.messages import GenerateRequest, Message
+from gateway.http import wire
+from gateway.http.body import decode_body, read_request
+from gateway.http.disconnect import unless_disconnected
+from gateway.http.errors import json_response
+from gateway.http.native_events import NativeEvents, round_timings, tool_call
+from gateway.http.options import OptionsBody, parse_keep_alive, to_options
+from gateway.http.sse import StreamReply
+from gateway.services.gateway import Gateway
+from gateway.services.streams import LiveStream
+from gateway.settings import Settings
+
+
+class StreamBody(msgspec.Struct, kw_only=True):
+    """Either `messages`, or `prompt` with its `images`."""
+
+    model: str
+    messages: list[wire.MessageBody] | None = None
+    prompt: str | None = None
+    images: list[str] | None = None
+    options: OptionsBody | None = None
+    tools: list[wire.ToolBody] | None = None
+    tool_choice: str | wire.ToolChoiceBody | None = None
+    response_format: wire.ResponseFormatBody | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+    keep_alive: float | str | None = None
+
+
+_DECODER = msgspec.json.Decoder(StreamBody)
+
+
+class NativeFace:
+    """The routes of the native face."""
+
+    def __init__(self, gateway: Gateway, settings: Settings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/v1/stream", self.stream, methods=["POST"]),
+            Route("/api/v1/generate", self.generate, methods=["POST"]),
+        ]
+
+    async def stream(self, request: Request) -> Response:
+        wanted = await self._read(request)
+        return StreamReply(
+            partial(self._gateway.streams.open, wanted, face="native"), NativeEvents, self._settings
+        )
+
+    async def generate(self, request: Request) -> Response:
+        wanted = await self._read(request)
+        async with self._gateway.streams.open(wanted, face="native") as live:
+            answer = await unless_disconnected(request.receive, partial(collect, live))
+            return json_response(_describe_answer(live, answer))
+
+    async def _read(self, request: Request) -> GenerateRequest:
+        parse = partial(parse_stream_request, request_id=telemetry.request_id.get())
+        return await read_request(request, self._settings.max_body_bytes, parse)
+
+
+def parse_stream_request(data: bytes, request_id: str) -> GenerateRequest:
+    """Return the request that a native body makes; raises InvalidRequest and its kind."""
+    body = decode_body(data, _DECODER)
+    messages, prompt = _read_input(body)
+    tools = wire.to_tools(body.tools)
+    return GenerateRequest(
+        id=request_id,
+        model=body.model,
+        messages=messages,
+        prompt=prompt,
+        options=to_options(body.options, "options."),
+        tools=tools,
+        tool_choice=wire.to_tool_choice(body.tool_choice, tools),
+        response_format=wire.to_response_format(body.response_format),
+        think=body.think,
+        keep_alive_s=parse_keep_alive(body.keep_alive),
+    )
+
+
+def _read_input(body: StreamBody) -> tuple[tuple[Message, ...], str | None]:
+    if (body.messages is None) == (body.prompt is None):
+        raise InvalidRequest(
+            "Send either 'messages' or 'prompt', and not both.",
+            param="messages" if body.messages is not None else None,
+        )
+    if body.messages is not None:
+        if body.images:
+            raise InvalidRequest(
+                "'images' beside 'messages' belong to no message.",
+                hint="Put them into one of the messages.",
+                param="images",
+            )
+        return wire.to_messages(body.messages), None
+    if not body.prompt:
+        raise InvalidRequest("'prompt' is empty.", param="prompt")
+    if body.images:
+        return (wire.to_user_message(body.prompt, body.images),), None
+    return (), body.prompt
+
+
+def _describe_answer(live: LiveStream, answer: Generation) -> dict[str, Any]:
+    optional = {
+        "reasoning": answer.reasoning,
+        "tool_calls": [tool_call(call) for call in answer.tool_calls],
+    }
+    return {
+        "stream_id": live.id,
+        "decision_id": live.id,
+        "model": str(answer.ref),
+        "text": answer.text,
+        **{name: value for name, value in optional.items() if value},
+        "finish_reason": answer.finish_reason,
+        "usage": answer.usage,
+        "timings": round_timings(live.tally.timings(time.monotonic())),
+    }

@@ -1,0 +1,150 @@
+"""The models whose files are on this machine: built in, in the models folder, in the Hub's cache.
+
+Reads only; never follows a name or a link out of its folders. Downloads belong elsewhere.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.core.cards import ModelCard, read_card
+from gateway.core.models import LocalModel
+
+MAX_DEPTH = 3
+"""How deep a model may lie below the models folder."""
+
+
+class FileLibrary:
+    """A core.ports.ModelLibrary over folders. The same name is found in this order: built in
+    models last, the models folder first."""
+
+    def __init__(
+        self, models_folder: Path, hub_cache: Path, builtin: Mapping[str, Path] | None = None
+    ) -> None:
+        self._models_folder = models_folder
+        self._hub_cache = hub_cache
+        self._builtin = dict(builtin or {})
+
+    def scan(self) -> Sequence[LocalModel]:
+        """Return every model that generates text; what is broken or of another kind is left out."""
+        found: dict[str, LocalModel] = {}
+        for model in (*self._scan_local(), *self._scan_hub(), *self._scan_builtin()):
+            if model.card.generates_text and model.size_bytes > 0:
+                found.setdefault(model.name, model)
+        return list(found.values())
+
+    def find(self, name: str, revision: str | None = None) -> LocalModel | None:
+        """Return the model `name`; a Hub model may be pinned to a branch, tag or commit."""
+        try:
+            return self._find(name, revision)
+        except OSError:  # a name longer than the file system takes, a folder that may not be read
+            return None
+
+    def _find(self, name: str, revision: str | None) -> LocalModel | None:
+        if revision is None:
+            folder = self._models_folder / name
+            if _is_model(folder) and _is_inside(folder, self._models_folder):
+                return _describe(name, folder, "local")
+        snapshot = self._snapshot(self._repository(name), revision)
+        if snapshot is not None:
+            return _describe(name, snapshot, "hub", snapshot.name)
+        if revision is None and name in self._builtin:
+            return _describe(name, self._builtin[name], "builtin")
+        return None
+
+    def _scan_local(self) -> Iterator[LocalModel]:
+        for folder in _model_folders(self._models_folder, MAX_DEPTH):
+            name = folder.relative_to(self._models_folder).as_posix()
+            yield _describe(name, folder, "local")
+
+    def _scan_hub(self) -> Iterator[LocalModel]:
+        for repository in sorted(self._hub_cache.glob("models--*")):
+            snapshot = self._snapshot(repository, None)
+            if snapshot is not None:
+                # Only the first `--` after the prefix parts owner and name: a name may hold more.
+                name = repository.name.removeprefix("models--").replace("--", "/", 1)
+                yield _describe(name, snapshot, "hub", snapshot.name)
+
+    def _scan_builtin(self) -> Iterator[LocalModel]:
+        for name, folder in self._builtin.items():
+            yield _describe(name, folder, "builtin")
+
+    def _repository(self, name: str) -> Path:
+        return self._hub_cache / f"models--{name.replace('/', '--')}"
+
+    def _snapshot(self, repository: Path, revision: str | None) -> Path | None:
+        """Return the folder of a revision: by default that of the branch main, else the newest."""
+        snapshots = repository / "snapshots"
+        commit = _read_text(repository / "refs" / (revision or "main")) or revision
+        if commit is not None:
+            folder = snapshots / commit
+            is_there = _is_inside(folder, snapshots) and _is_model(folder)
+            return folder if is_there else None
+        folders = [folder for folder in _folders(snapshots) if _is_model(folder)]
+        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _describe(name: str, folder: Path, source: str, revision: str | None = None) -> LocalModel:
+    return LocalModel(
+        name=name,
+        path=str(folder),
+        size_bytes=sum(_size(file) for file in folder.glob("*.safetensors")),
+        revision=revision,
+        source=source,
+        card=_read_card(folder),
+    )
+
+
+def _read_card(folder: Path) -> ModelCard:
+    has_template = (folder / "chat_template.jinja").exists() or "chat_template" in _read_object(
+        folder / "tokenizer_config.json"
+    )
+    return read_card(_read_object(folder / "config.json"), has_chat_template=has_template)
+
+
+def _model_folders(root: Path, depth: int) -> Iterator[Path]:
+    for folder in _folders(root):
+        if not _is_inside(folder, root):
+            continue
+        if _is_model(folder):
+            yield folder
+        elif depth > 1:
+            yield from _model_folders(folder, depth - 1)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read_text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

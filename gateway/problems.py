@@ -1,0 +1,76 @@
+"""What each error means to a user: HTTP status, hint, and whether trying again makes sense.
+
+The one home of that mapping. Renderers (HTTP, SSE, OpenAI, GraphQL, CLI) only change its shape.
+"""
+
+import msgspec
+
+from gateway.core import errors
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An error as a user may see it; holds no secret and no traceback."""
+
+    code: str
+    status: int
+    message: str
+    hint: str | None
+    retryable: bool
+    retry_after_s: float | None = None
+    param: str | None = None
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    status: int
+    retryable: bool = False
+    hint: str | None = None
+    retry_after_s: float | None = None
+
+
+_KINDS: dict[type[errors.GatewayError], _Kind] = {
+    errors.InvalidRequest: _Kind(400),
+    errors.InvalidText: _Kind(422, hint="Send text without NUL characters and lone surrogates."),
+    errors.PayloadTooLarge: _Kind(413, hint="Send less, or let the operator raise the limit."),
+    errors.UnsupportedCapability: _Kind(400, hint="Choose a model whose capabilities include it."),
+    errors.ContextLengthExceeded: _Kind(400, hint="Shorten the messages or lower max_tokens."),
+    errors.ModelNotFound: _Kind(404, hint="GET /v1/models lists the names."),
+    errors.AmbiguousModel: _Kind(400),
+    errors.StreamNotFound: _Kind(404),
+    errors.Overloaded: _Kind(503, True, "Too many requests at once; try again.", 1.0),
+    errors.NoRoom: _Kind(503, True, "Every loaded model is in use; try again.", 2.0),
+    errors.ModelTooLarge: _Kind(
+        422, hint="Use a smaller model or raise GATEWAY_HF_MEMORY_BUDGET_BYTES."
+    ),
+    errors.ModelLoadFailed: _Kind(500, hint="Check the model's files; the log has the traceback."),
+    errors.EngineFailed: _Kind(500, True, "The engine failed while it ran; try again."),
+    errors.StaleTransition: _Kind(409, True, "The state changed meanwhile; look and try again."),
+    errors.ShuttingDown: _Kind(503, True, "The gateway is restarting; try again.", 2.0),
+    errors.DatabaseUnavailable: _Kind(503, True, "The database did not answer; try again.", 2.0),
+    errors.Misconfigured: _Kind(500, hint="`gateway check` lists every mistake."),
+    errors.WrongRevision: _Kind(500, hint="Run `gateway db upgrade`."),
+    errors.Internal: _Kind(500, hint="This is a defect of the gateway; the log has the traceback."),
+    errors.ProviderError: _Kind(502, True),
+    errors.ProviderUnavailable: _Kind(503, True, "Is the provider running and reachable?", 2.0),
+    errors.ProviderTimeout: _Kind(504, True, "The provider is slow or hangs; try again."),
+    errors.ProviderProtocolError: _Kind(502, True, "The provider answered something unreadable."),
+    errors.ProviderRejected: _Kind(400),
+    errors.IncompleteStream: _Kind(502, True, "The provider's stream broke off; try again."),
+}
+
+_UNEXPECTED = errors.Internal("Something went wrong inside the gateway.")
+
+
+def describe(error: BaseException) -> Problem:
+    """Return what a user is told about `error`; an unknown exception reveals nothing of itself."""
+    known = error if isinstance(error, errors.GatewayError) else _UNEXPECTED
+    kind = next(_KINDS[base] for base in type(known).__mro__ if base in _KINDS)
+    retry_after_s = known.retry_after_s if known.retry_after_s is not None else kind.retry_after_s
+    return Problem(
+        code=known.code,
+        status=kind.status,
+        message=known.message,
+        hint=known.hint or kind.hint,
+        retryable=kind.retryable,
+        retry_after_s=retry_after_s,
+        param=known.param,
+    )

@@ -1,0 +1,51 @@
+"""Finds providers by name. Holds none itself: one module of this package is one kind.
+
+A module whose name ends in `_wire` belongs to a neighbour and is no kind of its own.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from anyio.abc import TaskGroup
+
+from gateway.core.errors import Misconfigured
+from gateway.core.ports import ModelLibrary, ModelObserver, Provider
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+
+class ProviderContext(msgspec.Struct, frozen=True):
+    """What a provider may use of the gateway; `clock` is monotonic seconds."""
+
+    library: ModelLibrary
+    observe: ModelObserver
+    task_group: TaskGroup
+    clock: Callable[[], float]
+
+
+class ProviderFactory(Protocol):
+    """Builds a provider; called on the event loop that the provider will run on."""
+
+    def __call__(self, settings: "Settings", context: ProviderContext) -> Provider: ...
+
+
+def known_kinds() -> list[str]:
+    """Return the kinds that `load` accepts, sorted."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if not name.endswith("_wire"))
+
+
+def load(kind: str) -> ProviderFactory:
+    """Return the factory of the providers of that kind.
+
+    Raises Misconfigured, naming the known kinds, for any other.
+    """
+    if kind not in known_kinds():
+        known = ", ".join(known_kinds())
+        raise Misconfigured([f"There is no provider kind '{kind}'; known are: {known}."])
+    factory: ProviderFactory = importlib.import_module(f"{__name__}.{kind}").create
+    return factory

@@ -1,0 +1,133 @@
+"""HuggingFaceService: transformers models in this process, from the files on this machine."""
+
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+
+from gateway.core.errors import ModelNotFound
+from gateway.core.events import Event, Started, Waiting
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
+from gateway.core.names import ModelRef
+from gateway.core.ports import ModelLibrary
+from gateway.core.states import ModelState
+from gateway.engine.engine import TransformersEngine
+from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.runtime import import_torch
+from gateway.providers import ProviderContext
+from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BUDGET = 0.6
+"""The share of this machine's memory that models may take when the operator gives no budget."""
+
+
+class HuggingFaceService:
+    """Lists the library's models and streams from them, loading and evicting as needed."""
+
+    name = "huggingface"
+
+    def __init__(self, library: ModelLibrary, manager: HuggingFaceModelManager) -> None:
+        self._library = library
+        self._manager = manager
+
+    def warm_up(self, tasks: TaskGroup) -> None:
+        """Import torch in the background, so that the first request need not wait for it."""
+        tasks.start_soon(anyio.to_thread.run_sync, import_torch, name="import torch")
+
+    async def models(self) -> Sequence[ModelInfo]:
+        found = await anyio.to_thread.run_sync(self._library.scan)
+        return [self._describe(model) for model in found]
+
+    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Yield the model's answer; loads it first, together with others who wait for it.
+
+        Raises ModelNotFound, ModelLoadFailed, ModelTooLarge, NoRoom, Overloaded, and what the
+        engine says of the request.
+        """
+        files = await anyio.to_thread.run_sync(self._library.find, ref.model, ref.revision)
+        if files is None:
+            raise ModelNotFound(str(ref))
+        began_at = time.monotonic()
+        if self._manager.state_of(ref)[0] is not ModelState.LOADED:
+            yield Waiting("loading")
+        async with self._manager.lease(ref, files) as engine:
+            load_ms = (time.monotonic() - began_at) * 1000
+            async with aclosing(engine.stream(request)) as events:
+                async for event in events:
+                    if isinstance(event, Started):
+                        event = msgspec.structs.replace(event, load_ms=load_ms)
+                    yield event
+
+    async def resident(self) -> Sequence[Resident]:
+        return self._manager.residents()
+
+    async def aclose(self) -> None:
+        await self._manager.aclose()
+
+    def _describe(self, model: LocalModel) -> ModelInfo:
+        ref = ModelRef(self.name, model.name)
+        state, message = self._manager.state_of(ref)
+        facts = {
+            "source": model.source,
+            "architecture": model.card.architecture,
+            "family": model.card.family,
+            "dtype": model.card.dtype,
+            "revision": model.revision,
+        }
+        return ModelInfo(
+            ref=ref,
+            state=state,
+            size_bytes=model.size_bytes,
+            context_length=model.card.context_length,
+            capabilities=(
+                (Capability.CHAT, Capability.COMPLETION)
+                if model.card.has_chat_template
+                else (Capability.COMPLETION,)
+            ),
+            metadata=tuple((key, value) for key, value in facts.items() if value),
+            message=message,
+        )
+
+
+def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
+    """Build the service with its manager; torch is imported in the background."""
+    config = LoadConfig(settings.hf_device, settings.hf_dtype, settings.hf_threads)
+
+    def load(ref: ModelRef, files: LocalModel) -> LoadedModel:
+        return load_model(str(ref), Path(files.path), config)
+
+    def start(ref: ModelRef, loaded: LoadedModel) -> TransformersEngine:
+        return TransformersEngine(
+            ref,
+            loaded,
+            max_active=settings.hf_max_active,
+            max_queue=settings.hf_max_queue,
+            threads=settings.hf_threads,
+        )
+
+    manager = HuggingFaceModelManager(
+        load=load,
+        start=start,
+        task_group=context.task_group,
+        observe=context.observe,
+        max_models=settings.hf_max_models,
+        budget_bytes=settings.hf_memory_budget_bytes or int(_memory_bytes() * DEFAULT_BUDGET),
+        clock=context.clock,
+    )
+    service = HuggingFaceService(context.library, manager)
+    service.warm_up(context.task_group)
+    return service
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

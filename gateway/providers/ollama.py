@@ -1,0 +1,272 @@
+"""The Ollama provider: the `ollama` package lists models, a lean aiohttp session streams.
+
+Owns the connections to one Ollama server and their deadlines. What goes over them is described in
+the `ollama_*_wire` modules.
+"""
+
+import io
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import aiohttp
+import anyio
+import msgspec
+from yarl import URL
+
+from gateway.core.errors import GatewayError, ProviderTimeout
+from gateway.core.events import Event
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import ModelInfo, Resident
+from gateway.core.names import ModelRef
+from gateway.core.routing import require_capabilities
+from gateway.providers import ProviderContext
+from gateway.providers.ollama_control_wire import ControlPlane
+from gateway.providers.ollama_fault_wire import (
+    PROVIDER,
+    describe_status,
+    describe_transport,
+    encoded_answer,
+)
+from gateway.providers.ollama_listing_wire import (
+    Tag,
+    Traits,
+    index_running,
+    name_key,
+    read_info,
+    read_ref,
+    read_resident,
+)
+from gateway.providers.ollama_wire import AnswerReader, encode_request
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+_MAX_ERROR_BYTES = 64 * 1024
+_LARGE_BODY_BYTES = 1024 * 1024
+_SHOWS_AT_ONCE = 4
+_END_GRACE_S = 0.25
+
+
+class OllamaTimeouts(msgspec.Struct, frozen=True):
+    """Seconds. `first_byte_s` covers Ollama's queue and the load of a model; `idle_s` is between
+    lines of an answer; `control_s` bounds a whole listing."""
+
+    connect_s: float = 2.0
+    first_byte_s: float = 300.0
+    idle_s: float = 60.0
+    control_s: float = 0.8
+
+
+def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
+    """Return the provider for the Ollama server that the settings name."""
+    timeouts = OllamaTimeouts(
+        connect_s=settings.ollama_connect_timeout_s,
+        first_byte_s=settings.ollama_first_byte_timeout_s,
+        idle_s=settings.ollama_idle_timeout_s,
+        control_s=settings.ollama_control_timeout_s,
+    )
+    return OllamaService(settings.ollama_host, timeouts, clock=context.clock)
+
+
+class OllamaService:
+    """One Ollama server. Build it on the event loop that will use it.
+
+    `num_ctx` is sent with every request when the operator sets it, and never otherwise: a value
+    that changes makes Ollama load the model anew.
+    """
+
+    name = PROVIDER
+
+    def __init__(
+        self,
+        base_url: str,
+        timeouts: OllamaTimeouts | None = None,
+        *,
+        num_ctx: int | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._timeouts = timeouts or OllamaTimeouts()
+        self._num_ctx = num_ctx
+        self._clock = clock
+        self._control = ControlPlane(self._base_url, self._timeouts.control_s)
+        self._session = _open_session(self._timeouts)
+        self._traits: dict[str, Traits] = {}
+        self._listed: dict[str, ModelInfo] = {}
+
+    async def version(self) -> str:
+        """Return the server's version."""
+        return await self._control.version()
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Return the installed models; raises ProviderError within `control_s`.
+
+        Capabilities that neither the listing nor a look at the model could tell in that time are
+        left empty, which means unknown.
+        """
+        deadline = anyio.current_time() + self._timeouts.control_s
+        tags, running = await self._control.tags_and_running()
+        await self._learn_traits(tags, deadline)
+        in_memory = index_running(running)
+        infos = {}
+        for tag in tags:
+            ref = read_ref(tag.model or tag.name)
+            if ref is not None:
+                key = name_key(ref)
+                traits = self._traits.get(tag.digest or "")
+                infos[key] = read_info(ref, tag, in_memory.get(key), traits)
+        self._listed = infos
+        return list(infos.values())
+
+    async def resident(self) -> Sequence[Resident]:
+        """Return the models in Ollama's memory; it does not tell who uses them."""
+        running = await self._control.running()
+        found = (read_resident(model) for model in running)
+        return [resident for resident in found if resident is not None]
+
+    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Generate; closing the generator closes the connection, Ollama's only way to cancel."""
+        # Ollama's own refusal comes after it has loaded the model: look first.
+        if known := self._listed.get(name_key(ref)):
+            require_capabilities(request, known)
+        path, body = encode_request(request, ref, self._num_ctx)
+        reader = AnswerReader(request.id, ref)
+        last_line = self._clock()
+        response = await self._open(path, body, ref)
+        try:
+            while reader.finished is None:
+                lines, chunk = reader.lines, await self._read(response, reader)
+                for event in reader.feed(chunk) if chunk else reader.end():
+                    yield event
+                if reader.lines > lines:
+                    if not lines:
+                        _expect_within(response, self._timeouts.idle_s)
+                    last_line = self._clock()
+                else:
+                    self._require_progress(reader, last_line)
+            await _reach_end(response)
+        finally:
+            response.close()
+        yield reader.finished
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+        await self._control.aclose()
+
+    async def _open(self, path: str, body: bytes, ref: ModelRef) -> aiohttp.ClientResponse:
+        # aiohttp warns of bytes over 1 MiB, which it would write in one go.
+        data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
+        try:
+            with anyio.fail_after(self._timeouts.first_byte_s):
+                response = await self._session.post(
+                    URL(self._base_url + path), data=data, allow_redirects=False
+                )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise describe_transport(error, self._base_url, started=False) from error
+        try:
+            await self._require_answer(response, ref)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    async def _require_answer(self, response: aiohttp.ClientResponse, ref: ModelRef) -> None:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise encoded_answer()
+        if response.status != 200:
+            said = await self._read_error(response)
+            raise describe_status(response.status, said, ref, response.headers.get("Retry-After"))
+
+    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return what there is of an error's body: the status tells the most, so none is fine."""
+        said = bytearray()
+        with (
+            anyio.move_on_after(self._timeouts.control_s),
+            suppress(aiohttp.ClientError, OSError),
+        ):
+            while len(said) < _MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+                said += chunk
+        return bytes(said[:_MAX_ERROR_BYTES])
+
+    async def _read(self, response: aiohttp.ClientResponse, reader: AnswerReader) -> bytes:
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise describe_transport(error, self._base_url, started=reader.lines > 0) from error
+
+    def _require_progress(self, reader: AnswerReader, last_line: float) -> None:
+        # A peer that drips bytes never trips the socket's own timeout.
+        limit = self._timeouts.idle_s if reader.lines else self._timeouts.first_byte_s
+        if reader.finished is None and self._clock() - last_line > limit:
+            raise ProviderTimeout(PROVIDER, f"Ollama sent no whole line for {limit:g} s.")
+
+    async def _learn_traits(self, tags: Sequence[Tag], deadline: float) -> None:
+        """Look at the models that the listing says too little of, until `deadline`."""
+        installed = {tag.digest for tag in tags}
+        self._traits = {key: kept for key, kept in self._traits.items() if key in installed}
+        unknown = {
+            tag.digest: tag.model or tag.name or ""
+            for tag in tags
+            if tag.digest and tag.capabilities is None and tag.digest not in self._traits
+        }
+        if not unknown:
+            return
+        limiter = anyio.Semaphore(_SHOWS_AT_ONCE)
+
+        async def learn(digest: str, model: str) -> None:
+            # One model that cannot be looked at must not hide the others.
+            async with limiter:
+                with suppress(GatewayError):
+                    self._traits[digest] = await self._control.traits(model)
+
+        with anyio.CancelScope(deadline=deadline):
+            async with anyio.create_task_group() as tasks:
+                for digest, model in unknown.items():
+                    tasks.start_soon(learn, digest, model)
+
+
+def _open_session(timeouts: OllamaTimeouts) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # Ollama queues for itself, and the gateway admits: a third limit would only hide waiting.
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=timeouts.connect_s, sock_read=timeouts.first_byte_s
+        ),
+        headers={
+            "Accept": "application/x-ndjson",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": "model-gateway",
+        },
+    )
+
+
+def _expect_within(response: aiohttp.ClientResponse, idle_s: float) -> None:
+    """From now on let a read fail after `idle_s` of silence."""
+    connection = response.connection
+    if connection is not None and connection.protocol is not None:
+        connection.protocol.read_timeout = idle_s
+        connection.protocol.start_timeout()
+
+
+async def _reach_end(response: aiohttp.ClientResponse) -> None:
+    """Read to the end of the HTTP message, so that its connection serves again.
+
+    The answer is whole by then: neither silence, nor more data, nor a reset can harm it.
+    """
+    if response.content.at_eof():
+        return
+    with (
+        anyio.move_on_after(_END_GRACE_S),
+        suppress(aiohttp.ClientError, OSError),
+    ):
+        while not response.content.at_eof():
+            if await response.content.readany():
+                return

@@ -1,0 +1,378 @@
+"""Ollama's chat and generate format: requests to bytes, NDJSON chunks to events. Pure: no I/O.
+
+Source: Ollama's docs/api.md, api/types.go and server/routes.go; where they differ, the code.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.core.errors import (
+    IncompleteStream,
+    InvalidRequest,
+    InvalidText,
+    ProviderProtocolError,
+)
+from gateway.core.events import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.core.messages import (
+    GenerateRequest,
+    Message,
+    Options,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+)
+from gateway.core.names import ModelRef
+from gateway.providers.ollama_fault_wire import PROVIDER, clean_text, describe_error_line
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+"""The longest line accepted: what Ollama's own client takes (api/client.go)."""
+
+THINK_LEVELS = ("low", "medium", "high", "max")
+
+_ABSENT = msgspec.Raw(b"")
+
+
+class _OptionsBody(msgspec.Struct, omit_defaults=True):
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    num_predict: int | None = None
+    stop: tuple[str, ...] = ()
+    num_ctx: int | None = None
+
+
+class _CallBody(msgspec.Struct):
+    id: str
+    function: dict[str, Any]
+
+
+class _MessageBody(msgspec.Struct, omit_defaults=True):
+    role: str
+    # No default: Ollama's templates read the content of every message.
+    content: str
+    thinking: str | None = None
+    images: list[bytes] | None = None  # msgspec writes bytes as plain base64
+    tool_calls: list[_CallBody] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Of chat and generate both: what is absent is left out."""
+
+    model: str
+    stream: bool
+    messages: list[_MessageBody] | None = None
+    prompt: str | None = None
+    raw: bool = False
+    tools: list[dict[str, Any]] | None = None
+    format: str | dict[str, Any] | None = None
+    options: _OptionsBody | None = None
+    keep_alive: float | int | None = None
+    think: bool | str | None = None
+
+
+class _FunctionLine(msgspec.Struct):
+    name: str = ""
+    # Raw keeps the order of the keys and every digit of the numbers.
+    arguments: msgspec.Raw = _ABSENT
+
+
+class _CallLine(msgspec.Struct):
+    function: _FunctionLine
+    id: str | None = None
+
+
+class _MessageLine(msgspec.Struct):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_CallLine] | None = None
+
+
+class _Line(msgspec.Struct):
+    """One line of chat or generate; generate has no message but the same fields beside it."""
+
+    message: _MessageLine | None = None
+    response: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_CallLine] | None = None
+    done: bool = False
+    done_reason: str | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+    error: msgspec.Raw = _ABSENT
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def encode_request(
+    request: GenerateRequest, ref: ModelRef, num_ctx: int | None = None
+) -> tuple[str, bytes]:
+    """Return the route (`/api/chat` or `/api/generate`) and the body for `request`.
+
+    `num_ctx` must be the same for every request to a model: a change makes Ollama load it anew.
+    Raises InvalidRequest for what Ollama would refuse or cannot be told.
+    """
+    body = _Body(
+        model=ref.model,
+        stream=True,
+        format=_encode_format(request.response_format),
+        options=_encode_options(request.options, num_ctx),
+        keep_alive=_encode_keep_alive(request.keep_alive_s),
+        think=_require_think(request.think),
+    )
+    if request.prompt is not None:
+        body.prompt, body.raw = request.prompt, request.raw
+        return "/api/generate", _encode_body(body)
+    body.messages = [_encode_message(message) for message in request.messages]
+    body.tools = _encode_tools(request.tools, request.tool_choice)
+    return "/api/chat", _encode_body(body)
+
+
+class AnswerReader:
+    """Turns the bytes of one answer into events, however they are cut into chunks.
+
+    `feed` and `end` yield everything but the end; `finished` holds that once it is known, and
+    `lines` counts the lines read so far.
+    """
+
+    def __init__(
+        self, request_id: str, ref: ModelRef, max_line_bytes: int = MAX_LINE_BYTES
+    ) -> None:
+        self.finished: Finished | None = None
+        self.lines = 0
+        self._request_id = request_id
+        self._ref = ref
+        self._max_line_bytes = max_line_bytes
+        self._rest = bytearray()
+        self._tokens = 0
+        self._calls = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Yield the events of the lines that `chunk` completes.
+
+        Raises what an error line means, and ProviderProtocolError for rubbish, each after the
+        events before it.
+        """
+        *lines, rest = chunk.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest + lines[0])
+            self._rest.clear()
+        for line in lines:
+            yield from self._read(line)
+            if self.finished is not None:
+                return
+        self._rest += rest
+        self._require_bounded(self._rest)
+
+    def end(self) -> Iterator[Event]:
+        """Yield the events of a last line without a line end; raise IncompleteStream if need be."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        yield from self._read(rest)
+        if self.finished is None:
+            raise IncompleteStream(PROVIDER, "Ollama's answer ended without its end.")
+
+    def _read(self, line: bytes) -> list[Event]:
+        if not line or line.isspace():
+            return []
+        self._require_bounded(line)
+        part = self._decode(line)
+        if (error := bytes(part.error)) and error != b"null":
+            raise describe_error_line(error, self._ref)
+        events: list[Event] = [] if self.lines else [Started(self._ref)]
+        self.lines += 1
+        events += self._deltas(part)
+        if part.done:
+            self.finished = self._finish(part)
+        return events
+
+    def _require_bounded(self, line: bytes | bytearray) -> None:
+        if len(line) > self._max_line_bytes:
+            raise ProviderProtocolError(
+                PROVIDER, f"A line of Ollama's answer is longer than {self._max_line_bytes} bytes."
+            )
+
+    def _decode(self, line: bytes) -> _Line:
+        try:
+            return _decode(line)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            said = clean_text(line[:80].decode("utf-8", "replace"))
+            raise ProviderProtocolError(
+                PROVIDER, f"Ollama's answer has an unreadable line: {said}"
+            ) from None
+
+    def _deltas(self, part: _Line) -> list[Delta]:
+        message = part.message
+        if message is not None:
+            thinking, text, calls = message.thinking, message.content, message.tool_calls
+        else:
+            thinking, text, calls = part.thinking, part.response, part.tool_calls
+        # One line is one token as far as anyone can tell: the first delta of a line carries it.
+        tokens = 1
+        deltas: list[Delta] = []
+        if thinking:
+            deltas.append(ReasoningDelta(thinking, tokens))
+            tokens = 0
+        if text:
+            deltas.append(TextDelta(text, tokens))
+            tokens = 0
+        for call in calls or ():
+            deltas.append(ToolCallDelta(self._calls, self._tool_call(call), tokens))
+            self._calls += 1
+            tokens = 0
+        self._tokens += 1 - tokens
+        return deltas
+
+    def _tool_call(self, call: _CallLine) -> ToolCall:
+        return ToolCall(
+            id=call.id or f"call_{self._request_id}_{self._calls}",
+            name=call.function.name,
+            arguments=_read_arguments(bytes(call.function.arguments)),
+        )
+
+    def _finish(self, part: _Line) -> Finished:
+        reason: FinishReason = "length" if part.done_reason == "length" else "stop"
+        counted = self._tokens if part.eval_count is None else part.eval_count
+        return Finished(
+            reason="tool_calls" if self._calls else reason,
+            usage=Usage(part.prompt_eval_count or 0, counted),
+        )
+
+
+def _encode_body(body: _Body) -> bytes:
+    try:
+        return _encode(body)
+    except UnicodeError:
+        raise InvalidText("The request contains a lone surrogate.") from None
+    except RecursionError:
+        raise InvalidRequest("The request nests too deep.") from None
+
+
+def _encode_format(wanted: ResponseFormat | None) -> str | dict[str, Any] | None:
+    # Ollama answers 500 to a format it does not know, so it is checked here.
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return "json"
+    if not isinstance(wanted.schema, dict):
+        raise InvalidRequest("A json_schema format needs a schema.", param="response_format")
+    return wanted.schema
+
+
+def _encode_options(options: Options, num_ctx: int | None) -> _OptionsBody:
+    return _OptionsBody(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repeat_penalty=options.repetition_penalty,
+        frequency_penalty=options.frequency_penalty,
+        presence_penalty=options.presence_penalty,
+        seed=options.seed,
+        num_predict=options.max_tokens,
+        stop=options.stop,
+        num_ctx=num_ctx,
+    )
+
+
+def _encode_keep_alive(seconds: float | None) -> float | int | None:
+    if seconds is None:
+        return None
+    if not math.isfinite(seconds):
+        raise InvalidRequest("'keep_alive' is not a number of seconds.", param="keep_alive")
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def _require_think(think: bool | str | None) -> bool | str | None:
+    if isinstance(think, str) and think not in THINK_LEVELS:
+        raise InvalidRequest(
+            f"'think' is true, false or one of: {', '.join(THINK_LEVELS)}.", param="think"
+        )
+    return think
+
+
+def _encode_message(message: Message) -> _MessageBody:
+    return _MessageBody(
+        role=message.role,
+        content=message.text,
+        thinking=message.reasoning,
+        images=[image.data for image in message.images] or None,
+        tool_calls=[
+            _CallBody(
+                call.id,
+                {"index": index, "name": call.name, "arguments": _encode_arguments(call)},
+            )
+            for index, call in enumerate(message.tool_calls)
+        ]
+        or None,
+        tool_name=message.tool_name,
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _encode_arguments(call: ToolCall) -> msgspec.Raw:
+    text = call.arguments.strip() or "{}"
+    try:
+        msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest(
+            f"The arguments of the call of '{call.name}' are not a JSON object.", param="messages"
+        ) from None
+    return msgspec.Raw(text.encode())
+
+
+def _encode_tools(tools: tuple[Tool, ...], choice: str | None) -> list[dict[str, Any]] | None:
+    # Ollama has no tool_choice: hiding tools is all that can be done, nobody can force a call.
+    if choice == "none" or not tools:
+        return None
+    offered = [tool for tool in tools if tool.name == choice] or tools
+    empty = {"type": "object", "properties": {}}
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters or empty,
+            },
+        }
+        for tool in offered
+    ]
+
+
+def _read_arguments(raw: bytes) -> str:
+    """Return the arguments as the text of a JSON object; some servers send that text as a string.
+
+    Raises ProviderProtocolError for anything that is no object.
+    """
+    if raw in (b"", b"null", b'""'):
+        return "{}"
+    try:
+        text = msgspec.json.decode(raw, type=str) if raw[:1] == b'"' else raw.decode()
+        msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise ProviderProtocolError(
+            PROVIDER, "The arguments of a tool call by Ollama are not a JSON object."
+        ) from None
+    return text

@@ -1,0 +1,1 @@
+"""What the gateway does: routing, streams, records. Sees the world through core.ports."""

@@ -1,0 +1,36 @@
+"""The gateway's services in one hand: what the edges are given."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
+from gateway.services.catalog import Catalog
+from gateway.services.recorder import SessionRecorder
+from gateway.services.router import ModelRouterService
+from gateway.services.streams import StreamService
+from gateway.services.tracker import ModelStateTracker
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """Built by `bootstrap.running`, alive while it runs."""
+
+    node: str
+    provider_names: Sequence[str]
+    catalog: Catalog
+    router: ModelRouterService
+    streams: StreamService
+    recorder: SessionRecorder
+    tracker: ModelStateTracker
+    sessions: SessionStore
+    model_states: ModelStateStore
+    provider_states: ProviderStore
+
+    def unready_reasons(self) -> list[str]:
+        """Return why no new request should be sent here; empty when ready."""
+        reasons = []
+        if self.streams.draining:
+            reasons.append("shutting_down")
+        if not (self.recorder.healthy and self.tracker.healthy):
+            reasons.append("database_unavailable")
+        return reasons

@@ -1,0 +1,80 @@
+"""ModelRouterService: one `generate` and one `stream` over unlike providers."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from gateway.core.errors import IncompleteStream, ModelNotFound
+from gateway.core.events import Event, Finished, Generation, Routed, collect
+from gateway.core.messages import GenerateRequest
+from gateway.core.names import nearest_names
+from gateway.core.ports import Provider
+from gateway.core.routing import Route, choose_route
+from gateway.services.catalog import Catalog, Listing
+from gateway.services.images import ImagePolicy
+
+
+class ModelRouterService:
+    """Finds the provider that a request means and streams from it.
+
+    Keeps no state of its own: admission and records belong to `services.streams`.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        catalog: Catalog,
+        *,
+        aliases: Mapping[str, str],
+        images: ImagePolicy,
+    ) -> None:
+        self._providers = providers
+        self._catalog = catalog
+        self._aliases = aliases
+        self._images = images
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Return the whole answer; raises what `stream` raises."""
+        async with aclosing(self.stream(request)) as events:
+            return await collect(events)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Yield `Routed Waiting* Started Delta* Finished`, with exactly one Finished at the end.
+
+        Raises a GatewayError before the first event for a request that nobody can serve, and at
+        any later point for a provider that fails; a stream that just stops is IncompleteStream.
+        Closing the generator stops the model within a token.
+        """
+        await self._images.check(request)
+        route = await self._route(request)
+        yield Routed(route.ref)
+        provider = self._providers[route.ref.provider]
+        async with aclosing(provider.stream(request, route.ref)) as events:
+            try:
+                async for event in events:
+                    yield event
+                    if isinstance(event, Finished):
+                        return
+            except ModelNotFound as error:
+                raise await self._with_nearest(error) from error
+        raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
+
+    async def _route(self, request: GenerateRequest) -> Route:
+        try:
+            return self._choose(request, await self._catalog.known())
+        except ModelNotFound:
+            # It may have come since the last look.
+            return self._choose(request, await self._catalog.listing())
+
+    def _choose(self, request: GenerateRequest, listing: Listing) -> Route:
+        return choose_route(
+            request,
+            providers=self._providers,
+            catalogue=listing.models,
+            aliases=self._aliases,
+        )
+
+    async def _with_nearest(self, error: ModelNotFound) -> ModelNotFound:
+        """Return the error with the nearest names of the whole catalogue."""
+        listing = await self._catalog.listing()
+        nearest = nearest_names(error.name, [model.ref for model in listing.models])
+        return ModelNotFound(error.name, error.nearest or nearest, message=error.message)

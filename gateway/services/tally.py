@@ -1,0 +1,64 @@
+"""Counts what a stream says as it says it: usage and timings are true for cut streams, too."""
+
+from gateway.core.events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    Routed,
+    Started,
+    Switched,
+    TextDelta,
+    Timings,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.core.names import ModelRef
+
+
+class Tally:
+    """What is known of one stream so far. Clock values are seconds of one monotonic clock."""
+
+    def __init__(self, opened_at: float = 0.0) -> None:
+        self.ref: ModelRef | None = None
+        self.finished: Finished | None = None
+        self._opened_at = opened_at
+        self._first_at: float | None = None
+        self._ended_at: float | None = None
+        self._started: Started | None = None
+        self._completion_tokens = 0
+
+    def observe(self, event: Event, at: float) -> None:
+        match event:
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                self._completion_tokens += event.tokens
+                if self._first_at is None:
+                    self._first_at = at
+            case Started():
+                self._started = event
+                self.ref = event.ref
+            case Routed():
+                self.ref = event.ref
+            case Switched():
+                self.ref = event.target
+            case Finished():
+                self.finished = event
+                self._ended_at = at
+
+    @property
+    def usage(self) -> Usage:
+        """The model's own count once it finished, else what was seen go by."""
+        if self.finished is not None:
+            return self.finished.usage
+        prompt_tokens = (self._started.prompt_tokens if self._started else None) or 0
+        return Usage(prompt_tokens, self._completion_tokens)
+
+    def timings(self, at: float) -> Timings:
+        """Return the timings up to the stream's end, or up to `at` while it runs."""
+        first = self._first_at
+        ended_at = at if self._ended_at is None else self._ended_at
+        return Timings(
+            queue_ms=self._started.queue_ms if self._started else 0.0,
+            load_ms=self._started.load_ms if self._started else 0.0,
+            ttft_ms=None if first is None else (first - self._opened_at) * 1000,
+            total_ms=(ended_at - self._opened_at) * 1000,
+        )

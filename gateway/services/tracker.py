@@ -1,0 +1,102 @@
+"""ModelStateTracker: the only writer of the states of models and providers in the database."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from gateway.core.errors import DatabaseUnavailable
+from gateway.core.models import ModelStateChange
+from gateway.core.ports import ModelStateStore, ProviderStore
+from gateway.services.catalog import Catalog, Listing, describe_providers
+
+logger = logging.getLogger(__name__)
+
+
+class ModelStateTracker:
+    """Records every transition at once, and the whole truth at the start and every `interval_s`.
+
+    A change that could not be written is not retried: the next reconciliation brings the truth.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        models: ModelStateStore,
+        providers: ProviderStore,
+        *,
+        provider_names: Sequence[str],
+        node: str,
+        interval_s: float,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._catalog = catalog
+        self._models = models
+        self._providers = providers
+        self._provider_names = provider_names
+        self._node = node
+        self._interval_s = interval_s
+        self._now = now
+        self._changes: deque[ModelStateChange] = deque()
+        self._changed = anyio.Event()
+        self._writing = anyio.Lock()
+        self.healthy = True
+
+    def observe(self, change: ModelStateChange) -> None:
+        """Take note of a transition; never blocks. A core.ports.ModelObserver."""
+        self._catalog.forget()
+        self._changes.append(change)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the database true for ever; end it by cancelling."""
+        while True:
+            await self._guarded(self.reconcile)
+            with anyio.move_on_after(self._interval_s):
+                while True:
+                    await self._changed.wait()
+                    await self._guarded(self.write_changes)
+
+    async def reconcile(self) -> None:
+        """Look at every provider and write what is there: states of providers and of models."""
+        listing = await self._catalog.listing(fresh=True)
+        at = self._now()
+        statuses = describe_providers(listing, self._provider_names, at=at)
+        await self._providers.put(self._node, statuses)
+        silent = {fault.provider for fault in listing.faults}
+        for name in self._provider_names:
+            if name not in silent:
+                await self._models.reconcile(self._node, name, _states(listing, name), at)
+
+    async def write_changes(self) -> None:
+        """Write the transitions observed since the last call."""
+        # One at a time and in order: the last write of a stopping gateway waits for its turn.
+        async with self._writing:
+            changes = list(self._changes)
+            self._changes.clear()
+            self._changed = anyio.Event()
+            if changes:
+                await self._models.apply(self._node, changes, self._now())
+
+    async def write_last(self) -> None:
+        """Write what is left, for a gateway that stops; a dead database is only logged."""
+        await self._guarded(self.write_changes)
+
+    async def _guarded(self, write: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await write()
+        except DatabaseUnavailable as error:
+            if self.healthy:
+                logger.warning("states are not recorded: %s", error.message)
+            self.healthy = False
+        else:
+            self.healthy = True
+
+
+def _states(listing: Listing, provider: str) -> list[ModelStateChange]:
+    return [
+        ModelStateChange(model.ref, model.state, model.size_bytes, model.message)
+        for model in listing.of(provider)
+    ]

@@ -1,0 +1,278 @@
+"""Every setting, its default and its limits; the only reader of the environment and of config/.
+
+Precedence: `config/*.toml` (default.toml first, then by name) < `.env` < environment. A setting
+`x_y` is `x_y` in TOML and `GATEWAY_X_Y` in the environment; the names in VENDOR_NAMES are the
+vendors' own.
+"""
+
+import json
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+
+from gateway.core.errors import Misconfigured
+
+PREFIX = "GATEWAY_"
+CONFIG_DIR = PREFIX + "CONFIG_DIR"
+RESERVED = frozenset({CONFIG_DIR})
+VENDOR_NAMES = {
+    "ollama_host": "OLLAMA_HOST",
+    "hf_model_path": "HF_MODEL_PATH",
+    "hf_home": "HF_HOME",
+    "hf_hub_cache": "HF_HUB_CACHE",
+    "hf_token": "HF_TOKEN",
+    "hf_hub_offline": "HF_HUB_OFFLINE",
+}
+
+
+def parse_ollama_host(value: str) -> str:
+    """Return the base URL that OLLAMA_HOST means, read as Ollama's own client reads it.
+
+    A scheme, a port (11434; 80 and 443 with a scheme) and a host may each be missing; an address
+    to listen on (0.0.0.0, ::) becomes the loopback address that reaches it.
+    """
+    text = value.strip().strip("\"'") or "127.0.0.1:11434"
+    scheme, separator, _ = text.partition("://")
+    parts = urlsplit(text if separator else f"http://{text}")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"the scheme '{parts.scheme}' is neither http nor https")
+    default_port = {"http": 80, "https": 443}[scheme] if separator else 11434
+    try:
+        port = parts.port or default_port
+    except ValueError:
+        raise ValueError(f"'{text}' has no valid port") from None
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+        parts.hostname or "", parts.hostname or ""
+    )
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+
+
+def _split_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _parse_object(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError("it is not a JSON object") from None
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Aliases = Annotated[dict[str, str], BeforeValidator(_parse_object)]
+
+
+class Settings(BaseModel):
+    """What the operator decided. Frozen; passed in, never looked up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # Server
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8420, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    environment: Literal["development", "production"] = Field(
+        "development", description="development serves GraphiQL at /graphql."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Log level."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="One line or one JSON object.")
+    cors_origins: Names = Field((), description="Browser origins that may call, comma-separated.")
+
+    # State
+    data_dir: Folder = Field(Path(".data"), description="Folder of the database, caches and keys.")
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="sqlite:///path or postgresql://user:password@host/name; empty: SQLite in "
+        "the data folder.",
+    )
+    node: str = Field(
+        "", max_length=128, description="Name of this gateway; empty: host name and port."
+    )
+
+    # Providers
+    providers: Names = Field(("huggingface", "ollama"), description="Providers, comma-separated.")
+    aliases: Aliases = Field(
+        {},
+        description="Other names for models, as a JSON object: alias to provider/model.",
+    )
+    catalog_timeout_s: Positive = Field(0.8, description="Seconds a listing waits for a provider.")
+    catalog_ttl_s: float = Field(1.0, ge=0, description="Seconds a listing is reused.")
+    reconcile_interval_s: Positive = Field(15.0, description="Seconds between looks at providers.")
+
+    # Ollama
+    ollama_host: Annotated[str, AfterValidator(parse_ollama_host)] = Field(
+        "http://127.0.0.1:11434", description="URL of the Ollama server."
+    )
+    ollama_connect_timeout_s: Positive = Field(2.0, description="Seconds to connect.")
+    ollama_first_byte_timeout_s: Positive = Field(
+        300.0, description="Seconds to the first byte of an answer; covers a model load."
+    )
+    ollama_idle_timeout_s: Positive = Field(60.0, description="Seconds between two tokens.")
+    ollama_control_timeout_s: Positive = Field(0.7, description="Seconds for list, ps and show.")
+
+    # Hugging Face
+    hf_model_path: Folder | None = Field(
+        None, description="Folder of models: `smol` in it is huggingface/smol."
+    )
+    hf_home: Folder | None = Field(None, description="Hugging Face home; default: theirs.")
+    hf_hub_cache: Folder | None = Field(None, description="Hub cache; default: hub in HF_HOME.")
+    hf_token: SecretStr | None = Field(None, description="Token for gated repositories.")
+    hf_hub_offline: bool = Field(False, description="Never ask the Hub.")
+    hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
+    hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights; auto: as they are stored."
+    )
+    hf_threads: int = Field(0, ge=0, description="Compute threads; 0: as many as cores.")
+    hf_max_models: int = Field(3, ge=1, description="Models in memory at once.")
+    hf_memory_budget_bytes: int = Field(
+        0, ge=0, description="Bytes for models in memory; 0: 60 % of this machine's memory."
+    )
+    hf_max_active: int = Field(8, ge=1, description="Streams that one model serves at once.")
+    hf_max_queue: int = Field(64, ge=0, description="Requests that may wait for one model.")
+
+    # Limits
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")
+    max_image_bytes: int = Field(16 * 2**20, ge=1, description="Largest image, encoded.")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="Most pixels of an image.")
+    max_streams: int = Field(2048, ge=1, description="Streams open at once; above it: 503.")
+    stream_buffer_events: int = Field(256, ge=1, description="Events held for a slow reader.")
+    send_timeout_s: Positive = Field(30.0, description="Seconds until a stalled reader is cut.")
+    ping_interval_s: Positive = Field(15.0, description="Seconds between pings of a stream.")
+    drain_grace_s: float = Field(10.0, ge=0, description="Seconds streams may go on at shutdown.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr) -> SecretStr:
+        scheme = value.get_secret_value().partition(":")[0].partition("+")[0]
+        if scheme not in ("", "sqlite", "postgresql"):
+            raise ValueError("it must begin with sqlite:/// or postgresql://")
+        return value
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database to use; holds a password, so never show it."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'gateway.db'}"
+
+    @cached_property
+    def resolved_model_path(self) -> Path:
+        return self.hf_model_path or self.data_dir / "models"
+
+    @cached_property
+    def resolved_hub_cache(self) -> Path:
+        home = self.hf_home or Path("~/.cache/huggingface").expanduser()
+        return self.hf_hub_cache or home / "hub"
+
+    @cached_property
+    def resolved_node(self) -> str:
+        return self.node or f"{socket.gethostname()}:{self.port}"
+
+
+def environment_name(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    return VENDOR_NAMES.get(setting, PREFIX + setting.upper())
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    *,
+    config_dir: Path | None = None,
+    dotenv: Path = Path(".env"),
+) -> Settings:
+    """Return the settings of this machine.
+
+    Raises Misconfigured with every mistake at once: each names the setting and where it was set.
+    """
+    sources = _Sources()
+    environ = dict(os.environ if environ is None else environ)
+    file_values = {k: v for k, v in dotenv_values(dotenv).items() if v is not None}
+    named_dir = environ.get(CONFIG_DIR) or file_values.get(CONFIG_DIR)
+    for file in _toml_files(config_dir or Path(named_dir or default_config_dir())):
+        sources.add_toml(file)
+    sources.add_environment(file_values, str(dotenv))
+    sources.add_environment(environ, "the environment")
+    return sources.validate()
+
+
+def default_config_dir() -> Path:
+    """Return `config/` of the source tree, or the copy inside the installed package."""
+    package = Path(__file__).parent
+    packaged = package / "_config"
+    return packaged if packaged.is_dir() else package.parent / "config"
+
+
+class _Sources:
+    """Values, where each came from, and the mistakes found on the way."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._labels: dict[str, str] = {}
+        self._mistakes: list[str] = []
+
+    def add_toml(self, file: Path) -> None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self._mistakes.append(f"{file}: it cannot be read as TOML: {error}")
+            return
+        for name, value in values.items():
+            if name in Settings.model_fields:
+                self._set(name, value, f"{name} in {file}")
+            else:
+                self._mistakes.append(f"{name} in {file}: there is no such setting")
+
+    def add_environment(self, environ: Mapping[str, str], origin: str) -> None:
+        by_name = {environment_name(setting): setting for setting in Settings.model_fields}
+        for name, value in environ.items():
+            if value == "":
+                continue  # compose files pass unset variables as empty strings
+            if name in by_name:
+                self._set(by_name[name], value, f"{name} in {origin}")
+            elif name.startswith(PREFIX) and name not in RESERVED:
+                self._mistakes.append(f"{name} in {origin}: there is no such setting")
+
+    def validate(self) -> Settings:
+        try:
+            settings = Settings(**self._values)
+        except ValidationError as error:
+            for item in error.errors(include_url=False, include_input=False):
+                name = str(item["loc"][0])
+                label = self._labels.get(name, environment_name(name))
+                self._mistakes.append(f"{label}: {item['msg'].removeprefix('Value error, ')}")
+            raise Misconfigured(self._mistakes) from None
+        if self._mistakes:
+            raise Misconfigured(self._mistakes)
+        return settings
+
+    def _set(self, name: str, value: Any, label: str) -> None:
+        self._values[name] = value
+        self._labels[name] = label
+
+
+def _toml_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.toml"))
+    return sorted(files, key=lambda file: file.name != "default.toml")

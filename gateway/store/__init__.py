@@ -1,0 +1,1 @@
+"""The database floor: tables, connections, migrations, and one file per aggregate."""

@@ -1,0 +1,160 @@
+"""Stream sessions in the database.
+
+Records may come twice and in any order (a spool is replayed after a crash): an end that arrives
+before its opening makes a row that the opening completes, and the first end stays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from gateway.core.events import Timings, Usage
+from gateway.core.sessions import Session, SessionClosed, SessionOpened
+from gateway.core.states import StreamEnd
+from gateway.store.database import Database
+from gateway.store.tables import stream_sessions
+
+UNKNOWN_NODE = ""
+"""The node of a session whose opening has not arrived. No gateway has this name."""
+
+_OPENING = ("request_id", "node", "requested_model", "face", "opened_at")
+_ENDING = (
+    "provider",
+    "model",
+    "end_reason",
+    "error_code",
+    "prompt_tokens",
+    "completion_tokens",
+    "queue_ms",
+    "load_ms",
+    "ttft_ms",
+    "total_ms",
+    "closed_at",
+)
+
+
+class DatabaseSessionStore:
+    """The SessionStore of a real gateway."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
+        if not opened and not closed:
+            return
+        async with self._database.writing() as connection:
+            if opened:
+                rows = [_opening_row(record) for record in opened]
+                await connection.execute(self._insert(_OPENING, only_if=_is_unknown), rows)
+            if closed:
+                rows = [_ending_row(record) for record in closed]
+                await connection.execute(self._insert(_ENDING, only_if=_is_open), rows)
+
+    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
+        statement = (
+            update(stream_sessions)
+            .where(stream_sessions.c.node == node, _is_open)
+            .values(end_reason=StreamEnd.INTERRUPTED.value, closed_at=closed_at)
+        )
+        async with self._database.writing() as connection:
+            return (await connection.execute(statement)).rowcount
+
+    async def recent(self, limit: int) -> Sequence[Session]:
+        newest = stream_sessions.c.opened_at.desc(), stream_sessions.c.id.desc()
+        statement = select(stream_sessions).order_by(*newest).limit(limit)
+        async with self._database.reading() as connection:
+            return [_session(row) for row in await connection.execute(statement)]
+
+    async def find(self, session_id: str) -> Session | None:
+        statement = select(stream_sessions).where(stream_sessions.c.id == session_id)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(statement)).one_or_none()
+        return _session(row) if row else None
+
+    def _insert(self, columns: Sequence[str], only_if: Any) -> Any:
+        """Return the INSERT that, for a row already there, sets `columns` where `only_if`."""
+        insert = self._database.insert(stream_sessions)
+        return insert.on_conflict_do_update(
+            index_elements=[stream_sessions.c.id],
+            set_={column: insert.excluded[column] for column in columns},
+            where=only_if,
+        )
+
+
+_is_open = stream_sessions.c.end_reason.is_(None)
+_is_unknown = stream_sessions.c.node == UNKNOWN_NODE
+
+
+def _opening_row(record: SessionOpened) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "request_id": record.request_id,
+        "node": record.node,
+        "requested_model": record.requested_model,
+        "face": record.face,
+        "opened_at": record.opened_at,
+        "provider": record.provider,
+        "model": record.model,
+    }
+
+
+def _ending_row(record: SessionClosed) -> dict[str, object]:
+    opening = opening_of(record)
+    return _opening_row(opening) | {
+        "end_reason": record.end.value,
+        "error_code": record.error_code,
+        "prompt_tokens": record.usage.prompt_tokens,
+        "completion_tokens": record.usage.completion_tokens,
+        "queue_ms": record.timings.queue_ms,
+        "load_ms": record.timings.load_ms,
+        "ttft_ms": record.timings.ttft_ms,
+        "total_ms": record.timings.total_ms,
+        "closed_at": record.closed_at,
+    }
+
+
+def opening_of(closed: SessionClosed) -> SessionOpened:
+    """Return what an end alone tells of its opening; a real opening replaces it."""
+    return SessionOpened(
+        id=closed.id,
+        request_id="",
+        node=UNKNOWN_NODE,
+        requested_model=closed.model or "",
+        opened_at=closed.closed_at,
+        face="",
+        provider=closed.provider,
+        model=closed.model,
+    )
+
+
+def _session(row: Row[Any]) -> Session:
+    opened = SessionOpened(
+        id=row.id,
+        request_id=row.request_id,
+        node=row.node,
+        requested_model=row.requested_model,
+        opened_at=row.opened_at,
+        face=row.face,
+        provider=row.provider,
+        model=row.model,
+    )
+    return Session(opened=opened, closed=_closed(row) if row.end_reason else None)
+
+
+def _closed(row: Row[Any]) -> SessionClosed:
+    return SessionClosed(
+        id=row.id,
+        provider=row.provider,
+        model=row.model,
+        end=StreamEnd(row.end_reason),
+        closed_at=row.closed_at,
+        usage=Usage(row.prompt_tokens or 0, row.completion_tokens or 0),
+        timings=Timings(
+            queue_ms=row.queue_ms or 0.0,
+            load_ms=row.load_ms or 0.0,
+            ttft_ms=row.ttft_ms,
+            total_ms=row.total_ms or 0.0,
+        ),
+        error_code=row.error_code,
+    )

@@ -1,0 +1,168 @@
+"""The tables, and how plain values become columns. Knows no connection and no statement.
+
+Times are real timestamps in UTC, so that `sqlite3` and `psql` show dates; Unix seconds exist only
+above this boundary and are kept to the microsecond. All text columns pass through `clean_text`:
+one NUL in a vendor's error message must not make a batch of good records fail for ever.
+"""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    Index,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+from gateway.core.states import ModelState, ProviderState, StreamEnd
+
+# PostgreSQL's index entries end at 2,704 bytes: keys are kept so short that several fit one.
+MAX_ID_LENGTH = 128
+MAX_PROVIDER_LENGTH = 64
+MAX_MODEL_LENGTH = 512
+MAX_REVISION_LENGTH = 64
+MAX_MESSAGE_LENGTH = 4000
+MAX_COUNT = 2**63 - 1
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def clean_text(text: str, limit: int) -> str:
+    """Return `text` as every database can hold it: NUL and lone surrogates replaced, bounded."""
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def clean_count(count: int) -> int:
+    """Return `count` within what a 64-bit column can hold."""
+    return max(0, min(count, MAX_COUNT))
+
+
+class UnixTime(TypeDecorator[float]):
+    """Unix seconds outside, a UTC timestamp in the database."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else datetime.fromtimestamp(value, UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
+        if value is None:
+            return None
+        # SQLite has no time zones: what it gives back is the UTC that was written.
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+class CleanText(TypeDecorator[str]):
+    """Text of at most `limit` characters that every database can hold."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, limit: int = MAX_ID_LENGTH) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_text(value, self.limit)
+
+
+class Count(TypeDecorator[int]):
+    """A number of bytes or tokens, as somebody else counted them."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
+        return None if value is None else clean_count(value)
+
+
+def _one_of(column: str, values: Iterable[str], name: str) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=name)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+providers = Table(
+    "providers",
+    metadata,
+    Column("node", CleanText(), primary_key=True),
+    Column("name", CleanText(MAX_PROVIDER_LENGTH), primary_key=True),
+    Column("kind", CleanText(), nullable=False),
+    Column("state", CleanText(), nullable=False),
+    Column("checked_at", UnixTime(), nullable=False),
+    Column("last_seen_at", UnixTime()),
+    Column("error_code", CleanText()),
+    Column("error_message", CleanText(MAX_MESSAGE_LENGTH)),
+    Column("capabilities", JSON(), nullable=False),
+    _one_of("state", ProviderState, "state"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("node", CleanText(), primary_key=True),
+    Column("provider", CleanText(MAX_PROVIDER_LENGTH), primary_key=True),
+    Column("model", CleanText(MAX_MODEL_LENGTH), primary_key=True),
+    # A column of its own, as a path may hold "@"; "" is no revision, since a key cannot be NULL.
+    Column("revision", CleanText(MAX_REVISION_LENGTH), primary_key=True),
+    Column("state", CleanText(), nullable=False),
+    Column("size_bytes", Count()),
+    Column("message", CleanText(MAX_MESSAGE_LENGTH)),
+    Column("updated_at", UnixTime(), nullable=False),
+    _one_of("state", ModelState, "state"),
+)
+
+stream_sessions = Table(
+    "stream_sessions",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column("request_id", CleanText(), nullable=False),
+    Column("node", CleanText(), nullable=False),
+    Column("requested_model", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("face", CleanText(), nullable=False),
+    Column("opened_at", UnixTime(), nullable=False),
+    Column("provider", CleanText(MAX_PROVIDER_LENGTH)),
+    Column("model", CleanText(MAX_MODEL_LENGTH)),
+    # Not "end": a reserved word, which everyone who opens the database would have to quote.
+    Column("end_reason", CleanText()),
+    Column("error_code", CleanText()),
+    Column("prompt_tokens", Count()),
+    Column("completion_tokens", Count()),
+    Column("queue_ms", Double()),
+    Column("load_ms", Double()),
+    Column("ttft_ms", Double()),
+    Column("total_ms", Double()),
+    Column("closed_at", UnixTime()),
+    _one_of("end_reason", StreamEnd, "end_reason"),
+    CheckConstraint("(end_reason IS NULL) = (closed_at IS NULL)", name="closed"),
+)
+
+Index("ix_stream_sessions_opened_at", stream_sessions.c.opened_at)
+_still_open = stream_sessions.c.end_reason.is_(None)
+Index(
+    "ix_stream_sessions_open",
+    stream_sessions.c.node,
+    sqlite_where=_still_open,
+    postgresql_where=_still_open,
+)

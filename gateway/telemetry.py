@@ -1,0 +1,46 @@
+"""Logs: one line (or one JSON object) an event, each with the id of the request it belongs to."""
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+"""The id of the request that the running task works for."""
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": request_id.get(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.request_id = request_id.get()
+        return super().format(record)
+
+
+def configure_logging(level: str, style: Literal["text", "json"]) -> None:
+    """Send the gateway's and its libraries' logs to stderr in one form."""
+    handler = logging.StreamHandler(sys.stderr)
+    if style == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(
+            _TextFormatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s")
+        )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # These speak of every request and every connection at info.
+    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "sse_starlette", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

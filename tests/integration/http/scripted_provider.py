@@ -1,0 +1,75 @@
+"""A provider whose streams follow a script: events, waits and errors, as each test writes them."""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+
+import anyio
+
+from gateway.core.errors import GatewayError
+from gateway.core.events import Event, Finished, ReasoningDelta, Started, TextDelta, Usage
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import Capability, ModelInfo, Resident
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
+
+ECHO = ModelRef("scripted", "echo")
+EVERYTHING = tuple(Capability)
+
+Step = Event | anyio.Event | BaseException
+"""An event to say, one to wait for, or an error to raise."""
+
+
+class ScriptedProvider:
+    """A `core.ports.Provider` in memory; tells what it was asked and when a stream was closed."""
+
+    def __init__(self, script: Iterable[Step] = (), *, name: str = "scripted") -> None:
+        self.name = name
+        self.script = script
+        self.requests: list[GenerateRequest] = []
+        self.listed: list[ModelInfo] = [
+            ModelInfo(
+                ModelRef(name, "echo"),
+                state=ModelState.LOADED,
+                size_bytes=1234,
+                context_length=2048,
+                capabilities=EVERYTHING,
+                metadata=(("family", "parrot"),),
+            )
+        ]
+        self.listing_error: GatewayError | None = None
+        self.opened = anyio.Event()
+        self.closed = anyio.Event()
+        self.said = 0
+
+    async def models(self) -> Sequence[ModelInfo]:
+        if self.listing_error is not None:
+            raise self.listing_error
+        return self.listed
+
+    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        self.requests.append(request)
+        self.opened.set()
+        try:
+            for step in self.script:
+                if isinstance(step, anyio.Event):
+                    await step.wait()
+                elif isinstance(step, BaseException):
+                    raise step
+                else:
+                    self.said += 1
+                    yield step
+        finally:
+            self.closed.set()
+
+    async def resident(self) -> Sequence[Resident]:
+        return []
+
+    async def aclose(self) -> None:
+        pass
+
+
+def answer(*texts: str, reasoning: str = "") -> list[Step]:
+    """Return the script of an answer that just works."""
+    thoughts: list[Step] = [ReasoningDelta(reasoning)] if reasoning else []
+    deltas = [TextDelta(text) for text in texts]
+    usage = Usage(prompt_tokens=3, completion_tokens=len(thoughts) + len(deltas))
+    return [Started(ECHO, prompt_tokens=3), *thoughts, *deltas, Finished("stop", usage)]

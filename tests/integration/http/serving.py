@@ -1,0 +1,145 @@
+"""The real services over scripted providers, behind a real server on loopback."""
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import uvicorn
+from anyio.abc import TaskGroup
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
+
+from gateway.core.sessions import Session
+from gateway.http.app import create_app
+from gateway.services.catalog import Catalog
+from gateway.services.gateway import Gateway
+from gateway.services.images import ImagePolicy
+from gateway.services.recorder import SessionRecorder
+from gateway.services.router import ModelRouterService
+from gateway.services.streams import StreamService
+from gateway.services.tracker import ModelStateTracker
+from gateway.settings import Settings
+from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
+from tests.integration.http.scripted_provider import ScriptedProvider
+
+
+class Served:
+    """A gateway that is being served, and a client for it."""
+
+    def __init__(self, url: str, gateway: Gateway, client: httpx.AsyncClient) -> None:
+        self.url = url
+        self.gateway = gateway
+        self.client = client
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def last_session(self) -> Session:
+        """Return the record of the newest stream once it is closed and written."""
+        while self.gateway.streams.live_count:
+            await anyio.lowlevel.checkpoint()
+        assert await self.gateway.recorder.flush(5)
+        [session] = await self.gateway.sessions.recent(1)
+        return session
+
+
+@asynccontextmanager
+async def serving(
+    *providers: ScriptedProvider,
+    graphql: ASGIApp = PlainTextResponse("graphql"),  # noqa: B008
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    **values: Any,
+) -> AsyncIterator[Served]:
+    """Serve `providers` with `values` as settings; nothing may take longer than 30 s."""
+    settings = Settings(providers=tuple(p.name for p in providers), node="test", **values)
+    with _listen() as listener, anyio.fail_after(30):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with anyio.create_task_group() as tasks:
+            gateway = build_gateway(settings, tasks, providers)
+            tasks.start_soon(gateway.recorder.run)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    wrap(create_app(gateway, settings, graphql)),
+                    lifespan="off",
+                    ws="none",
+                    log_config=None,
+                    access_log=False,
+                    timeout_graceful_shutdown=2,
+                )
+            )
+            done = anyio.Event()
+            tasks.start_soon(_serve, server, listener, done)
+            # verify: no certificates are loaded, which takes longer than most tests.
+            async with httpx.AsyncClient(
+                base_url=url, timeout=20, trust_env=False, verify=False
+            ) as client:
+                yield Served(url, gateway, client)
+            server.should_exit = True
+            await done.wait()
+            tasks.cancel_scope.cancel()
+
+
+def build_gateway(
+    settings: Settings, tasks: TaskGroup, providers: tuple[ScriptedProvider, ...]
+) -> Gateway:
+    """Return the real services over `providers`, with stores in memory."""
+    sessions, models, statuses = (
+        MemorySessionStore(),
+        MemoryModelStateStore(),
+        MemoryProviderStore(),
+    )
+    by_name = {provider.name: provider for provider in providers}
+    catalog = Catalog(by_name, timeout_s=0.5, ttl_s=0)
+    recorder = SessionRecorder(sessions)
+    router = ModelRouterService(
+        by_name,
+        catalog,
+        aliases=settings.aliases,
+        images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+    )
+    streams = StreamService(
+        router,
+        recorder,
+        tasks,
+        node="test",
+        max_streams=settings.max_streams,
+        buffer_events=settings.stream_buffer_events,
+    )
+    tracker = ModelStateTracker(
+        catalog,
+        models,
+        statuses,
+        provider_names=settings.providers,
+        node="test",
+        interval_s=settings.reconcile_interval_s,
+    )
+    return Gateway(
+        node="test",
+        provider_names=settings.providers,
+        catalog=catalog,
+        router=router,
+        streams=streams,
+        recorder=recorder,
+        tracker=tracker,
+        sessions=sessions,
+        model_states=models,
+        provider_states=statuses,
+    )
+
+
+def _listen() -> socket.socket:
+    # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms a reply.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, done: anyio.Event) -> None:
+    await server.serve([listener])
+    done.set()

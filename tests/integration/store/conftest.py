@@ -1,0 +1,46 @@
+"""One contract suite for every store: in memory, on SQLite and on PostgreSQL."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
+from gateway.store import migrate
+from gateway.store.database import Database
+from gateway.store.models import DatabaseModelStateStore
+from gateway.store.providers import DatabaseProviderStore
+from gateway.store.sessions import DatabaseSessionStore
+from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(database_url) as database:
+        yield database
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Database | None]:
+    """What a store stands on; None is memory."""
+    if request.param == "memory":
+        yield None
+        return
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    migrate.upgrade(url)
+    async with Database(url) as database:
+        yield database
+
+
+@pytest.fixture
+def session_store(backing: Database | None) -> SessionStore:
+    return DatabaseSessionStore(backing) if backing else MemorySessionStore()
+
+
+@pytest.fixture
+def model_store(backing: Database | None) -> ModelStateStore:
+    return DatabaseModelStateStore(backing) if backing else MemoryModelStateStore()
+
+
+@pytest.fixture
+def provider_store(backing: Database | None) -> ProviderStore:
+    return DatabaseProviderStore(backing) if backing else MemoryProviderStore()

@@ -1,0 +1,25 @@
+"""Providers are found by name; whatever else lies beside them is not one."""
+
+import pytest
+
+from gateway import providers
+from gateway.core.errors import Misconfigured
+
+
+def test_a_kind_is_the_module_of_its_name() -> None:
+    from gateway.providers import ollama
+
+    assert providers.load("ollama") is ollama.create
+
+
+def test_wire_modules_are_no_kinds() -> None:
+    assert "ollama" in providers.known_kinds()
+    assert not any(kind.endswith("_wire") for kind in providers.known_kinds())
+
+
+@pytest.mark.parametrize("kind", ["", "nope", "ollama_wire", "os", "..core", "ollama.create"])
+def test_an_unknown_kind_is_refused_with_the_known_ones(kind: str) -> None:
+    with pytest.raises(Misconfigured) as caught:
+        providers.load(kind)
+    assert "ollama" in caught.value.mistakes[0]
+    assert f"'{kind}'" in caught.value.mistakes[0]

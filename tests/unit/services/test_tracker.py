@@ -1,0 +1,90 @@
+import anyio
+
+from gateway.core.errors import DatabaseUnavailable, ProviderUnavailable
+from gateway.core.models import ModelInfo, ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState, ProviderState
+from gateway.services.catalog import Catalog
+from gateway.services.tracker import ModelStateTracker
+from gateway.testing import MemoryModelStateStore, MemoryProviderStore
+from tests.integration.http.scripted_provider import ECHO, ScriptedProvider
+
+
+class House:
+    def __init__(self) -> None:
+        self.provider = ScriptedProvider()
+        self.models = MemoryModelStateStore()
+        self.providers = MemoryProviderStore()
+        named = {self.provider.name: self.provider}
+        self.tracker = ModelStateTracker(
+            Catalog(named, timeout_s=1, ttl_s=60),
+            self.models,
+            self.providers,
+            provider_names=list(named),
+            node="n",
+            interval_s=60,
+            now=lambda: 5.0,
+        )
+
+    async def states(self) -> dict[str, ModelState]:
+        return {str(change.ref): change.state for change in await self.models.all("n")}
+
+
+async def test_the_first_look_writes_what_is_there() -> None:
+    house = House()
+    await house.tracker.reconcile()
+    assert await house.states() == {"scripted/echo": ModelState.LOADED}
+    [status] = await house.providers.all("n")
+    assert (status.state, status.last_seen_at) == (ProviderState.UP, 5.0)
+
+
+async def test_a_model_that_went_away_is_forgotten() -> None:
+    house = House()
+    await house.tracker.reconcile()
+    house.provider.listed = []
+    await house.tracker.reconcile()
+    assert await house.states() == {}
+
+
+async def test_a_provider_that_does_not_answer_keeps_its_models_and_its_last_sight() -> None:
+    house = House()
+    await house.tracker.reconcile()
+    house.provider.listing_error = ProviderUnavailable("scripted", "gone")
+    await house.tracker.reconcile()
+    assert await house.states() == {"scripted/echo": ModelState.LOADED}
+    [status] = await house.providers.all("n")
+    assert (status.state, status.error_code, status.last_seen_at) == (
+        ProviderState.DOWN,
+        "provider_unavailable",
+        5.0,
+    )
+
+
+async def test_a_transition_is_written_at_once() -> None:
+    house = House()
+    house.provider.listed = [ModelInfo(ECHO)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.tracker.run)
+        await anyio.wait_all_tasks_blocked()
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADING))
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.FAILED, message="torn"))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    [change] = await house.models.all("n")
+    assert (change.state, change.message) == (ModelState.FAILED, "torn")
+
+
+async def test_a_dead_database_makes_it_unhealthy_until_it_answers() -> None:
+    house = House()
+    original = house.models.apply
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    house.models.apply = fail  # type: ignore[method-assign, assignment]
+    house.tracker.observe(ModelStateChange(ModelRef("scripted", "x"), ModelState.LOADING))
+    await house.tracker.write_last()
+    assert not house.tracker.healthy
+    house.models.apply = original  # type: ignore[method-assign]
+    await house.tracker.write_last()
+    assert house.tracker.healthy

@@ -1,0 +1,152 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.core.errors import Misconfigured
+from gateway.settings import (
+    Settings,
+    default_config_dir,
+    environment_name,
+    load_settings,
+    parse_ollama_host,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(tmp_path: Path, environ: dict[str, str] | None = None, dotenv: str = "") -> Settings:
+    (tmp_path / ".env").write_text(dotenv)
+    return load_settings(environ or {}, config_dir=tmp_path, dotenv=tmp_path / ".env")
+
+
+def mistakes(tmp_path: Path, environ: dict[str, str]) -> list[str]:
+    with pytest.raises(Misconfigured) as caught:
+        load(tmp_path, environ)
+    return list(caught.value.mistakes)
+
+
+def test_every_mistake_is_reported_at_once_with_the_name_of_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("max_streams = 0\nunheard_of = 1\n")
+    (tmp_path / "b.toml").write_text("not toml")
+    found = mistakes(
+        tmp_path,
+        {
+            "GATEWAY_PORT": "eighty",
+            "GATEWAY_LOG_LEVEL": "loud",
+            "GATEWAY_PROT": "80",
+            "OLLAMA_HOST": "ftp://there",
+            "GATEWAY_DATABASE_URL": "mysql://u:hunter2@h/d",
+            "GATEWAY_SEND_TIMEOUT_S": "nan",
+            "GATEWAY_ALIASES": "{",
+        },
+    )
+    for name in (
+        "GATEWAY_PORT",
+        "GATEWAY_LOG_LEVEL",
+        "GATEWAY_PROT",
+        "OLLAMA_HOST",
+        "GATEWAY_DATABASE_URL",
+        "GATEWAY_SEND_TIMEOUT_S",
+        "GATEWAY_ALIASES",
+        "max_streams in",
+        "unheard_of in",
+        "b.toml",
+    ):
+        assert sum(name in mistake for mistake in found) == 1, name
+    assert len(found) == 10
+    assert not any("hunter2" in mistake for mistake in found)
+
+
+def test_the_environment_wins_over_dotenv_and_dotenv_over_toml(tmp_path: Path) -> None:
+    (tmp_path / "default.toml").write_text("port = 1\nmax_streams = 1\nlog_level = 'error'\n")
+    (tmp_path / "a.toml").write_text("log_level = 'debug'\n")
+    settings = load(tmp_path, {"GATEWAY_PORT": "3"}, "GATEWAY_PORT=2\nGATEWAY_MAX_STREAMS=2\n")
+    assert (settings.port, settings.max_streams, settings.log_level) == (3, 2, "debug")
+
+
+def test_an_empty_variable_is_an_unset_one(tmp_path: Path) -> None:
+    assert load(tmp_path, {"GATEWAY_PORT": "", "HF_MODEL_PATH": ""}).port == 8420
+
+
+def test_the_vendors_own_names_are_honoured(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        {
+            "OLLAMA_HOST": "gpu:1234",
+            "HF_MODEL_PATH": "/models",
+            "HF_HOME": "/hf",
+            "HF_TOKEN": "hf_secret",
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
+    assert settings.ollama_host == "http://gpu:1234"
+    assert settings.resolved_model_path == Path("/models")
+    assert settings.resolved_hub_cache == Path("/hf/hub")
+    assert settings.hf_hub_offline is True
+    assert "hf_secret" not in repr(settings)
+
+
+def test_the_hub_cache_of_its_own_wins_over_the_home(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"HF_HOME": "/hf", "HF_HUB_CACHE": "/cache"})
+    assert settings.resolved_hub_cache == Path("/cache")
+
+
+def test_the_data_folder_holds_database_and_models_unless_told_otherwise(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"GATEWAY_DATA_DIR": "/data"})
+    assert settings.resolved_database_url == "sqlite:////data/gateway.db"
+    assert settings.resolved_model_path == Path("/data/models")
+
+
+def test_lists_and_objects_are_read_from_the_environment(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path, {"GATEWAY_PROVIDERS": "ollama", "GATEWAY_ALIASES": '{"fast": "ollama/x"}'}
+    )
+    assert settings.providers == ("ollama",)
+    assert settings.aliases == {"fast": "ollama/x"}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("gpu", "http://gpu:11434"),
+        ("gpu:99", "http://gpu:99"),
+        (":99", "http://127.0.0.1:99"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("http://gpu", "http://gpu:80"),
+        ("https://gpu", "https://gpu:443"),
+        ("https://gpu:8443/ollama/", "https://gpu:8443/ollama"),
+        ("[::1]:99", "http://[::1]:99"),
+        ("http://[::]:99", "http://[::1]:99"),
+        ('"gpu"', "http://gpu:11434"),
+    ],
+)
+def test_ollama_host_is_read_as_ollama_reads_it(host: str, url: str) -> None:
+    assert parse_ollama_host(host) == url
+
+
+def test_the_shipped_configuration_is_right() -> None:
+    settings = load_settings({}, config_dir=default_config_dir(), dotenv=Path("/nonexistent"))
+    assert settings.aliases == {"demo": "huggingface/demo"}
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    text = (ROOT / ".env.example").read_text()
+    listed = dict(re.findall(r"^# ?([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
+    assert set(listed) == {environment_name(name) for name in Settings.model_fields} | {
+        "GATEWAY_CONFIG_DIR"
+    }
+
+
+def test_env_example_is_accepted_as_it_stands_and_changes_nothing(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text()
+    uncommented = re.sub(r"^# ?([A-Z_]+=)", r"\1", text, flags=re.MULTILINE)
+    assert load(tmp_path, dotenv=uncommented) == load(tmp_path)
+
+
+def test_the_documentation_describes_every_setting() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"| `{environment_name(name)}` |" in text, name
+        assert field.description and field.description in text, name
