@@ -31,7 +31,7 @@ bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.upstream
 
 demo: $(VENV)/.installed  ## train the built-in demo model anew
-	$(BIN)/python -m gateway.demo.train
+	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m gateway.demo.train
 
 lock: $(VENV)/.installed-dev  ## write down what is installed
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \

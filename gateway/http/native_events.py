@@ -1,6 +1,5 @@
 """The native stream: numbered, named events, and `finished` or `failed` as the last one."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,8 +76,8 @@ class NativeEvents:
 
     def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
         self._is_finished = True
-        timings = self._live.tally.timings(time.monotonic())
-        data = {"reason": reason, "usage": usage, "timings": round_timings(timings)}
+        timings = round_timings(self._live.timings)
+        data = {"reason": reason, "usage": usage, "timings": timings}
         return self._frame(b"finished", data)
 
     def _frame(self, name: bytes, data: dict[str, Any]) -> bytes:

@@ -1,6 +1,5 @@
 """The native face: `POST /api/v1/stream` and the same collected, `POST /api/v1/generate`."""
 
-import time
 from functools import partial
 from typing import Any, Literal
 
@@ -126,5 +125,5 @@ def _describe_answer(live: LiveStream, answer: Generation) -> dict[str, Any]:
         **{name: value for name, value in optional.items() if value},
         "finish_reason": answer.finish_reason,
         "usage": answer.usage,
-        "timings": round_timings(live.tally.timings(time.monotonic())),
+        "timings": round_timings(live.timings),
     }

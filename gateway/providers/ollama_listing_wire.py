@@ -109,7 +109,8 @@ def read_info(ref: ModelRef, tag: Tag, running: Running | None, traits: Traits |
     return ModelInfo(
         ref=ref,
         state=ModelState.NOT_LOADED if running is None else ModelState.LOADED,
-        size_bytes=tag.size,
+        # The package reads sizes as a pydantic type; vendor types end here.
+        size_bytes=None if tag.size is None else int(tag.size),
         context_length=next((length for length in lengths if length), None),
         capabilities=capabilities,
         metadata=_metadata(tag, running),
@@ -124,7 +125,7 @@ def read_resident(model: Running) -> Resident | None:
     expires = model.expires_at
     return Resident(
         ref=ref,
-        memory_bytes=model.size or 0,
+        memory_bytes=int(model.size or 0),
         expires_at=expires.timestamp() if expires and expires.year > 1 else None,
     )
 

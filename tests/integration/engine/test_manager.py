@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import anyio.from_thread
+import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import (

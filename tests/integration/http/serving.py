@@ -24,7 +24,7 @@ from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
-from tests.integration.http.scripted_provider import ScriptedProvider
+from tests.scripted_provider import ScriptedProvider
 
 
 class Served:

@@ -8,9 +8,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.core.errors import DatabaseUnavailable
-from tests.integration.http.scripted_provider import ScriptedProvider, answer
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO
+from tests.scripted_provider import ScriptedProvider, answer
 
 
 async def test_a_usable_request_id_is_kept_and_any_other_replaced() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.http.scripted_provider import ScriptedProvider, answer
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE, named, parse_frames
+from tests.scripted_provider import ScriptedProvider, answer
 
 CHAT = "/v1/chat/completions"
 GENERATE = "/api/v1/generate"

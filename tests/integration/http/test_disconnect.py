@@ -10,9 +10,9 @@ import pytest
 
 from gateway.core.events import Started, TextDelta, Waiting
 from gateway.core.states import StreamEnd
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, Step
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
+from tests.scripted_provider import ECHO, ScriptedProvider, Step
 
 FACES: dict[str, tuple[str, dict[str, Any]]] = {
     "native stream": (NATIVE, {}),

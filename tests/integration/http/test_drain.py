@@ -4,9 +4,9 @@ import anyio
 
 from gateway.core.events import Started, TextDelta
 from gateway.core.states import StreamEnd
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, answer
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO, NATIVE, parse_frames
+from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 
 async def test_an_open_stream_sees_that_the_gateway_shuts_down() -> None:

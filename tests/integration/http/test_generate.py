@@ -7,9 +7,9 @@ from PIL import Image
 
 from gateway.core.events import Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
 from gateway.core.messages import ImagePart, Options, ResponseFormat, TextPart, Tool, ToolCall
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, answer
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO
+from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 URL = "/api/v1/generate"
 

@@ -4,8 +4,8 @@ import httpx2
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from tests.integration.http.scripted_provider import ScriptedProvider, answer
 from tests.integration.http.serving import serving
+from tests.scripted_provider import ScriptedProvider, answer
 
 
 async def test_chat_openai_invokes_and_streams() -> None:

@@ -7,8 +7,8 @@ from gateway.core.errors import ProviderUnavailable
 from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from tests.integration.http.scripted_provider import ScriptedProvider
 from tests.integration.http.serving import Served, serving
+from tests.scripted_provider import ScriptedProvider
 
 URL = "/api/v1/models"
 

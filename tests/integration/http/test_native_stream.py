@@ -16,9 +16,9 @@ from gateway.core.events import (
 )
 from gateway.core.messages import ToolCall
 from gateway.core.names import ModelRef
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, answer
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO, NATIVE, named, parse_frames
+from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 
 async def test_a_stream_follows_the_grammar_and_its_ids_rise_by_one() -> None:

@@ -9,8 +9,8 @@ import pytest
 from gateway.core.errors import ProviderUnavailable
 from gateway.core.events import Started, TextDelta
 from tests.integration.clients import node
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, answer
 from tests.integration.http.serving import Served, serving
+from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 pytestmark = pytest.mark.usefixtures("node_modules")
 

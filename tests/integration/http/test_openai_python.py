@@ -38,8 +38,8 @@ from gateway.core.messages import (
     Tool,
     ToolCall,
 )
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, Step, answer
 from tests.integration.http.serving import Served, serving
+from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
 MODEL = "scripted/echo"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]

@@ -6,7 +6,7 @@ from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.states import ProviderState
 from gateway.services.catalog import Catalog, describe_providers
-from tests.integration.http.scripted_provider import ScriptedProvider
+from tests.scripted_provider import ScriptedProvider
 
 
 class HangingProvider(ScriptedProvider):

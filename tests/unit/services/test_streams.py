@@ -25,7 +25,7 @@ from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
 from gateway.testing import MemorySessionStore
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider, Step, answer
+from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
 REQUEST = GenerateRequest(id="req-1", model="scripted/echo", messages=(Message.user("hi"),))
 

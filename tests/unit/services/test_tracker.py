@@ -7,7 +7,7 @@ from gateway.core.states import ModelState, ProviderState
 from gateway.services.catalog import Catalog
 from gateway.services.tracker import ModelStateTracker
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore
-from tests.integration.http.scripted_provider import ECHO, ScriptedProvider
+from tests.scripted_provider import ECHO, ScriptedProvider
 
 
 class House:
