@@ -1,12 +1,13 @@
 #!/bin/sh
 # Lists every model of every provider, and says why a provider's models are missing.
-# Usage: examples/graphql.sh [URL]    (needs curl; the gateway runs at 127.0.0.1:8420)
+# Usage: examples/graphql.sh [URL]    (GATEWAY_URL chooses another gateway)
 set -eu
 
-url="${1:-http://127.0.0.1:8420/graphql}"
+url="${1:-${GATEWAY_URL:-http://127.0.0.1:8420}/graphql}"
 
 query='{
   availableModels {
+    totalCount
     models { id provider name state sizeBytes capabilities metadata { key value } }
     providerErrors { provider code message }
   }

@@ -216,10 +216,19 @@ async def test_kill_9_of_the_server_in_mid_stream_is_one_failed_event(
     serve: Serve, ollama_peer: OllamaPeer, rows: Rows
 ) -> None:
     ollama_peer.add_model("dies")
-    ollama_peer.script("dies", chunks([chat_line("a"), chat_line("b"), Do.RESET]))
+    read = asyncio.Event()
+    steps = [chat_line("a"), chat_line("b"), read, Do.RESET]
+    ollama_peer.script("dies", chunks(steps))
     gateway = await served(serve, ollama_peer)
-    async with client_of(gateway) as client:
-        text = (await client.post("/api/v1/stream", json=chat("ollama/dies", "hi"))).text
+    text = ""
+    async with (
+        client_of(gateway) as client,
+        client.stream("POST", "/api/v1/stream", json=chat("ollama/dies", "hi")) as reply,
+    ):
+        async for piece in reply.aiter_text():
+            text += piece
+            if '"text":"b"' in text:
+                read.set()
     assert text.count("event: failed") == 1
     assert "event: finished" not in text
     gateway.close()
