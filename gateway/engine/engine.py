@@ -11,7 +11,6 @@ from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
-from gateway.engine.decoder import new_decoder
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
 from gateway.engine.sampler import Sampler
@@ -61,7 +60,7 @@ class TransformersEngine:
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._scheduler = Scheduler(
-            str(ref), max_active=max_active, max_queue=max_queue, threads=threads
+            str(ref), loaded.runner, max_active=max_active, max_queue=max_queue, threads=threads
         )
 
     @property
@@ -102,7 +101,6 @@ class TransformersEngine:
         return Sequence(
             self._ref,
             prompt=prompt,
-            decoder=new_decoder(loaded.model),
             sampler=Sampler(loaded.sampling(request.options), prompt),
             detokenizer=Detokenizer(loaded.encoder.decode),
             stops=StopMatcher(request.options.stop),

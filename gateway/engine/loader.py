@@ -11,6 +11,7 @@ import msgspec
 from gateway.core.cards import read_context_length
 from gateway.core.errors import ModelLoadFailed
 from gateway.engine.prompt import PromptEncoder
+from gateway.engine.runner import Runner, choose_runner
 from gateway.engine.runtime import bound_threads, import_torch
 from gateway.engine.sampler import Sampling, resolve_sampling
 
@@ -33,6 +34,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """A model in memory. `memory_bytes` is what its weights and buffers take."""
 
     model: Any
+    runner: Runner
     encoder: PromptEncoder
     eos_ids: frozenset[int]
     vocabulary_size: int
@@ -65,6 +67,7 @@ def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
         raise ModelLoadFailed(f"{name} could not be loaded: {_first_line(error)}") from error
     return LoadedModel(
         model=model,
+        runner=choose_runner(model),
         encoder=PromptEncoder(tokenizer),
         eos_ids=_eos_ids(model, tokenizer),
         vocabulary_size=model.get_input_embeddings().num_embeddings,

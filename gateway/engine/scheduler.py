@@ -1,16 +1,23 @@
-"""The worker thread of one model: admits sequences and advances each by one step in turn."""
+"""The worker thread of one model: admits sequences and advances them together, step by step."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
 import threading
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from gateway.core.errors import EngineFailed, Overloaded
 from gateway.core.events import Waiting
 from gateway.engine.bridge import Outbox
+from gateway.engine.runner import Runner
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +30,11 @@ class Scheduler:
     gets EngineFailed and `alive` turns false.
     """
 
-    def __init__(self, name: str, *, max_active: int, max_queue: int, threads: int) -> None:
+    def __init__(
+        self, name: str, runner: Runner, *, max_active: int, max_queue: int, threads: int
+    ) -> None:
+        self._runner = runner
+        self._prefilled = 0
         self._max_active = max_active
         self._max_queue = max_queue
         self._threads = threads
@@ -108,6 +119,7 @@ class Scheduler:
             while kept and len(self._active) < self._max_active:
                 sequence, queued_at = kept.popleft()
                 sequence.queue_ms = (time.monotonic() - queued_at) * 1000
+                sequence.place = self._runner.open()
                 self._active.append(sequence)
                 admitted += 1
             moved = bool(admitted or dropped)
@@ -120,36 +132,66 @@ class Scheduler:
                 self._outbox.post(sequence.channel, [Waiting("queued", position=position)])
 
     def _step(self) -> None:
-        remaining = []
-        for sequence in self._active:
-            if self._keeps(sequence):
-                remaining.append(sequence)
-            else:
-                self._outbox.post(sequence.channel, [], released=True)
-        with self._condition:
-            self._active = remaining
+        """Feed every sequence whose reader keeps up, at most one chunk of one prompt among them."""
+        chosen = self._choose()
+        for sequence, logits in self._compute(chosen):
+            self._accept(sequence, logits)
+        gone = [sequence for sequence in self._active if sequence.cancelled or sequence.finished]
+        for sequence in gone:
+            self._release(sequence)
 
-    def _keeps(self, sequence: Sequence) -> bool:
-        if sequence.cancelled:
-            return False
-        return sequence.channel.is_full or self._advance(sequence)
+    def _choose(self) -> list[Sequence]:
+        ready = [s for s in self._active if not s.cancelled and not s.channel.is_full]
+        speaking = [sequence for sequence in ready if not sequence.in_prompt]
+        prompts = [sequence for sequence in ready if sequence.in_prompt]
+        if prompts:
+            # In turn, so that a long prompt does not keep a short one waiting.
+            self._prefilled += 1
+            speaking.append(prompts[self._prefilled % len(prompts)])
+        return speaking
 
-    def _advance(self, sequence: Sequence) -> bool:
-        """Advance by one step; return whether there is more to do."""
+    def _compute(self, chosen: list[Sequence]) -> list[tuple[Sequence, Tensor]]:
+        """Compute one step; should it fail, find out whose fault it was, and let only him fail."""
+        if not chosen:
+            return []
         try:
-            events = sequence.advance()
+            logits = self._runner.run([(s.place, s.next_ids) for s in chosen])
+        except Exception:
+            if len(chosen) > 1:
+                logger.exception("a step failed; its sequences go on one by one")
+                return [pair for sequence in chosen for pair in self._compute([sequence])]
+            logger.exception("a sequence failed")
+            self._fail(chosen[0])
+            return []
+        return list(zip(chosen, logits, strict=True))
+
+    def _accept(self, sequence: Sequence, logits: Tensor) -> None:
+        try:
+            events = sequence.accept(logits)
         except Exception:
             logger.exception("a sequence failed")
-            error = EngineFailed("The model failed on this request.")
-            self._outbox.post(sequence.channel, [], error=error)
-            return False
-        self._outbox.post(sequence.channel, events)
-        return not sequence.finished
+            self._fail(sequence)
+        else:
+            self._outbox.post(sequence.channel, events)
+
+    def _fail(self, sequence: Sequence) -> None:
+        error = EngineFailed("The model failed on this request.")
+        self._outbox.post(sequence.channel, [], error=error)
+        sequence.finished = True
+
+    def _release(self, sequence: Sequence) -> None:
+        self._runner.release(sequence.place)
+        sequence.place = None
+        with self._condition:
+            self._active.remove(sequence)
+        self._outbox.post(sequence.channel, [], released=True)
 
     def _release_all(self, reason: str) -> None:
         with self._condition:
             self.alive = False
             left = [*self._active, *(sequence for sequence, _ in self._queue)]
+            for sequence in self._active:
+                self._runner.release(sequence.place)
             self._active = []
             self._queue.clear()
         for sequence in left:

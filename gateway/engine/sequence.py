@@ -1,26 +1,32 @@
-"""One generation as the worker sees it: fed token by token until it finishes."""
+"""One generation as the worker sees it: it says what to feed next and takes what came out."""
+
+from typing import TYPE_CHECKING, Any
 
 from gateway.core.events import Event, Finished, FinishReason, Started, TextDelta, Usage, Waiting
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
-from gateway.engine.decoder import Decoder
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.sampler import Sampler
 from gateway.engine.stopping import StopMatcher
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PREFILL_CHUNK = 256
-"""Prompt tokens computed between two looks at the other sequences."""
+"""Prompt tokens computed between two tokens of the other sequences."""
 
 
 class Sequence:
-    """Its `advance` computes one token (or one chunk of the prompt) and says what came of it."""
+    """Fed with `next_ids` it takes the logits by `accept`, until `finished`. Computes nothing.
+
+    `place` is where the runner keeps it, once it is admitted.
+    """
 
     def __init__(
         self,
         ref: ModelRef,
         *,
         prompt: list[int],
-        decoder: Decoder,
         sampler: Sampler,
         detokenizer: Detokenizer,
         stops: StopMatcher,
@@ -32,10 +38,10 @@ class Sequence:
         self.cancelled = False
         self.finished = False
         self.queue_ms = 0.0
+        self.place: Any = None
         self._ref = ref
         self._prompt_tokens = len(prompt)
         self._pending = prompt
-        self._decoder = decoder
         self._sampler = sampler
         self._detokenizer = detokenizer
         self._stops = stops
@@ -44,10 +50,18 @@ class Sequence:
         self._generated = 0
         self._untold = 0
 
-    def advance(self) -> list[Event]:
-        """Compute one step and return its events; `finished` is set with the last."""
-        chunk, self._pending = self._pending[:PREFILL_CHUNK], self._pending[PREFILL_CHUNK:]
-        logits = self._decoder.feed(chunk)
+    @property
+    def next_ids(self) -> list[int]:
+        """What to feed next: a chunk of the prompt, or the token that was said last."""
+        return self._pending[:PREFILL_CHUNK]
+
+    @property
+    def in_prompt(self) -> bool:
+        return self._generated == 0
+
+    def accept(self, logits: "Tensor") -> list[Event]:
+        """Take the logits after `next_ids` and return what is to be said; sets `finished`."""
+        self._pending = self._pending[PREFILL_CHUNK:]
         if self._pending:
             done = 1 - len(self._pending) / self._prompt_tokens
             return [Waiting("prefill", fraction=round(done, 3))]
