@@ -28,6 +28,7 @@ class _Kind(msgspec.Struct, frozen=True):
 
 
 _KINDS: dict[type[errors.GatewayError], _Kind] = {
+    errors.GatewayError: _Kind(500),
     errors.InvalidRequest: _Kind(400),
     errors.InvalidText: _Kind(422, hint="Send text without NUL characters and lone surrogates."),
     errors.PayloadTooLarge: _Kind(413, hint="Send less, or let the operator raise the limit."),
@@ -36,6 +37,9 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.ModelNotFound: _Kind(404, hint="GET /v1/models lists the names."),
     errors.AmbiguousModel: _Kind(400),
     errors.StreamNotFound: _Kind(404),
+    errors.ForeignOrigin: _Kind(
+        403, hint="The operator can allow the page's origin in GATEWAY_CORS_ORIGINS."
+    ),
     errors.Overloaded: _Kind(503, True, "Too many requests at once; try again.", 1.0),
     errors.NoRoom: _Kind(503, True, "Every loaded model is in use; try again.", 2.0),
     errors.ModelTooLarge: _Kind(

@@ -9,6 +9,7 @@ GatewayError
 ├── ModelNotFound             nobody has a model of that name
 ├── AmbiguousModel            several have; the full names are listed
 ├── StreamNotFound            no such stream
+├── ForeignOrigin             a web page of another origin, which is not allowed
 ├── Overloaded                a bounded queue is full: try again
 ├── NoRoom                    every resident model is in use: try again
 ├── ModelTooLarge             would not fit even an empty memory budget
@@ -101,6 +102,10 @@ class AmbiguousModel(GatewayError):
 
 class StreamNotFound(GatewayError):
     code = "stream_not_found"
+
+
+class ForeignOrigin(GatewayError):
+    code = "foreign_origin"
 
 
 class Overloaded(GatewayError):

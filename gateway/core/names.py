@@ -113,7 +113,8 @@ def nearest_names(name: str, catalogue: Sequence[ModelRef], limit: int = 3) -> l
     """Return up to `limit` full names from the catalogue that look most like `name`."""
     spellings: dict[str, list[str]] = {}
     for ref in catalogue:
-        for spelling in (str(ref), ref.model):
+        # A bare name is compared with bare names: the providers' prefixes would blur the likeness.
+        for spelling in {str(ref), ref.model} if "/" in name else {ref.model}:
             spellings.setdefault(spelling.casefold(), []).append(str(ref))
     close = difflib.get_close_matches(name.casefold(), spellings, n=2 * limit, cutoff=0.5)
     full_names = [full for spelling in close for full in spellings[spelling]]

@@ -35,10 +35,13 @@ def choose_route(
         catalogue=[info.ref for info in catalogue],
         aliases=aliases,
     )
-    info = next((info for info in catalogue if same_model(info.ref, ref)), None)
+    # A listing shows each model once, whatever revision of it is asked for.
+    unpinned = ModelRef(ref.provider, ref.model)
+    info = next((info for info in catalogue if same_model(info.ref, unpinned)), None)
     if info is not None:
         require_capabilities(request, info)
-    return Route(info.ref if info else ref, info)
+        ref = ModelRef(info.ref.provider, info.ref.model, ref.revision)
+    return Route(ref, info)
 
 
 def require_capabilities(request: GenerateRequest, info: ModelInfo) -> None:
@@ -63,7 +66,11 @@ def require_capabilities(request: GenerateRequest, info: ModelInfo) -> None:
                 param=_PARAMS[capability],
             )
     if not {Capability.CHAT, Capability.COMPLETION} & set(info.capabilities):
-        raise UnsupportedCapability(f"{info.id} does not generate text.", param="model")
+        raise UnsupportedCapability(
+            f"{info.id} does not generate text.",
+            hint="Choose a model that can chat or complete.",
+            param="model",
+        )
 
 
 _ASKED = {

@@ -10,6 +10,7 @@ from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
 from gateway.http.middleware import (
     REQUEST_ID,
+    RefuseForeignPages,
     RefuseWhileDraining,
     RequestIds,
     UnexpectedErrors,
@@ -65,5 +66,6 @@ def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
             )
         )
     stack.append(Middleware(UnexpectedErrors))
+    stack.append(Middleware(RefuseForeignPages, allowed=settings.cors_origins))
     stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams))
     return stack

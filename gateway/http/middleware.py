@@ -6,13 +6,14 @@ Pure ASGI: nothing here buffers a reply or stands between a stream and its disco
 import logging
 import re
 import secrets
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import telemetry
-from gateway.core.errors import ShuttingDown
+from gateway.core.errors import ForeignOrigin, ShuttingDown
 from gateway.http.errors import error_response
 from gateway.problems import describe
 from gateway.services.streams import StreamService
@@ -54,6 +55,33 @@ class RequestIds:
             await self._app(scope, receive, send_with_headers)
         finally:
             telemetry.request_id.reset(token)
+
+
+class RefuseForeignPages:
+    """Keeps web pages of other origins from acting: a browser sends their POSTs without asking.
+
+    A page that the gateway served, or whose origin the operator allowed, may. Programs send no
+    Origin and pass.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        problem = describe(ForeignOrigin("A page of another origin may not do this."))
+        await error_response(scope["path"], problem)(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return True
+        is_own = origin.partition("://")[2] == headers.get("host")
+        return is_own or bool(self._allowed & {origin, "*"})
 
 
 class RefuseWhileDraining:

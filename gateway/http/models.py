@@ -44,7 +44,13 @@ def describe_faults(listing: Listing) -> list[dict[str, Any]]:
     """Return one entry for each provider whose models are missing from the listing."""
     problems = [(fault.provider, describe(fault.error)) for fault in listing.faults]
     return [
-        {"provider": name, "code": about.code, "message": about.message, "hint": about.hint}
+        {
+            "provider": name,
+            "code": about.code,
+            "message": about.message,
+            "hint": about.hint,
+            "retryable": about.retryable,
+        }
         for name, about in problems
     ]
 

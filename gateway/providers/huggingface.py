@@ -54,9 +54,7 @@ class HuggingFaceService:
         Raises ModelNotFound, ModelLoadFailed, ModelTooLarge, NoRoom, Overloaded, and what the
         engine says of the request.
         """
-        files = await anyio.to_thread.run_sync(self._library.find, ref.model, ref.revision)
-        if files is None:
-            raise ModelNotFound(str(ref))
+        ref, files = await anyio.to_thread.run_sync(self._find, ref)
         began_at = time.monotonic()
         if self._manager.state_of(ref)[0] is not ModelState.LOADED:
             yield Waiting("loading")
@@ -73,6 +71,18 @@ class HuggingFaceService:
 
     async def aclose(self) -> None:
         await self._manager.aclose()
+
+    def _find(self, ref: ModelRef) -> tuple[ModelRef, LocalModel]:
+        """Return a model's files, and its ref in the one spelling that stands for them.
+
+        A branch and the commit it points to are one model, and so is the default without a pin.
+        """
+        files = self._library.find(ref.model, ref.revision)
+        if files is None:
+            raise ModelNotFound(str(ref))
+        default = self._library.find(ref.model) if ref.revision else files
+        is_default = default is not None and default.path == files.path
+        return ModelRef(self.name, ref.model, None if is_default else files.revision), files
 
     def _describe(self, model: LocalModel) -> ModelInfo:
         ref = ModelRef(self.name, model.name)

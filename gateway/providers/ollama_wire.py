@@ -141,10 +141,13 @@ def encode_request(
         keep_alive=_encode_keep_alive(request.keep_alive_s),
         think=_require_think(request.think),
     )
-    if request.prompt is not None:
+    messages = request.messages
+    if request.prompt is not None and request.tools and not request.raw:
+        messages = (Message.user(request.prompt),)  # generate takes no tools
+    elif request.prompt is not None:
         body.prompt, body.raw = request.prompt, request.raw
         return "/api/generate", _encode_body(body)
-    body.messages = [_encode_message(message) for message in request.messages]
+    body.messages = [_encode_message(message) for message in messages]
     body.tools = _encode_tools(request.tools, request.tool_choice)
     return "/api/chat", _encode_body(body)
 

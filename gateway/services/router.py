@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from gateway.core.errors import IncompleteStream, ModelNotFound
+from gateway.core.errors import IncompleteStream, ModelNotFound, ProviderUnavailable
 from gateway.core.events import Event, Finished, Generation, Routed, collect
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import nearest_names
@@ -55,7 +55,9 @@ class ModelRouterService:
                     if isinstance(event, Finished):
                         return
             except ModelNotFound as error:
-                raise await self._with_nearest(error) from error
+                raise await self._not_found(request, error) from error
+            except ProviderUnavailable as error:
+                raise _unless_guessed(request, route, error) from error
         raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
 
     async def _route(self, request: GenerateRequest) -> Route:
@@ -73,8 +75,22 @@ class ModelRouterService:
             aliases=self._aliases,
         )
 
-    async def _with_nearest(self, error: ModelNotFound) -> ModelNotFound:
-        """Return the error with the nearest names of the whole catalogue."""
+    async def _not_found(self, request: GenerateRequest, error: ModelNotFound) -> ModelNotFound:
+        """Return the error in the caller's own words, with the nearest names of all providers."""
         listing = await self._catalog.listing()
-        nearest = nearest_names(error.name, [model.ref for model in listing.models])
-        return ModelNotFound(error.name, error.nearest or nearest, message=error.message)
+        nearest = nearest_names(request.model, [model.ref for model in listing.models])
+        return ModelNotFound(request.model, nearest or error.nearest)
+
+
+def _unless_guessed(
+    request: GenerateRequest, route: Route, error: ProviderUnavailable
+) -> ProviderUnavailable:
+    """Return the error; for a bare name that nobody is known to have, say so first."""
+    if route.info is not None or request.model.startswith(f"{error.provider}/"):
+        return error
+    return ProviderUnavailable(
+        error.provider,
+        f"No model '{request.model}' is known here, and {error.provider}, which might have it, "
+        f"is away: {error.message}",
+        hint="Models are named provider/name; GET /v1/models lists them.",
+    )

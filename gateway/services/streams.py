@@ -187,6 +187,7 @@ class StreamService:
             with stream._scope:
                 await self._pump(stream, request, opening)
         except GatewayError as known:
+            logger.info("stream %s failed: %s: %s", stream.id, known.code, known.message)
             error = known
         except Exception:
             logger.exception("stream %s failed", stream.id)

@@ -136,3 +136,21 @@ async def test_readiness_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert unready.status_code == 503
     assert json.loads(unready.text)["reasons"] == ["database_unavailable"]
+
+
+async def test_a_page_of_another_origin_may_not_act_unless_it_is_allowed() -> None:
+    body = json.dumps({"model": "scripted/echo", "prompt": "hi"})
+    plain = {"content-type": "text/plain"}
+    async with serving(ScriptedProvider(answer("a")), cors_origins=("http://good",)) as served:
+        codes = {}
+        for origin in ("http://evil", "null", "http://good", served.url):
+            reply = await served.client.post(
+                "/api/v1/generate", content=body, headers=plain | {"origin": origin}
+            )
+            codes[origin] = reply.status_code
+        looked = await served.client.get("/api/v1/models", headers={"origin": "http://evil"})
+        refused = await served.client.post("/v1/completions", headers={"origin": "http://evil"})
+    assert codes == {"http://evil": 403, "null": 403, "http://good": 200, served.url: 200}
+    assert looked.status_code == 200
+    assert "access-control-allow-origin" not in looked.headers
+    assert refused.json()["error"]["code"] == "foreign_origin"

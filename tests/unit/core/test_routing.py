@@ -60,6 +60,12 @@ def test_what_a_model_cannot_do_is_said(asked: dict[str, object], word: str) -> 
         route(ask("huggingface/demo", **asked))
 
 
+def test_a_pinned_revision_can_do_no_more_than_its_model() -> None:
+    with pytest.raises(UnsupportedCapability, match="tools"):
+        route(ask("huggingface/demo@main", tools=(Tool("f"),)))
+    assert route(ask("huggingface/demo@main")) == ModelRef("huggingface", "demo", "main")
+
+
 def test_thinking_switched_off_needs_nothing() -> None:
     assert route(ask("huggingface/demo", think=False)) == DEMO.ref
 

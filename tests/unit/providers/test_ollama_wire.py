@@ -190,3 +190,11 @@ def test_null_fields_are_absent_fields() -> None:
     answer = reader()
     assert list(answer.feed(line)) == [Started(REF)]
     assert answer.finished == Finished("stop", Usage())
+
+
+def test_tools_beside_a_prompt_go_to_chat_which_takes_them() -> None:
+    request = chat(messages=(), prompt="weather?", tools=(Tool("look"),))
+    path, body = encode_request(request, REF)
+    assert path == "/api/chat"
+    assert b'"tools"' in body
+    assert b'"weather?"' in body

@@ -1,0 +1,106 @@
+"""HuggingFaceService over a real library: which files a name stands for, and what is shared."""
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from gateway.core.errors import ModelNotFound
+from gateway.core.events import Started, Waiting, collect
+from gateway.core.models import ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
+from gateway.hub.cache import FileLibrary
+from gateway.providers import ProviderContext, load
+from gateway.providers.huggingface import HuggingFaceService
+from gateway.settings import Settings
+from tests.integration.engine.conftest import ask
+
+COMMIT, OTHER = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, llama_folder: Path) -> Path:
+    """A Hub cache with `own/m`: the branch main at one commit, and another commit."""
+    repository = tmp_path / "hub/models--own--m"
+    for commit in (COMMIT, OTHER):
+        shutil.copytree(llama_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    return tmp_path / "hub"
+
+
+OpenService = Callable[..., AbstractAsyncContextManager[HuggingFaceService]]
+
+
+@pytest.fixture
+def open_service(tmp_path: Path, hub: Path) -> OpenService:
+    @asynccontextmanager
+    async def open_(changes: list[ModelStateChange]) -> AsyncIterator[HuggingFaceService]:
+        async with anyio.create_task_group() as tasks:
+            context = ProviderContext(
+                library=FileLibrary(tmp_path / "models", hub),
+                observe=changes.append,
+                task_group=tasks,
+                clock=anyio.current_time,
+            )
+            service = load("huggingface")(Settings(hf_device="cpu"), context)
+            assert isinstance(service, HuggingFaceService)
+            yield service
+            await service.aclose()
+
+    return open_
+
+
+async def test_names_of_one_commit_share_one_copy_and_another_commit_has_its_own(
+    open_service: OpenService,
+) -> None:
+    changes: list[ModelStateChange] = []
+    async with open_service(changes) as service:
+        for revision in (None, "main", COMMIT, OTHER):
+            ref = ModelRef("huggingface", "own/m", revision)
+            await collect(service.stream(ask(max_tokens=1), ref))
+        resident = {str(model.ref) for model in await service.resident()}
+    assert resident == {"huggingface/own/m", f"huggingface/own/m@{OTHER}"}
+    assert [c.state for c in changes].count(ModelState.LOADING) == 2
+
+
+async def test_the_wait_for_a_load_is_told_and_measured(open_service: OpenService) -> None:
+    ref = ModelRef("huggingface", "own/m")
+    async with open_service([]) as service:
+        events = [event async for event in service.stream(ask(max_tokens=1), ref)]
+        assert events[0] == Waiting("loading")
+        [started] = [event for event in events if isinstance(event, Started)]
+        assert started.load_ms > 0
+        again = [event async for event in service.stream(ask(max_tokens=1), ref)]
+    assert Waiting("loading") not in again
+
+
+async def test_a_model_that_is_not_there_is_not_found(open_service: OpenService) -> None:
+    async with open_service([]) as service:
+        with pytest.raises(ModelNotFound):
+            await collect(service.stream(ask(), ModelRef("huggingface", "own/other")))
+
+
+@pytest.fixture
+def torn_hub(hub: Path) -> Path:
+    for weights in hub.rglob("model.safetensors"):
+        weights.write_bytes(b"\xff" * 100)
+    return hub
+
+
+@pytest.mark.usefixtures("torn_hub")
+async def test_a_listing_shows_state_card_and_failure(open_service: OpenService) -> None:
+    ref = ModelRef("huggingface", "own/m")
+    async with open_service([]) as service:
+        [before] = await service.models()
+        with pytest.raises(Exception, match="could not be loaded"):
+            await collect(service.stream(ask(), ref))
+        [after] = await service.models()
+    assert (before.state, before.context_length) == (ModelState.NOT_LOADED, 1024)
+    assert dict(before.metadata)["revision"] == COMMIT
+    assert after.state is ModelState.FAILED
+    assert after.message is not None and "could not be loaded" in after.message
