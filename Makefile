@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
 	@$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under=90
+	$(BIN)/coverage report --fail-under=95
 
 check: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff check .

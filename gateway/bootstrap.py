@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -15,9 +14,9 @@ from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
 from gateway import demo, providers
-from gateway.core.errors import Misconfigured
 from gateway.core.ports import Provider
 from gateway.http import app as http
+from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.hub.cache import FileLibrary
 from gateway.services.catalog import Catalog
@@ -27,9 +26,10 @@ from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
-from gateway.settings import Settings, environment_name
+from gateway.settings import Settings
 from gateway.store import migrate
-from gateway.store.database import Database, parse_url
+from gateway.store.claim import claimed
+from gateway.store.database import Database
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
@@ -56,7 +56,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         sessions = DatabaseSessionStore(database)
         orphans = await sessions.interrupt_orphans(settings.resolved_node, time.time())
         if orphans:
-            logger.warning("%d streams were interrupted when the gateway last died", orphans)
+            logger.warning("streams interrupted when the gateway last died: %d", orphans)
         async with anyio.create_task_group() as tasks:
             gateway, built = _assemble(settings, database, sessions, tasks)
             tasks.start_soon(gateway.recorder.run, name="session recorder")
@@ -65,7 +65,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 yield gateway
             finally:
                 with anyio.CancelScope(shield=True):
-                    await gateway.streams.drain(settings.drain_grace_s)
+                    was_drained = gateway.streams.draining
+                    await gateway.streams.drain(0 if was_drained else settings.drain_grace_s)
                     await gateway.recorder.flush(FLUSH_S)
                     for provider in built.values():
                         await provider.aclose()
@@ -136,33 +137,20 @@ def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:
 def serve(settings: Settings) -> None:
     """Serve until a signal says stop; returns when everything is closed.
 
-    Raises Misconfigured, WrongRevision, DatabaseUnavailable before it serves anything.
+    Raises Misconfigured, WrongRevision, DatabaseUnavailable before it serves anything. The
+    settings must have passed `preflight.find_mistakes`.
     """
-    check(settings)
     configure_logging(settings.log_level, settings.log_format)
+    if settings.hf_model_path and not settings.hf_model_path.is_dir():
+        logger.warning("the models folder %s is not there (yet)", settings.hf_model_path)
     # First of all, so that a second gateway by mistake disturbs nothing of the first.
-    with listen(settings.host, settings.port) as listener:
+    with (
+        listen(settings.host, settings.port) as listener,
+        claimed(settings.resolved_node, settings.data_dir),
+    ):
+        if not is_loopback(settings.host):
+            logger.warning("whoever reaches %s may use this gateway: it has no keys", settings.host)
         anyio.run(_serve, settings, listener, backend_options={"use_uvloop": True})
-
-
-def check(settings: Settings) -> None:
-    """Raise Misconfigured for what only the parts themselves can know: providers, the database."""
-    mistakes: list[str] = []
-    for kind in settings.providers:
-        try:
-            providers.load(kind)
-        except Misconfigured as error:
-            mistakes += [f"{environment_name('providers')}: {text}" for text in error.mistakes]
-    try:
-        parse_url(settings.resolved_database_url)
-    except Misconfigured as error:
-        mistakes += [f"{environment_name('database_url')}: {text}" for text in error.mistakes]
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        mistakes.append(f"{environment_name('data_dir')}: {error}")
-    if mistakes:
-        raise Misconfigured(mistakes)
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
@@ -177,7 +165,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         )
         server = DrainingServer(
             config,
-            drain=partial(gateway.streams.drain, settings.drain_grace_s),
+            drain=gateway.streams.drain,
+            grace_s=settings.drain_grace_s,
             started=_say_hello,
         )
         await server.serve([listener])

@@ -46,17 +46,16 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Serve until SIGINT or SIGTERM; running streams get time to finish."""
+    settings = _checked_settings()
     from gateway.bootstrap import serve as run_server
 
-    run_server(_settings())
+    run_server(settings)
 
 
 @main.command()
 def check() -> None:
     """Report every mistake in the settings at once; exit 2 when there is one."""
-    from gateway.bootstrap import check as check_parts
-
-    check_parts(_settings())
+    _checked_settings()
     click.echo("The settings are right.")
 
 
@@ -78,11 +77,14 @@ def upgrade(revision: str) -> None:
 
 @db.command()
 @click.argument("revision")
-def downgrade(revision: str) -> None:
-    """Bring the schema down to REVISION; `base` empties the database."""
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def downgrade(revision: str, yes: bool) -> None:
+    """Bring the schema down to REVISION; `base` empties the database. Records are lost."""
     from gateway.store import migrate
 
     url = _database_url()
+    if not yes:
+        click.confirm(f"Records will be lost. Go down to {revision}?", abort=True)
     migrate.downgrade(url, revision)
     click.echo(f"The database is at revision {migrate.current(url)}.")
 
@@ -123,10 +125,15 @@ def _settings() -> Settings:
     return load_settings()
 
 
+def _checked_settings() -> Settings:
+    from gateway.preflight import find_mistakes
+    from gateway.settings import load_settings
+
+    return load_settings(find_mistakes=find_mistakes)
+
+
 def _database_url() -> str:
-    settings = _settings()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return settings.resolved_database_url
+    return _checked_settings().resolved_database_url
 
 
 def _ask(path: str) -> Any:

@@ -7,15 +7,17 @@ vendors' own.
 
 import json
 import os
+import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -49,6 +51,8 @@ def parse_ollama_host(value: str) -> str:
     to listen on (0.0.0.0, ::) becomes the loopback address that reaches it.
     """
     text = value.strip().strip("\"'") or "127.0.0.1:11434"
+    if re.search(r"\s", text):
+        raise ValueError(f"'{text}' holds a space")
     scheme, separator, _ = text.partition("://")
     parts = urlsplit(text if separator else f"http://{text}")
     if parts.scheme not in ("http", "https"):
@@ -101,7 +105,12 @@ class Settings(BaseModel):
         "info", description="Log level."
     )
     log_format: Literal["text", "json"] = Field("text", description="One line or one JSON object.")
-    cors_origins: Names = Field((), description="Browser origins that may call, comma-separated.")
+    cors_origins: Names = Field(
+        (), description="Origins of web pages that may call, as http://host:port; * is any."
+    )
+    allowed_hosts: Names = Field(
+        (), description="Names that a gateway on loopback answers to beside its addresses."
+    )
 
     # State
     data_dir: Folder = Field(Path(".data"), description="Folder of the database, caches and keys.")
@@ -127,6 +136,9 @@ class Settings(BaseModel):
     # Ollama
     ollama_host: Annotated[str, AfterValidator(parse_ollama_host)] = Field(
         "http://127.0.0.1:11434", description="URL of the Ollama server."
+    )
+    ollama_num_ctx: int = Field(
+        0, ge=0, description="Context length asked of Ollama with every request; 0: Ollama decides."
     )
     ollama_connect_timeout_s: Positive = Field(2.0, description="Seconds to connect.")
     ollama_first_byte_timeout_s: Positive = Field(
@@ -163,7 +175,7 @@ class Settings(BaseModel):
     stream_buffer_events: int = Field(256, ge=1, description="Events held for a slow reader.")
     send_timeout_s: Positive = Field(30.0, description="Seconds until a stalled reader is cut.")
     ping_interval_s: Positive = Field(15.0, description="Seconds between pings of a stream.")
-    drain_grace_s: float = Field(10.0, ge=0, description="Seconds streams may go on at shutdown.")
+    drain_grace_s: float = Field(7.0, ge=0, description="Seconds streams may go on at shutdown.")
 
     @field_validator("database_url")
     @classmethod
@@ -171,6 +183,37 @@ class Settings(BaseModel):
         scheme = value.get_secret_value().partition(":")[0].partition("+")[0]
         if scheme not in ("", "sqlite", "postgresql"):
             raise ValueError("it must begin with sqlite:/// or postgresql://")
+        return value
+
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _rename_scheme(cls, value: Any) -> Any:
+        """Take the scheme that many hosters write for what it means."""
+        if isinstance(value, str) and value.startswith("postgres://"):
+            return value.replace("postgres", "postgresql", 1)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin not in ("*", "null") and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"'{origin}' is not of the form http://host:port")
+        return value
+
+    @field_validator("providers")
+    @classmethod
+    def _require_provider(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("it names no provider")
+        return value
+
+    @field_validator("aliases")
+    @classmethod
+    def _check_aliases(cls, value: dict[str, str]) -> dict[str, str]:
+        for alias, name in value.items():
+            if name in value:
+                raise ValueError(f"'{alias}' leads to another alias, '{name}'")
         return value
 
     @cached_property
@@ -202,20 +245,25 @@ def load_settings(
     *,
     config_dir: Path | None = None,
     dotenv: Path = Path(".env"),
+    find_mistakes: Callable[["Settings"], list[str]] = lambda _: [],
 ) -> Settings:
     """Return the settings of this machine.
 
     Raises Misconfigured with every mistake at once: each names the setting and where it was set.
+    What `find_mistakes` says of the settings that are right by themselves is among them.
     """
     sources = _Sources()
     environ = dict(os.environ if environ is None else environ)
     file_values = {k: v for k, v in dotenv_values(dotenv).items() if v is not None}
     named_dir = environ.get(CONFIG_DIR) or file_values.get(CONFIG_DIR)
+    sources.check_dotenv(dotenv)
+    if named_dir and not Path(named_dir).is_dir():
+        sources.add_mistake(f"{CONFIG_DIR}: {named_dir} is not a folder")
     for file in _toml_files(config_dir or Path(named_dir or default_config_dir())):
         sources.add_toml(file)
     sources.add_environment(file_values, str(dotenv))
     sources.add_environment(environ, "the environment")
-    return sources.validate()
+    return sources.validate(find_mistakes)
 
 
 def default_config_dir() -> Path:
@@ -255,18 +303,45 @@ class _Sources:
             elif name.startswith(PREFIX) and name not in RESERVED:
                 self._mistakes.append(f"{name} in {origin}: there is no such setting")
 
-    def validate(self) -> Settings:
-        try:
-            settings = Settings(**self._values)
-        except ValidationError as error:
-            for item in error.errors(include_url=False, include_input=False):
-                name = str(item["loc"][0])
-                label = self._labels.get(name, environment_name(name))
-                self._mistakes.append(f"{label}: {item['msg'].removeprefix('Value error, ')}")
-            raise Misconfigured(self._mistakes) from None
-        if self._mistakes:
+    def add_mistake(self, mistake: str) -> None:
+        self._mistakes.append(mistake)
+
+    def check_dotenv(self, file: Path) -> None:
+        """Take note of lines that mean nothing; the parser leaves them out."""
+        if file.is_file():
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                for binding in parse_stream(stream):
+                    if binding.error:
+                        self.add_mistake(f"{file}: line {binding.original.line} cannot be read")
+
+    def validate(self, find_mistakes: Callable[[Settings], list[str]]) -> Settings:
+        settings, wrong = self._try()
+        if settings is None:
+            # What is right by itself may still not work: that is said in the same breath.
+            kept = {name: value for name, value in self._values.items() if name not in wrong}
+            found = find_mistakes(Settings(**kept))
+            wrong_names = {environment_name(name) for name in wrong}
+            self._mistakes += [text for text in found if text.partition(":")[0] not in wrong_names]
+        else:
+            self._mistakes += find_mistakes(settings)
+        if settings is None or self._mistakes:
             raise Misconfigured(self._mistakes)
         return settings
+
+    def _try(self) -> tuple[Settings | None, set[str]]:
+        """Return the settings, or None and the names of the wrong ones; notes their mistakes."""
+        try:
+            return Settings(**self._values), set()
+        except ValidationError as error:
+            wrong = set()
+            for item in error.errors(include_url=False, include_input=False):
+                name, *inner = map(str, item["loc"])
+                label = self._labels.get(name, environment_name(name))
+                place = f" (at {'.'.join(inner)})" if inner else ""
+                message = item["msg"].removeprefix("Value error, ")
+                self.add_mistake(f"{label}{place}: {message}")
+                wrong.add(name)
+            return None, wrong
 
     def _set(self, name: str, value: Any, label: str) -> None:
         self._values[name] = value

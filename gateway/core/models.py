@@ -73,12 +73,16 @@ class Resident(msgspec.Struct, frozen=True):
 
 
 class LocalModel(msgspec.Struct, frozen=True):
-    """A model's files on this machine, as a scan found them."""
+    """A model's files on this machine, as a scan found them.
+
+    `changed_ns` is when its weights were last written; two that are equal are the same files.
+    """
 
     name: str
     path: str
     size_bytes: int
     revision: str | None = None
+    changed_ns: int = 0
     source: str = "local"
     card: ModelCard = ModelCard()
 

@@ -1,6 +1,5 @@
 """Names of models: how they are written, normalised, resolved, and which look alike."""
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -9,6 +8,7 @@ import msgspec
 from gateway.core.errors import AmbiguousModel, InvalidRequest, ModelNotFound
 
 MAX_NAME_LENGTH = 512
+MIN_LIKENESS = 0.45
 
 # Source: Ollama's types/model/name.go. Parts are host, namespace, model and tag.
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
@@ -111,14 +111,24 @@ def resolve_name(
 
 def nearest_names(name: str, catalogue: Sequence[ModelRef], limit: int = 3) -> list[str]:
     """Return up to `limit` full names from the catalogue that look most like `name`."""
-    spellings: dict[str, list[str]] = {}
-    for ref in catalogue:
-        # A bare name is compared with bare names: the providers' prefixes would blur the likeness.
-        for spelling in {str(ref), ref.model} if "/" in name else {ref.model}:
-            spellings.setdefault(spelling.casefold(), []).append(str(ref))
-    close = difflib.get_close_matches(name.casefold(), spellings, n=2 * limit, cutoff=0.5)
-    full_names = [full for spelling in close for full in spellings[spelling]]
-    return list(dict.fromkeys(full_names))[:limit]
+    # A bare name is compared with bare names: the providers' prefixes would blur the likeness.
+    wanted = _pairs(name)
+    scored = [
+        (_likeness(wanted, _pairs(str(ref) if "/" in name else ref.model)), str(ref))
+        for ref in catalogue
+    ]
+    close = sorted((pair for pair in scored if pair[0] >= MIN_LIKENESS), key=lambda pair: -pair[0])
+    return list(dict.fromkeys(full for _, full in close))[:limit]
+
+
+def _pairs(name: str) -> set[str]:
+    folded = f" {name.casefold()} "
+    return {folded[index : index + 2] for index in range(len(folded) - 1)}
+
+
+def _likeness(left: set[str], right: set[str]) -> float:
+    """Return how many pairs of letters two names share, from 0 to 1 (the Dice coefficient)."""
+    return 2 * len(left & right) / (len(left) + len(right))
 
 
 def same_model(left: ModelRef, right: ModelRef) -> bool:

@@ -47,11 +47,12 @@ class Channel:
                 return []
             await self._arrived.wait()
             self._arrived = anyio.Event()
-        was_full = self.is_full
         events = list(self._events)
         self._events.clear()
+        # Count first and look after: the worker goes to sleep on what it sees, and it may have
+        # seen the channel full at any moment up to now.
         self._taken += len(events)
-        if was_full:
+        if self._sent - self._taken + len(events) >= self._limit:
             self._on_room()
         return events
 

@@ -1,6 +1,7 @@
 """The Engine protocol, and the engine that runs transformers models."""
 
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -13,6 +14,7 @@ from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
+from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Sequence
@@ -60,7 +62,11 @@ class TransformersEngine:
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._scheduler = Scheduler(
-            str(ref), loaded.runner, max_active=max_active, max_queue=max_queue, threads=threads
+            str(ref),
+            loaded.runner,
+            max_active=max_active,
+            max_queue=max_queue,
+            bound_threads=partial(bound_threads, threads, loaded.memory_bytes),
         )
 
     @property
@@ -76,11 +82,12 @@ class TransformersEngine:
         sequence = await anyio.to_thread.run_sync(self._prepare, request, channel)
         self._scheduler.submit(sequence)
         try:
-            while True:
-                for event in await channel.take():
+            while events := await channel.take():
+                for event in events:
                     yield event
                     if isinstance(event, Finished):
                         return
+            raise EngineFailed("The engine let go of this request.")
         finally:
             self._scheduler.cancel(sequence)
             # The lease on the model must outlast the worker's use of it: at most one step.

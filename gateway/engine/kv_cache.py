@@ -79,9 +79,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.slots.append(slot)
         return slot
 
+    @torch.inference_mode()
     def release(self, slot: Slot) -> None:
-        """Take a sequence's row back; the last row moves into the gap."""
+        """Take a sequence's row back; the last row moves into the gap. The last to leave frees
+        the memory."""
         last = self.slots.pop()
+        if not self.slots:
+            self._keys.clear()
+            self._values.clear()
         if last is slot:
             return
         for tensor in (*self._keys, *self._values):

@@ -12,7 +12,7 @@ from gateway.core.cards import read_context_length
 from gateway.core.errors import ModelLoadFailed
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner, choose_runner
-from gateway.engine.runtime import bound_threads, import_torch
+from gateway.engine.runtime import import_torch
 from gateway.engine.sampler import Sampling, resolve_sampling
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
             hint="Only safetensors are loaded: other formats can run code.",
         )
     import_torch()
-    bound_threads(config.threads)
     device = _choose_device(config.device)
     try:
         model, tokenizer = _load(path, config.dtype, device)
@@ -110,4 +109,5 @@ def _tensor_bytes(model: Any) -> int:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    sentence = (lines[0] if lines else type(error).__name__)[:300]
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

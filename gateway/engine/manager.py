@@ -44,6 +44,7 @@ class _Entry:
         self.error: GatewayError | None = None
         self.leases = 0
         self.last_used = 0.0
+        self.keep_alive_s = -1.0
         self.settled = anyio.Event()
         self.gone = anyio.Event()
 
@@ -81,6 +82,7 @@ class HuggingFaceModelManager:
         self._clock = clock
         self._entries: dict[ModelRef, _Entry] = {}
         self._loading = anyio.Lock()
+        self._under_way: _Entry | None = None
         self._closing = False
 
     def state_of(self, ref: ModelRef) -> tuple[ModelState, str | None]:
@@ -91,17 +93,29 @@ class HuggingFaceModelManager:
         return entry.state, entry.error.message if entry.error else None
 
     def residents(self) -> list[Resident]:
-        """Return the models in memory, those being loaded included."""
-        return [resident for entry in self._entries.values() if (resident := _resident(entry))]
+        """Return the models in memory, and the one that is being loaded."""
+        return [
+            _resident(entry)
+            for entry in self._entries.values()
+            if entry.engine is not None or entry is self._under_way
+        ]
 
     @asynccontextmanager
-    async def lease(self, ref: ModelRef, files: LocalModel) -> AsyncGenerator[Engine, None]:
+    async def lease(
+        self, ref: ModelRef, files: LocalModel, keep_alive_s: float | None = None
+    ) -> AsyncGenerator[Engine, None]:
         """Give the engine of a model, loading it first if need be; it stays while the lease lasts.
+
+        `keep_alive_s` is how long the model stays once nobody uses it (negative: until its room
+        is needed, which is also what holds until some lease says otherwise). A model whose files
+        were replaced is loaded anew as soon as nobody uses the old one.
 
         Raises ModelLoadFailed, ModelTooLarge, NoRoom (all others are in use), ShuttingDown.
         """
         while (entry := self._entries.get(ref)) and entry.state is ModelState.UNLOADING:
             await entry.gone.wait()
+        if entry is not None and entry.files != files:
+            await self._unload_if_idle(entry)
         entry = self._usable_entry(ref, files)
         entry.leases += 1
         try:
@@ -112,6 +126,10 @@ class HuggingFaceModelManager:
         finally:
             entry.leases -= 1
             entry.last_used = self._clock()
+            if keep_alive_s is not None:
+                entry.keep_alive_s = keep_alive_s
+            if entry.leases == 0 and entry.keep_alive_s >= 0 and not self._closing:
+                self._tasks.start_soon(self._expire, entry, entry.last_used)
 
     async def aclose(self) -> None:
         """Unload everything. Streams that still run get EngineFailed."""
@@ -149,9 +167,14 @@ class HuggingFaceModelManager:
         return entry
 
     async def _run_load(self, entry: _Entry) -> None:
-        """Load in the manager's own task: nobody's leaving cancels it."""
+        """Load in the manager's own task: nobody's leaving cancels a load that has begun."""
         try:
             async with self._loading:
+                if entry.leases == 0:
+                    del self._entries[entry.ref]
+                    self._set_state(entry, ModelState.NOT_LOADED)
+                    return
+                self._under_way = entry
                 await self._load_engine(entry)
                 self._set_state(entry, ModelState.LOADED)
         except GatewayError as error:
@@ -160,6 +183,7 @@ class HuggingFaceModelManager:
             logger.exception("loading %s failed", entry.ref)
             self._fail(entry, Internal(f"Loading {entry.ref} failed inside the gateway."))
         finally:
+            self._under_way = None
             entry.last_used = self._clock()
             entry.settled.set()
 
@@ -175,19 +199,21 @@ class HuggingFaceModelManager:
         logger.info("loaded %s in %.2f s", entry.ref, self._clock() - started_at)
 
     async def _make_room(self, entry: _Entry, need_bytes: int) -> None:
+        """Unload idle models until `need_bytes` and a place are free; the load lock is held."""
         if need_bytes > self._budget_bytes:
             raise ModelTooLarge(
                 f"{entry.ref} needs {need_bytes} bytes; the budget for models is "
                 f"{self._budget_bytes} bytes."
             )
-        others = [
-            resident
-            for other in self._entries.values()
-            if other is not entry and (resident := _resident(other))
-        ]
+        # One at a time, then look again: what was idle may be leased while another unloads.
+        while victims := self._choose_victims(entry, need_bytes):
+            await self._unload(self._entries[victims[0]])
+
+    def _choose_victims(self, entry: _Entry, need_bytes: int) -> list[ModelRef]:
+        others = [resident for resident in self.residents() if resident.ref != entry.ref]
         used_bytes = sum(resident.memory_bytes for resident in others)
         try:
-            victims = choose_victims(
+            return choose_victims(
                 others,
                 need_bytes=need_bytes,
                 free_bytes=self._budget_bytes - used_bytes,
@@ -195,20 +221,32 @@ class HuggingFaceModelManager:
             )
         except NoRoom:
             names = ", ".join(str(resident.ref) for resident in others)
-            raise NoRoom(f"There is no room for {entry.ref}: {names} are in use.") from None
-        for ref in victims:
-            await self._unload(self._entries[ref])
+            raise NoRoom(f"There is no room for {entry.ref}; in use: {names}.") from None
 
     async def _unload(self, entry: _Entry) -> None:
         self._set_state(entry, ModelState.UNLOADING)
         engine, entry.engine = entry.engine, None
         assert engine is not None, "only a loaded model is unloaded"
-        await engine.aclose()
-        del engine
-        await anyio.to_thread.run_sync(gc.collect)
-        del self._entries[entry.ref]
-        self._set_state(entry, ModelState.NOT_LOADED)
-        entry.gone.set()
+        try:
+            await engine.aclose()
+            del engine
+            if not self._closing:
+                await anyio.to_thread.run_sync(gc.collect)
+        finally:
+            del self._entries[entry.ref]
+            self._set_state(entry, ModelState.NOT_LOADED)
+            entry.gone.set()
+
+    async def _expire(self, entry: _Entry, last_used: float) -> None:
+        """Unload the model after its keep-alive, unless somebody used it meanwhile."""
+        await anyio.sleep(entry.keep_alive_s)
+        if entry.last_used == last_used:
+            await self._unload_if_idle(entry)
+
+    async def _unload_if_idle(self, entry: _Entry) -> None:
+        async with self._loading:
+            if entry.state is ModelState.LOADED and entry.leases == 0:
+                await self._unload(entry)
 
     def _fail(self, entry: _Entry, error: GatewayError) -> None:
         entry.error = error
@@ -220,15 +258,12 @@ class HuggingFaceModelManager:
         self._observe(ModelStateChange(entry.ref, state, entry.memory_bytes, message))
 
 
-def _resident(entry: _Entry) -> Resident | None:
-    """Return what an entry holds in memory; one that is not loaded yet already counts, and one
-    that is coming or going cannot be chosen as a victim."""
-    if entry.engine is None and entry.state is not ModelState.LOADING:
-        return None
+def _resident(entry: _Entry) -> Resident:
     return Resident(
         ref=entry.ref,
         memory_bytes=entry.memory_bytes,
         leases=entry.leases,
         last_used=entry.last_used,
+        # What is coming or going is nobody's victim.
         pinned=entry.state is not ModelState.LOADED,
     )

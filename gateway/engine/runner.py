@@ -102,10 +102,12 @@ class BatchRunner:
 
     def run(self, feeds: list[Feed]) -> list[Tensor]:
         single = [feed for feed in feeds if len(feed[1]) == 1]
-        logits = {id(place): self._prefill(place, ids) for place, ids in feeds if len(ids) > 1}
-        if single:
-            for (place, _), row in zip(single, self._decode(single), strict=True):
-                logits[id(place)] = row
+        # Single tokens first: they write into the rows between them, where a chunk would be.
+        decoded = self._decode(single) if single else []
+        logits = {id(place): row for (place, _), row in zip(single, decoded, strict=True)}
+        for place, ids in feeds:
+            if len(ids) > 1:
+                logits[id(place)] = self._prefill(place, ids)
         for place, ids in feeds:
             place.length += len(ids)
         return [logits[id(place)] for place, _ in feeds]

@@ -3,6 +3,8 @@
 import os
 import threading
 
+SMALL_BYTES = 32 * 2**20
+
 _lock = threading.Lock()
 
 
@@ -24,8 +26,16 @@ def import_torch() -> None:
         _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
 
 
-def bound_threads(threads: int) -> None:
-    """Bound the compute threads of the calling thread; 0 means one for each core."""
+def bound_threads(threads: int, memory_bytes: int) -> None:
+    """Bound the compute threads of the calling thread for a model of that size.
+
+    0 means one for each core, and one alone for a small model: its operators end sooner than
+    threads can be woken and waited for.
+    """
     import torch
 
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    if threads == 0 and memory_bytes < SMALL_BYTES:
+        threads = 1
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(min(threads or cores or 1, cores or 1))

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+COLDEST = 1e-4
+"""Below this a temperature is greedy: dividing by it would leave the range of a float32."""
+
+
 class Sampling(msgspec.Struct, frozen=True):
     """Resolved options: every value is there. temperature 0 is greedy; top_k 0 is off."""
 
@@ -39,8 +43,9 @@ def resolve_sampling(options: Options, generation_config: Any) -> Sampling:
         own = getattr(defaults, name, None)
         return neutral if own is None else own
 
+    temperature = pick(options.temperature, "temperature", 1.0 if defaults else 0.0)
     return Sampling(
-        temperature=pick(options.temperature, "temperature", 1.0 if defaults else 0.0),
+        temperature=temperature if temperature >= COLDEST else 0.0,
         top_p=pick(options.top_p, "top_p", 1.0),
         top_k=int(pick(options.top_k, "top_k", 0)),
         min_p=pick(options.min_p, "min_p", 0.0),

@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gateway.core.errors import EngineFailed, Overloaded
 from gateway.core.events import Waiting
 from gateway.engine.bridge import Outbox
 from gateway.engine.runner import Runner
-from gateway.engine.runtime import bound_threads
 from gateway.engine.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -31,13 +32,20 @@ class Scheduler:
     """
 
     def __init__(
-        self, name: str, runner: Runner, *, max_active: int, max_queue: int, threads: int
+        self,
+        name: str,
+        runner: Runner,
+        *,
+        max_active: int,
+        max_queue: int,
+        bound_threads: Callable[[], None],
     ) -> None:
+        """`bound_threads` is called once, in the worker thread."""
         self._runner = runner
         self._prefilled = 0
         self._max_active = max_active
         self._max_queue = max_queue
-        self._threads = threads
+        self._bound_threads = bound_threads
         self._queue: deque[tuple[Sequence, float]] = deque()
         self._active: list[Sequence] = []
         self._condition = threading.Condition()
@@ -60,7 +68,7 @@ class Scheduler:
                 raise Overloaded(f"{len(self._queue)} requests already wait for this model.")
             self._queue.append((sequence, time.monotonic()))
             if ahead >= 0:
-                self._outbox.post(sequence.channel, [Waiting("queued", position=ahead + 1)])
+                self._tell_place(sequence, ahead + 1)
                 self._outbox.flush()
             self._condition.notify()
 
@@ -85,13 +93,13 @@ class Scheduler:
     def _run(self) -> None:
         reason = "The model was unloaded."
         try:
-            bound_threads(self._threads)
+            self._bound_threads()
             while self._wait_for_work():
                 self._admit()
                 self._step()
                 self._outbox.flush()
         except BaseException:
-            # Not a fault of one sequence: those are caught in _advance.
+            # Not a fault of one sequence: those are caught in _compute and _accept.
             logger.exception("the engine's loop died")
             reason = "The engine of this model died."
         finally:
@@ -129,7 +137,12 @@ class Scheduler:
             self._outbox.post(sequence.channel, [], released=True)
         if moved:
             for position, sequence in enumerate(places, 1):
-                self._outbox.post(sequence.channel, [Waiting("queued", position=position)])
+                self._tell_place(sequence, position)
+
+    def _tell_place(self, sequence: Sequence, position: int) -> None:
+        if sequence.queue_position != position:
+            sequence.queue_position = position
+            self._outbox.post(sequence.channel, [Waiting("queued", position=position)])
 
     def _step(self) -> None:
         """Feed every sequence whose reader keeps up, at most one chunk of one prompt among them."""
@@ -189,11 +202,14 @@ class Scheduler:
     def _release_all(self, reason: str) -> None:
         with self._condition:
             self.alive = False
-            left = [*self._active, *(sequence for sequence, _ in self._queue)]
-            for sequence in self._active:
-                self._runner.release(sequence.place)
+            placed = self._active
+            left = [*placed, *(sequence for sequence, _ in self._queue)]
             self._active = []
             self._queue.clear()
         for sequence in left:
             self._outbox.post(sequence.channel, [], error=EngineFailed(reason), released=True)
         self._outbox.flush()
+        # Last, as the runner may be what broke: the readers know by now.
+        for sequence in placed:
+            with suppress(Exception):
+                self._runner.release(sequence.place)

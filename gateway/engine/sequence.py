@@ -38,6 +38,7 @@ class Sequence:
         self.cancelled = False
         self.finished = False
         self.queue_ms = 0.0
+        self.queue_position = 0
         self.place: Any = None
         self._ref = ref
         self._prompt_tokens = len(prompt)

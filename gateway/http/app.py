@@ -8,8 +8,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
+from gateway.http.hosts import is_loopback
 from gateway.http.middleware import (
     REQUEST_ID,
+    RefuseForeignHosts,
     RefuseForeignPages,
     RefuseWhileDraining,
     RequestIds,
@@ -66,6 +68,8 @@ def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
             )
         )
     stack.append(Middleware(UnexpectedErrors))
+    if is_loopback(settings.host):
+        stack.append(Middleware(RefuseForeignHosts, allowed=settings.allowed_hosts))
     stack.append(Middleware(RefuseForeignPages, allowed=settings.cors_origins))
     stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams))
     return stack

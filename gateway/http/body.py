@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
+import anyio
 import anyio.to_thread
 import msgspec
 from starlette.exceptions import HTTPException
@@ -16,7 +17,11 @@ from starlette.requests import Request
 from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
 from gateway.core.messages import require_clean_text
 
-OFF_LOOP_BYTES = 2**20
+OFF_LOOP_BYTES = 32 * 2**10
+"""Bodies above it are decoded in a thread: the loop must not stall for their many values."""
+BODY_DEADLINE_S = 60.0
+MAX_DISCARD_BYTES = 256 * 2**20
+DISCARD_S = 10.0
 """Bodies above it are decoded in a thread."""
 
 MAX_DEPTH = 100
@@ -48,15 +53,36 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise HTTPException(415, f"The body is {media_type}; send JSON as application/json.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
+        await _discard(request)
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        chunks.append(chunk)
+    try:
+        with anyio.fail_after(BODY_DEADLINE_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    await _discard(request)
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        message = f"The body did not arrive within {BODY_DEADLINE_S:g} s."
+        raise HTTPException(408, message, {"Connection": "close"}) from None
     return b"".join(chunks)
+
+
+async def _discard(request: Request) -> None:
+    """Take in, within limits, what a client sends that will close: it would not read the reply
+    before it is done, and closing on it would reset the connection."""
+    if request.headers.get("connection", "").lower() != "close":
+        return
+    size = 0
+    with anyio.move_on_after(DISCARD_S):
+        while size < MAX_DISCARD_BYTES:
+            message = await request.receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
 
 def decode_body(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway import telemetry
 from gateway.core.errors import ForeignOrigin, ShuttingDown
 from gateway.http.errors import error_response
+from gateway.http.hosts import may_be_called
 from gateway.problems import describe
 from gateway.services.streams import StreamService
 
@@ -82,6 +83,27 @@ class RefuseForeignPages:
             return True
         is_own = origin.partition("://")[2] == headers.get("host")
         return is_own or bool(self._allowed & {origin, "*"})
+
+
+class RefuseForeignHosts:
+    """Answers only to names that are this machine's, while the gateway listens on loopback."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else "localhost"
+        if may_be_called(host, self._allowed):
+            await self._app(scope, receive, send)
+            return
+        problem = describe(
+            ForeignOrigin(
+                f"This gateway is not called '{host[:100]}'.",
+                hint="The operator can allow the name in GATEWAY_ALLOWED_HOSTS.",
+            )
+        )
+        await error_response(scope["path"], problem)(scope, receive, send)
 
 
 class RefuseWhileDraining:

@@ -17,13 +17,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0, 1),
     "top_k": (0, _INT32),
     "min_p": (0, 1),
-    "repetition_penalty": (0, 10),
+    "repetition_penalty": (0.01, 10),
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
     "max_tokens": (1, _INT32),
     "seed": (-(2**63), 2**64 - 1),
 }
-_NOT_ZERO = frozenset({"top_p", "repetition_penalty"})
+_NOT_ZERO = frozenset({"top_p"})
 
 # Source: Go's time.ParseDuration, which Ollama's keep_alive follows.
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

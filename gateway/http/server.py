@@ -39,25 +39,28 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves until SIGINT or SIGTERM, then runs `drain`, then stops. A second signal skips it.
+    """Serves until SIGINT or SIGTERM, then runs `drain(grace_s)`, then stops.
 
     While it drains the listener stays open: new requests are told 503 and Retry-After, which
-    serves a load balancer better than a refused connection.
+    serves a load balancer better than a refused connection. A second signal drains without grace,
+    a third stops at once.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         *,
-        drain: Callable[[], Awaitable[None]],
+        drain: Callable[[float], Awaitable[None]],
+        grace_s: float,
         started: Callable[[str], None],
     ) -> None:
         """`started` is told the URL once the server listens."""
         super().__init__(config)
         self._drain = drain
+        self._graces_s = [grace_s, 0.0]
         self._tell_started = started
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._drains: set[asyncio.Task[None]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -66,24 +69,30 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            address = self.servers[0].sockets[0].getsockname()
-            host = f"[{address[0]}]" if ":" in address[0] else address[0]
-            self._tell_started(f"http://{host}:{address[1]}")
+            self._tell_started(_url_of(self.servers[0].sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._loop is None or self._draining is not None:
-            self.should_exit = True
-            self.force_exit = self._draining is not None
+        if self._loop is None or not self._graces_s:
+            self.should_exit = self.force_exit = True
             return
-        self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
+        name = signal.Signals(sig).name
+        self._loop.call_soon_threadsafe(self._begin_drain, name, self._graces_s.pop(0))
 
-    def _begin_drain(self, cause: str) -> None:
-        if self._draining is None:
-            logger.info("%s: draining", cause)
-            self._draining = asyncio.ensure_future(self._drain_and_exit())
+    def _begin_drain(self, cause: str, grace_s: float) -> None:
+        logger.info("%s: draining for at most %g s", cause, grace_s)
+        task = asyncio.ensure_future(self._drain_and_exit(grace_s))
+        self._drains.add(task)
+        task.add_done_callback(self._drains.discard)
 
-    async def _drain_and_exit(self) -> None:
+    async def _drain_and_exit(self, grace_s: float) -> None:
         try:
-            await self._drain()
+            await self._drain(grace_s)
         finally:
             self.should_exit = True
+
+
+def _url_of(listener: socket.socket) -> str:
+    """Return a URL that reaches the listener from this machine."""
+    host, port = listener.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -24,6 +24,10 @@ from gateway.services.streams import LiveStream
 from gateway.settings import Settings
 
 
+class NativeOptionsBody(OptionsBody, forbid_unknown_fields=True):
+    """The gateway's own options: a name that is none is a typing error, and said to be."""
+
+
 class StreamBody(msgspec.Struct, kw_only=True):
     """Either `messages`, or `prompt` with its `images`."""
 
@@ -31,7 +35,7 @@ class StreamBody(msgspec.Struct, kw_only=True):
     messages: list[wire.MessageBody] | None = None
     prompt: str | None = None
     images: list[str] | None = None
-    options: OptionsBody | None = None
+    options: NativeOptionsBody | None = None
     tools: list[wire.ToolBody] | None = None
     tool_choice: str | wire.ToolChoiceBody | None = None
     response_format: wire.ResponseFormatBody | None = None

@@ -4,6 +4,7 @@ Reads only; never follows a name or a link out of its folders. Downloads belong 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,12 @@ class FileLibrary:
 
 
 def _describe(name: str, folder: Path, source: str, revision: str | None = None) -> LocalModel:
+    weights = [stat for file in folder.glob("*.safetensors") if (stat := _stat(file))]
     return LocalModel(
         name=name,
         path=str(folder),
-        size_bytes=sum(_size(file) for file in folder.glob("*.safetensors")),
+        size_bytes=sum(stat.st_size for stat in weights),
+        changed_ns=max((stat.st_mtime_ns for stat in weights), default=0),
         revision=revision,
         source=source,
         card=_read_card(folder),
@@ -115,9 +118,15 @@ def _model_folders(root: Path, depth: int) -> Iterator[Path]:
 
 def _folders(root: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in root.iterdir() if entry.is_dir())
+        entries = sorted(root.iterdir())
+        return [entry for entry in entries if _is_nameable(entry.name) and entry.is_dir()]
     except OSError:
         return []
+
+
+def _is_nameable(name: str) -> bool:
+    """Tell whether a folder's name can be a model's: visible, and text that can be sent."""
+    return not name.startswith(".") and name.isprintable()
 
 
 def _is_model(folder: Path) -> bool:
@@ -128,11 +137,11 @@ def _is_inside(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def _size(file: Path) -> int:
+def _stat(file: Path) -> os.stat_result | None:
     try:
-        return file.stat().st_size
+        return file.stat()
     except OSError:
-        return 0
+        return None
 
 
 def _read_text(file: Path) -> str | None:

@@ -42,10 +42,17 @@ class HuggingFaceService:
 
     def warm_up(self, tasks: TaskGroup) -> None:
         """Import torch in the background, so that the first request need not wait for it."""
-        tasks.start_soon(anyio.to_thread.run_sync, import_torch, name="import torch")
+        tasks.start_soon(self._import_torch, name="import torch")
+
+    async def _import_torch(self) -> None:
+        try:
+            await anyio.to_thread.run_sync(import_torch)
+        except (ImportError, OSError):
+            logger.exception("torch cannot be imported; models in this process will not load")
 
     async def models(self) -> Sequence[ModelInfo]:
-        found = await anyio.to_thread.run_sync(self._library.scan)
+        # A scan of a slow disk may outlast the listing, which does not wait for it.
+        found = await anyio.to_thread.run_sync(self._library.scan, abandon_on_cancel=True)
         return [self._describe(model) for model in found]
 
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
@@ -58,7 +65,7 @@ class HuggingFaceService:
         began_at = time.monotonic()
         if self._manager.state_of(ref)[0] is not ModelState.LOADED:
             yield Waiting("loading")
-        async with self._manager.lease(ref, files) as engine:
+        async with self._manager.lease(ref, files, request.keep_alive_s) as engine:
             load_ms = (time.monotonic() - began_at) * 1000
             async with aclosing(engine.stream(request)) as events:
                 async for event in events:

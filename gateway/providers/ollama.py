@@ -67,7 +67,12 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         idle_s=settings.ollama_idle_timeout_s,
         control_s=settings.ollama_control_timeout_s,
     )
-    return OllamaService(settings.ollama_host, timeouts, clock=context.clock)
+    return OllamaService(
+        settings.ollama_host,
+        timeouts,
+        num_ctx=settings.ollama_num_ctx or None,
+        clock=context.clock,
+    )
 
 
 class OllamaService:

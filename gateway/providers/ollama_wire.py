@@ -259,8 +259,13 @@ class AnswerReader:
         counted = self._tokens if part.eval_count is None else part.eval_count
         return Finished(
             reason="tool_calls" if self._calls else reason,
-            usage=Usage(part.prompt_eval_count or 0, counted),
+            usage=Usage(_read_count(part.prompt_eval_count or 0), _read_count(counted)),
         )
+
+
+def _read_count(count: int) -> int:
+    """Return a count that everybody downstream can hold, whatever the server says."""
+    return max(0, min(count, 2**31 - 1))
 
 
 def _encode_body(body: _Body) -> bytes:

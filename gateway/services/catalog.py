@@ -1,15 +1,18 @@
 """What every provider offers, in one listing, in bounded time, also when some do not answer."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
 
-from gateway.core.errors import GatewayError, ProviderError, ProviderTimeout
+from gateway.core.errors import GatewayError, Internal, ProviderError, ProviderTimeout
 from gateway.core.models import ModelInfo, ProviderStatus
 from gateway.core.ports import Provider
 from gateway.core.states import ProviderState
+
+logger = logging.getLogger(__name__)
 
 
 class ProviderFault(msgspec.Struct, frozen=True):
@@ -51,22 +54,27 @@ class Catalog:
         self._lock = anyio.Lock()
         self._latest: Listing | None = None
         self._is_stale = False
-        self._looks = 0
+        self._looks_begun = 0
+        self._looks_done = 0
 
     async def listing(self, *, fresh: bool = False) -> Listing:
         """Return the models of all providers; never raises for a provider's fault.
 
         `fresh` asks for a look that began after this call.
         """
-        looks_before = self._looks
+        begun_before, done_before = self._looks_begun, self._looks_done
         if not fresh and self._latest and self._is_recent(self._latest):
             return self._latest
         async with self._lock:
             latest = self._latest
-            began_since = self._looks > looks_before
-            if latest and (began_since or (not fresh and self._is_recent(latest))):
+            # Who came during a look takes what it found, even if a model changed meanwhile:
+            # two looks in a row could take longer than a listing may.
+            shared = self._looks_begun > begun_before if fresh else self._looks_done > done_before
+            if latest and (shared or (not fresh and self._is_recent(latest))):
                 return latest
+            self._looks_begun += 1
             self._latest = await self._ask_all()
+            self._looks_done += 1
             return self._latest
 
     async def known(self) -> Listing:
@@ -83,7 +91,6 @@ class Catalog:
     async def _ask_all(self) -> Listing:
         taken_at = self._clock()
         self._is_stale = False
-        self._looks += 1
         answers: dict[str, Sequence[ModelInfo]] = {}
         faults: dict[str, GatewayError] = {}
 
@@ -97,6 +104,9 @@ class Catalog:
                 )
             except GatewayError as error:
                 faults[name] = error
+            except Exception:
+                logger.exception("%s failed to list its models", name)
+                faults[name] = Internal(f"Listing the models of {name} failed in the gateway.")
 
         async with anyio.create_task_group() as group:
             for name, provider in self._providers.items():

@@ -57,7 +57,7 @@ class ModelRouterService:
             except ModelNotFound as error:
                 raise await self._not_found(request, error) from error
             except ProviderUnavailable as error:
-                raise _unless_guessed(request, route, error) from error
+                raise await self._unless_guessed(request, route, error) from error
         raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
 
     async def _route(self, request: GenerateRequest) -> Route:
@@ -81,16 +81,18 @@ class ModelRouterService:
         nearest = nearest_names(request.model, [model.ref for model in listing.models])
         return ModelNotFound(request.model, nearest or error.nearest)
 
-
-def _unless_guessed(
-    request: GenerateRequest, route: Route, error: ProviderUnavailable
-) -> ProviderUnavailable:
-    """Return the error; for a bare name that nobody is known to have, say so first."""
-    if route.info is not None or request.model.startswith(f"{error.provider}/"):
-        return error
-    return ProviderUnavailable(
-        error.provider,
-        f"No model '{request.model}' is known here, and {error.provider}, which might have it, "
-        f"is away: {error.message}",
-        hint="Models are named provider/name; GET /v1/models lists them.",
-    )
+    async def _unless_guessed(
+        self, request: GenerateRequest, route: Route, error: ProviderUnavailable
+    ) -> ProviderUnavailable:
+        """Return the error; for a bare name that nobody is known to have, say so first."""
+        if route.info is not None or request.model.startswith(f"{error.provider}/"):
+            return error
+        listing = await self._catalog.known()
+        nearest = nearest_names(request.model, [model.ref for model in listing.models])
+        guess = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+        return ProviderUnavailable(
+            error.provider,
+            f"No model '{request.model}' is known here, and {error.provider}, which might have "
+            f"it, is away: {error.message}",
+            hint=f"{guess}Models are named provider/name; GET /v1/models lists them.",
+        )

@@ -150,6 +150,8 @@ class StreamService:
         if len(self._live) >= self._max_streams:
             raise Overloaded(f"All {self._max_streams} streams are taken.")
         stream = LiveStream(secrets.token_hex(12), limit=self._buffer_events, clock=self._clock)
+        if not self._live:
+            self._idle = anyio.Event()
         self._live[stream.id] = stream
         opening = SessionOpened(
             id=stream.id,
@@ -165,7 +167,8 @@ class StreamService:
     async def drain(self, grace_s: float) -> None:
         """Refuse new streams, let the running ones finish for `grace_s`, then end them.
 
-        Every reader sees a terminal event: its own end or a ShuttingDown error.
+        Every reader sees a terminal event: its own end or a ShuttingDown error. Called again
+        while it runs, the shorter grace wins.
         """
         self.draining = True
         with anyio.move_on_after(grace_s):
@@ -176,7 +179,6 @@ class StreamService:
 
     async def _wait_idle(self) -> None:
         while self._live:
-            self._idle = anyio.Event()
             await self._idle.wait()
 
     async def _own(
@@ -233,6 +235,7 @@ class StreamService:
                 error_code=error.code if error and finished is None else None,
             )
         )
+        logger.debug("stream %s of %s ended: %s", stream.id, opening.requested_model, end)
         del self._live[stream.id]
         stream._end(None if finished else error)
         if not self._live:

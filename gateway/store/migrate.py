@@ -62,8 +62,7 @@ def require_head(url: str) -> None:
         raise _newer_than_gateway(found, wanted)
     state = f"is at revision {found}" if found else "has no schema yet"
     raise WrongRevision(
-        f"The database {state}; this version of the gateway needs revision {wanted}. "
-        f"Run `{_UPGRADE}`.",
+        f"The database {state}; this version of the gateway needs revision {wanted}.",
         hint=f"Run `{_UPGRADE}`.",
     )
 

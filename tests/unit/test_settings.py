@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import Misconfigured
+from gateway.preflight import find_mistakes
 from gateway.settings import (
     Settings,
     default_config_dir,
@@ -150,3 +151,47 @@ def test_the_documentation_describes_every_setting() -> None:
     for name, field in Settings.model_fields.items():
         assert f"| `{environment_name(name)}` |" in text, name
         assert field.description and field.description in text, name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GATEWAY_CORS_ORIGINS", "example.com"),
+        ("GATEWAY_CORS_ORIGINS", "http://localhost:3000/"),
+        ("GATEWAY_PROVIDERS", ","),
+        ("GATEWAY_ALIASES", '{"a": "b", "b": "ollama/c"}'),
+        ("GATEWAY_ALIASES", '{"a": 1}'),
+        ("OLLAMA_HOST", "my host"),
+        ("GATEWAY_CONFIG_DIR", "/nonexistent"),
+    ],
+)
+def test_what_could_never_work_is_a_mistake(tmp_path: Path, name: str, value: str) -> None:
+    (tmp_path / ".env").write_text("")
+    with pytest.raises(Misconfigured) as caught:
+        load_settings({name: value}, dotenv=tmp_path / ".env")
+    [mistake] = caught.value.mistakes
+    assert mistake.startswith(name)
+
+
+def test_a_line_of_dotenv_that_means_nothing_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_PORT=1\n= what\n")
+    with pytest.raises(Misconfigured, match="line 2"):
+        load_settings({}, config_dir=tmp_path, dotenv=tmp_path / ".env")
+
+
+def test_the_hosters_name_for_postgresql_is_understood(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"GATEWAY_DATABASE_URL": "postgres://u:p@h/d"})
+    assert settings.resolved_database_url == "postgresql://u:p@h/d"
+
+
+def test_what_the_parts_say_is_among_the_mistakes_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("")
+    with pytest.raises(Misconfigured) as caught:
+        load_settings(
+            {"GATEWAY_PORT": "x", "GATEWAY_PROVIDERS": "nope", "HF_MODEL_PATH": "/etc/passwd"},
+            config_dir=tmp_path,
+            dotenv=tmp_path / ".env",
+            find_mistakes=find_mistakes,
+        )
+    named = {mistake.split()[0].rstrip(":") for mistake in caught.value.mistakes}
+    assert named == {"GATEWAY_PORT", "GATEWAY_PROVIDERS", "HF_MODEL_PATH"}

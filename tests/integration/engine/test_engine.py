@@ -1,11 +1,13 @@
 """TransformersEngine over real tiny models: what it says, when it stops, what it survives."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from gateway.core.errors import (
@@ -20,6 +22,7 @@ from gateway.core.events import Event, Finished, Generation, Started, TextDelta,
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
 from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
 
@@ -167,6 +170,58 @@ async def test_a_slow_reader_holds_back_its_own_stream_only(
         rest = [event async for event in slow]
     assert isinstance(rest[-1], Finished)
     assert rest[-1].usage.completion_tokens == 100
+
+
+async def test_a_reader_that_comes_back_wakes_the_worker(
+    llama: LoadedModel, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CHANNEL_EVENTS", 2)
+    asleep = threading.Event()
+    has_work = Scheduler._has_work
+
+    def watch(self: Scheduler) -> bool:
+        found = has_work(self)
+        if not found and self._active:
+            asleep.set()
+        return found
+
+    monkeypatch.setattr(Scheduler, "_has_work", watch)
+    async with start_engine(llama) as engine:
+        stream = engine.stream(ask(max_tokens=40))
+        assert isinstance(await anext(stream), Started)
+        # Nobody else is there to wake it: it sleeps, as its only reader does not read.
+        assert await anyio.to_thread.run_sync(asleep.wait, 20)
+        rest = [event async for event in stream]
+    assert isinstance(rest[-1], Finished)
+    assert rest[-1].usage.completion_tokens == 40
+
+
+async def test_a_worker_that_dies_tells_every_reader(
+    llama: LoadedModel, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(place: Any) -> None:
+        raise RuntimeError("the cache is gone, say")
+
+    errors: list[str] = []
+
+    async def run(engine: Any) -> None:
+        try:
+            await collect(engine.stream(ask(max_tokens=5 + len(errors))))
+        except EngineFailed as error:
+            errors.append(error.code)
+
+    async with start_engine(llama, max_active=2) as engine:
+        release = llama.runner.release
+        monkeypatch.setattr(llama.runner, "release", broken)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(run, engine)
+        assert not engine.alive
+        monkeypatch.setattr(llama.runner, "release", release)
+    for slot in list(llama.runner._cache.slots):
+        release(slot)
+    assert len(errors) >= 3
 
 
 async def test_who_waits_is_told_his_place_and_a_full_queue_refuses(

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from gateway.core.errors import (
@@ -240,3 +241,96 @@ async def test_no_thread_is_left_behind(open_house) -> None:
         assert len([t for t in threading.enumerate() if t.name.startswith("engine ")]) >= 2
     left = [t for t in set(threading.enumerate()) - before if t.name.startswith("engine ")]
     assert left == []
+
+
+async def test_a_victim_that_is_leased_while_another_unloads_stays(open_house) -> None:
+    async with open_house(max_models=2) as house:
+        await house.use(A)
+        await house.use(B)
+        house.manager._max_models = 1  # so that both must go
+        engine = house.manager._entries[A].engine
+        close, leased = engine.aclose, anyio.Event()
+
+        async def close_when_b_is_leased() -> None:
+            await leased.wait()
+            await close()
+
+        engine.aclose = close_when_b_is_leased
+        async with anyio.create_task_group() as tasks:
+            outcome: list[str] = []
+
+            async def load_c() -> None:
+                with pytest.raises(NoRoom):
+                    await house.use(C)
+                outcome.append("no room")
+
+            tasks.start_soon(load_c)
+            await anyio.wait_all_tasks_blocked()
+            async with house.manager.lease(B, house.files) as in_use:
+                leased.set()
+                while not outcome:
+                    await anyio.wait_all_tasks_blocked()
+                assert in_use.alive
+                assert (await collect(in_use.stream(ask(max_tokens=1)))).text is not None
+
+
+async def test_of_cold_models_asked_for_at_once_the_first_is_served(open_house) -> None:
+    served: list[ModelRef] = []
+    async with open_house(max_models=1) as house:
+
+        async def use(ref: ModelRef) -> None:
+            with suppress(NoRoom):
+                await house.use(ref)
+                served.append(ref)
+
+        async with anyio.create_task_group() as tasks:
+            for ref in (A, B, C):
+                tasks.start_soon(use, ref)
+    # The others may find it busy; what only waits for its turn to load takes nobody's room.
+    assert served[0] == A
+
+
+async def test_a_load_that_nobody_waits_for_any_more_is_not_begun(open_house) -> None:
+    async with open_house() as house:
+        house.gate.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.use, A)
+            await house.began.wait()
+            leaving = anyio.CancelScope()
+
+            async def give_up() -> None:
+                with leaving:
+                    await house.use(B)
+
+            tasks.start_soon(give_up)
+            await anyio.wait_all_tasks_blocked()
+            leaving.cancel()
+            await anyio.wait_all_tasks_blocked()
+            house.gate.set()
+        assert house.loads == [A]
+        assert house.states_of(B) == [ModelState.LOADING, ModelState.NOT_LOADED]
+        await house.use(B)
+
+
+async def test_replaced_files_are_loaded_anew(open_house) -> None:
+    async with open_house() as house:
+        await house.use(A)
+        house.files = msgspec.structs.replace(house.files, changed_ns=1)
+        async with house.manager.lease(A, house.files):
+            other = msgspec.structs.replace(house.files, changed_ns=2)
+            async with house.manager.lease(A, other):
+                pass  # in use: the one that is there serves on
+        assert house.loads == [A, A]
+
+
+async def test_keep_alive_decides_how_long_an_idle_model_stays(open_house) -> None:
+    async with open_house() as house:
+        async with house.manager.lease(A, house.files, keep_alive_s=0):
+            pass
+        while house.manager.state_of(A)[0] is not ModelState.NOT_LOADED:
+            await anyio.wait_all_tasks_blocked()
+        async with house.manager.lease(A, house.files, keep_alive_s=-1):
+            pass
+        await anyio.wait_all_tasks_blocked()
+        assert house.manager.state_of(A)[0] is ModelState.LOADED
+        assert house.loads == [A, A]

@@ -154,3 +154,12 @@ async def test_a_page_of_another_origin_may_not_act_unless_it_is_allowed() -> No
     assert looked.status_code == 200
     assert "access-control-allow-origin" not in looked.headers
     assert refused.json()["error"]["code"] == "foreign_origin"
+
+
+async def test_a_name_that_is_not_this_machine_s_is_refused_while_on_loopback() -> None:
+    async with serving(ScriptedProvider(answer("a")), allowed_hosts=("gpu",)) as served:
+        codes = {}
+        for host in ("evil.example", "gpu:1", "localhost", "127.0.0.1:9"):
+            reply = await served.client.get("/v1/models", headers={"host": host})
+            codes[host] = reply.status_code
+    assert codes == {"evil.example": 403, "gpu:1": 200, "localhost": 200, "127.0.0.1:9": 200}

@@ -176,7 +176,7 @@ async def test_100_mb_with_a_length_are_refused_unread(path: str) -> None:
 async def test_the_length_alone_is_enough_for_413(served: Served) -> None:
     async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
         await stream.send(
-            b"POST /api/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n"
+            b"POST /api/v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
         head = await stream.receive()

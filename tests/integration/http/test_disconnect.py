@@ -32,7 +32,9 @@ async def _leave_when(served: Served, happened: anyio.Event, face: str) -> None:
     """Send the request, wait for `happened`, then reset the connection."""
     path, fields = FACES[face]
     request = served.client.build_request("POST", path, json={**HELLO, **fields})
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request.content)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request.content)}\r\n\r\n"
+    )
     async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
         await stream.send(head.encode() + request.content)
         await happened.wait()
@@ -101,7 +103,7 @@ async def test_a_body_that_stops_in_the_middle_is_let_go() -> None:
     async with serving(provider) as served:
         async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
             await stream.send(
-                b"POST /api/v1/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+                b"POST /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
             )
         reply = await served.client.get("/health/live")
     assert reply.status_code == 200

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,13 @@ def test_the_database_goes_up_and_down_and_tells_where_it_is(environment: dict[s
     assert run_gateway(environment, "db", "upgrade").returncode == 0
     shown = run_gateway(environment, "db", "revision").stdout
     assert len(set(re.findall(r": +(\S+)", shown))) == 1
-    assert run_gateway(environment, "db", "downgrade", "base").returncode == 0
+    assert run_gateway(environment, "db", "downgrade", "base", "--yes").returncode == 0
+    refused = (
+        run_gateway(environment, "db", "upgrade"),
+        run_gateway(environment, "db", "downgrade", "base"),
+    )
+    assert [done.returncode for done in refused] == [0, 1]
+    assert run_gateway(environment, "db", "downgrade", "base", "--yes").returncode == 0
     assert "None" in run_gateway(environment, "db", "revision").stdout
 
 
@@ -102,3 +109,15 @@ def test_serving_starts_without_waiting_for_torch(environment: dict[str, str]) -
         "assert not {'torch', 'transformers', 'alembic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
+def test_an_unusable_data_folder_is_a_mistake_and_no_traceback(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in (["db", "upgrade"], ["serve"], ["check"]):
+        done = run_gateway(environment | {"GATEWAY_DATA_DIR": str(file)}, *command)
+        assert done.returncode == 2
+        assert "GATEWAY_DATA_DIR" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -200,3 +200,38 @@ def test_models_list_shows_the_models_and_who_does_not_answer(serve: Serve) -> N
     assert "ollama: " in listed.stderr
     as_json = run_gateway(gateway.environment | {"GATEWAY_PORT": port}, "models", "list", "--json")
     assert {m["id"] for m in json.loads(as_json.stdout)["models"]} >= {"huggingface/smol"}
+
+
+def test_a_second_gateway_of_the_same_name_is_refused_and_disturbs_nothing(
+    serve: Serve, rows: Rows
+) -> None:
+    gateway = serve(GATEWAY_STREAM_BUFFER_EVENTS="4")
+    with gateway.client.stream(
+        "POST", "/api/v1/stream", json=chat("huggingface/smol", "go on", temperature=0)
+    ) as reply:
+        for name, _ in events_of(reply):
+            if name == "started":
+                break
+        second = run_gateway(gateway.environment, "serve")
+        assert second.returncode == 2
+        assert "GATEWAY_NODE" in second.stderr
+    assert "interrupted" not in {end for (end,) in rows("SELECT end_reason FROM stream_sessions")}
+
+
+def test_a_second_signal_ends_the_drain_at_once(serve: Serve) -> None:
+    gateway = serve(GATEWAY_DRAIN_GRACE_S="3600", GATEWAY_STREAM_BUFFER_EVENTS="4")
+    with gateway.client.stream(
+        "POST",
+        "/api/v1/stream",
+        json=chat("huggingface/smol", "go on", temperature=0),
+    ) as reply:
+        seen = []
+        for name, data in events_of(reply):
+            seen.append((name, data))
+            if name == "started":
+                gateway.terminate()
+                while gateway.client.get("/health/ready").status_code == 200:
+                    pass
+                gateway.terminate()
+    assert gateway.wait() == 0
+    assert seen[-1][0] in ("failed", "finished")

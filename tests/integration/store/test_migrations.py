@@ -116,8 +116,9 @@ def test_an_empty_database_is_refused_with_the_command(empty_url: str) -> None:
         migrate.require_head(empty_url)
     assert refused.value.message == (
         "The database has no schema yet; this version of the gateway needs revision "
-        f"{migrate.head()}. Run `gateway db upgrade`."
+        f"{migrate.head()}."
     )
+    assert refused.value.hint == "Run `gateway db upgrade`."
 
 
 def test_looking_at_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
@@ -131,8 +132,9 @@ def test_an_older_revision_is_refused_with_both_revisions_and_the_command(
 ) -> None:
     found = migrate.head()
     monkeypatch.setattr(migrate, "head", lambda: "0999")
-    with pytest.raises(WrongRevision, match=rf"{found}.*0999.*`gateway db upgrade`"):
+    with pytest.raises(WrongRevision, match=rf"{found}.*0999") as refused:
         migrate.require_head(database_url)
+    assert refused.value.hint == "Run `gateway db upgrade`."
 
 
 def test_a_newer_revision_is_refused_without_sending_people_to_upgrade(database_url: str) -> None:

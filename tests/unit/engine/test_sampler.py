@@ -67,3 +67,10 @@ def test_a_model_that_samples_gives_its_defaults() -> None:
     config = type("Config", (), {"do_sample": True, "temperature": 0.6, "top_p": 0.9})()
     assert resolve_sampling(Options(), config) == Sampling(temperature=0.6, top_p=0.9)
     assert resolve_sampling(Options(temperature=0), config).temperature == 0
+
+
+@pytest.mark.parametrize("coldest", [1e-40, 1e-5, 0.0])
+def test_a_temperature_near_zero_is_greedy(coldest: float) -> None:
+    config = type("Config", (), {"do_sample": True, "temperature": 0.6})()
+    sampling = resolve_sampling(Options(temperature=coldest), config)
+    assert set(draw(sampling, [0.1, 3.0, 2.9])) == {1}

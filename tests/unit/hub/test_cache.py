@@ -143,3 +143,11 @@ def test_a_chat_template_in_either_place_is_seen(library: FileLibrary, tmp_path:
     (inside / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     seen = {model.name: model.card.has_chat_template for model in library.scan()}
     assert (seen[plain.name], seen[file.name], seen[inside.name]) == (False, True, True)
+
+
+def test_folders_whose_names_cannot_be_sent_are_left_out(
+    library: FileLibrary, tmp_path: Path
+) -> None:
+    put_model(Path(os.fsdecode(os.fsencode(tmp_path / "models") + b"/z\xff")))
+    put_model(tmp_path / "models/.hidden")
+    assert names(library) == ["demo"]

@@ -1,5 +1,4 @@
 import anyio
-import pytest
 
 from gateway.core.errors import ProviderUnavailable
 from gateway.core.models import ModelInfo
@@ -113,13 +112,31 @@ async def test_the_status_of_a_provider_says_what_is_wrong_and_keeps_when_it_was
     assert "chat" in up.capabilities
 
 
-async def test_a_defect_in_a_provider_is_no_provider_fault() -> None:
+async def test_a_defect_in_one_provider_hides_no_other_and_reveals_nothing() -> None:
     class Broken(ScriptedProvider):
         async def models(self) -> list[ModelInfo]:
-            raise ZeroDivisionError
+            raise ZeroDivisionError("secret")
 
-    with pytest.RaisesGroup(ZeroDivisionError):
-        await catalog_of(Broken()).listing()
+    listing = await catalog_of(Broken(name="broken"), ScriptedProvider()).listing()
+    assert [model.id for model in listing.models] == ["scripted/echo"]
+    [fault] = listing.faults
+    assert (fault.provider, fault.error.code) == ("broken", "internal")
+    assert "secret" not in fault.error.message
+
+
+async def test_a_change_during_a_look_does_not_make_its_callers_look_again() -> None:
+    provider = CountingProvider()
+    catalog = catalog_of(provider, ttl_s=100)
+    provider.gate = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(catalog.listing)
+        await anyio.wait_all_tasks_blocked()
+        catalog.forget()
+        provider.gate.set()
+    assert provider.count == 1
+    await catalog.listing()
+    assert provider.count == 2
 
 
 def test_a_ref_prints_as_users_write_it() -> None:

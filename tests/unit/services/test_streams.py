@@ -244,3 +244,14 @@ async def test_aborting_an_ended_stream_changes_nothing(open_house: OpenHouse) -
         stream.abort(ShuttingDown("late"))
         stream.cancel()
         assert (await collect(stream)).text == "a"
+
+
+async def test_a_second_drain_without_grace_ends_the_first(open_house: OpenHouse) -> None:
+    async with open_house([Started(ECHO), anyio.Event()]) as house:
+        stream = house.streams.open(REQUEST)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.streams.drain, 3600)
+            await anyio.wait_all_tasks_blocked()
+            await house.streams.drain(0)
+        with pytest.raises(ShuttingDown):
+            await collect(stream)

@@ -1,0 +1,59 @@
+"""What only the parts can tell about the settings: kinds of providers, the database, folders.
+
+Looks, and makes the data folder; starts nothing.
+"""
+
+from pathlib import Path
+
+from gateway import providers
+from gateway.core.errors import Misconfigured
+from gateway.settings import Settings, environment_name
+from gateway.store.database import parse_url
+
+
+def find_mistakes(settings: Settings) -> list[str]:
+    """Return a sentence for each setting that is well-formed and cannot work."""
+    return [
+        *_provider_mistakes(settings),
+        *_database_mistakes(settings),
+        *_data_mistakes(settings.data_dir),
+        *_model_mistakes(settings.hf_model_path),
+    ]
+
+
+def _provider_mistakes(settings: Settings) -> list[str]:
+    known = providers.known_kinds()
+    return [
+        f"{environment_name('providers')}: there is no provider kind '{kind}'; "
+        f"known are: {', '.join(known)}"
+        for kind in settings.providers
+        if kind not in known
+    ]
+
+
+def _database_mistakes(settings: Settings) -> list[str]:
+    try:
+        parse_url(settings.resolved_database_url)
+    except Misconfigured as error:
+        return [f"{environment_name('database_url')}: {text}" for text in error.mistakes]
+    return []
+
+
+def _data_mistakes(folder: Path) -> list[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        name = environment_name("data_dir")
+        return [f"{name}: the folder {folder} cannot be made: {error.strerror}"]
+    return []
+
+
+def _model_mistakes(folder: Path | None) -> list[str]:
+    name = environment_name("hf_model_path")
+    if folder is None or not folder.exists():
+        return []  # it may come later: every listing looks anew
+    if not folder.is_dir():
+        return [f"{name}: {folder} is not a folder"]
+    if (folder / "config.json").exists():
+        return [f"{name}: {folder} is a model; give the folder that holds it: {folder.parent}"]
+    return []
