@@ -29,6 +29,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.upstream
+	$(BIN)/python -m bench.engine
 
 demo: $(VENV)/.installed  ## train the built-in demo model anew
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m gateway.demo.train

@@ -42,7 +42,13 @@ def build_tokenizer(folder: Path, *, chat: bool = True) -> Any:
 
 
 def build_model(
-    folder: Path, *, family: str = "llama", seed: int = 0, chat: bool = True, **overrides: Any
+    folder: Path,
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    chat: bool = True,
+    dtype: Any = None,
+    **overrides: Any,
 ) -> Path:
     """Write a random model of a transformers family and its tokenizer into `folder`."""
     import torch
@@ -56,5 +62,7 @@ def build_model(
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
+    if dtype is not None:
+        model = model.to(dtype)
     model.save_pretrained(folder)
     return folder

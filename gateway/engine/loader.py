@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from gateway.core.cards import read_context_length
 from gateway.core.errors import ModelLoadFailed
 from gateway.engine.prompt import PromptEncoder
-from gateway.engine.runner import Runner, choose_runner
+from gateway.engine.runner import Runner, are_alike, choose_runner, probe_logits
 from gateway.engine.runtime import import_torch
 from gateway.engine.sampler import Sampling, resolve_sampling
 
@@ -61,6 +62,7 @@ def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
     device = _choose_device(config.device)
     try:
         model, tokenizer = _load(path, config.dtype, device)
+        model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device)[0])
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {_first_line(error)}") from error
@@ -71,7 +73,7 @@ def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
         eos_ids=_eos_ids(model, tokenizer),
         vocabulary_size=model.get_input_embeddings().num_embeddings,
         context_length=read_context_length(model.config.to_dict()) or UNKNOWN_CONTEXT,
-        memory_bytes=_tensor_bytes(model),
+        memory_bytes=_tensor_bytes(model) + packed_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -84,6 +86,27 @@ def _load(path: Path, dtype: str, device: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     return model.to(device).eval(), tokenizer
+
+
+def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
+    """Return the model with its linear layers packed, and their bytes, if it then says the same.
+
+    A model that does not (one that reads the weights of its layers itself, say) is loaded anew.
+    """
+    from gateway.engine.linear import can_pack, pack_linears
+
+    if not can_pack(model):
+        return model, 0
+    expected = probe_logits(model)
+    packed_bytes = pack_linears(model)
+    try:
+        if are_alike(probe_logits(model), expected):
+            return model, packed_bytes
+        reason = "its logits differ"
+    except Exception as error:  # whatever an architecture trips over, it still runs as it is
+        reason = f"{type(error).__name__}: {error}"
+    logger.info("the linear layers of %s stay as they are: %s", type(model).__name__, reason)
+    return reload(), 0
 
 
 def _choose_device(wanted: str) -> str:

@@ -50,7 +50,7 @@ def choose_runner(model: Any) -> Runner:
     Leaves the model set to the attention that the runner needs.
     """
     if _may_batch(model):
-        expected = [_reference_logits(model, prompt) for prompt in PROBE]
+        expected = probe_logits(model)
         usual = model.config._attn_implementation
         try:
             attention.register()
@@ -160,15 +160,35 @@ def _may_batch(model: Any) -> bool:
     )
 
 
-def _reference_logits(model: Any, prompt: list[int]) -> list[Tensor]:
+def probe_logits(model: Any) -> list[list[Tensor]]:
+    """Return the logits of the probes, step by step, by the model's own rules."""
+    return [_serial_logits(model, prompt) for prompt in PROBE]
+
+
+def are_alike(found: list[list[Tensor]], expected: list[list[Tensor]]) -> bool:
+    """Tell whether two sets of logits differ by no more than rounding does."""
+    import torch
+
+    tolerance = 1e-4 if expected[0][0].dtype == torch.float32 else 5e-2
+    return all(
+        torch.allclose(
+            mine.float(),
+            theirs.float(),
+            rtol=tolerance,
+            atol=tolerance * float(theirs.float().abs().max()),
+        )
+        for mines, theirss in zip(found, expected, strict=True)
+        for mine, theirs in zip(mines, theirss, strict=True)
+    )
+
+
+def _serial_logits(model: Any, prompt: list[int]) -> list[Tensor]:
     decoder = new_decoder(model)
     return [decoder.feed(prompt[:2]), *(decoder.feed([token]) for token in prompt[2:])]
 
 
 def _agrees(runner: BatchRunner, expected: list[list[Tensor]]) -> bool:
     """Feed the probes side by side, as a scheduler would, and compare every step's logits."""
-    import torch
-
     places = [runner.open() for _ in PROBE]
     found: list[list[Tensor]] = [
         runner.run([(place, prompt[:2])]) for place, prompt in zip(places, PROBE, strict=True)
@@ -178,13 +198,4 @@ def _agrees(runner: BatchRunner, expected: list[list[Tensor]]) -> bool:
         rows = runner.run([(places[index], [PROBE[index][step]]) for index in fed])
         for index, row in zip(fed, rows, strict=True):
             found[index].append(row)
-    pairs = [
-        (mine.float(), theirs.float())
-        for mines, theirss in zip(found, expected, strict=True)
-        for mine, theirs in zip(mines, theirss, strict=True)
-    ]
-    tolerance = 1e-4 if pairs and expected[0][0].dtype == torch.float32 else 5e-2
-    return all(
-        torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
-        for mine, theirs in pairs
-    )
+    return are_alike(found, expected)

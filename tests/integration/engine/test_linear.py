@@ -1,0 +1,90 @@
+"""Packed linear layers: the same products, fewer calls, and the way back where they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gateway.engine import linear
+from gateway.engine.linear import PackedLinear, can_pack, pack_linears
+from gateway.engine.loader import LoadConfig, load_model
+from tests.tiny_models import build_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build_model(tmp_path / "m", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    if not can_pack(model):
+        pytest.skip("this processor has no packed product for bfloat16")
+    return model
+
+
+def test_a_packed_model_says_what_the_plain_one_says(model: Any) -> None:
+    ids = torch.tensor([[5, 9, 3, 7]])
+    with torch.inference_mode():
+        expected = model(ids).logits.float()
+        pack_linears(model)
+        found = model(ids).logits.float()
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2 * scale)
+
+
+def test_every_linear_is_packed_and_siblings_share_one_product(model: Any) -> None:
+    plain_bytes = sum(m.weight.nbytes for m in model.modules() if type(m) is nn.Linear)
+    assert pack_linears(model) == plain_bytes
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj._product is attention.k_proj._product is attention.v_proj._product
+    assert attention.o_proj._product is not attention.q_proj._product
+
+
+def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None:
+    layers = [nn.Linear(16, size, dtype=torch.bfloat16) for size in (8, 4, 12)]
+    holder = nn.Module()
+    for name, layer in zip(("q_proj", "k_proj", "v_proj"), layers, strict=True):
+        holder.add_module(name, layer)
+    try:
+        pack_linears(holder)
+    except (AttributeError, RuntimeError):
+        pytest.skip("this processor has no packed product for bfloat16")
+    with torch.inference_mode():
+        inputs = [torch.randn(2, 1, 16, dtype=torch.bfloat16) for _ in layers]
+        for order in ((0, 1, 2), (2, 0, 1), (1, 1, 0)):
+            for index in order:
+                packed = getattr(holder, ("q_proj", "k_proj", "v_proj")[index])
+                assert isinstance(packed, PackedLinear)
+                expected = layers[index](inputs[index])
+                torch.testing.assert_close(packed(inputs[index]), expected, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.usefixtures("model")
+def test_a_model_that_cannot_be_packed_runs_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_it(model: Any) -> int:
+        model.lm_head = nn.Identity()
+        return 1
+
+    monkeypatch.setattr(linear, "pack_linears", break_it)
+    loaded = load_model("m", folder, LoadConfig(device="cpu"))
+    assert type(loaded.model.lm_head) is nn.Linear
+
+
+@pytest.mark.usefixtures("model")
+def test_packed_weights_are_counted(folder: Path) -> None:
+    packed = load_model("m", folder, LoadConfig(device="cpu"))
+    assert packed.memory_bytes >= (folder / "model.safetensors").stat().st_size * 0.95
+
+
+def test_float32_stays_exact(tmp_path: Path) -> None:
+    loaded = load_model("m", build_model(tmp_path / "f"), LoadConfig(device="cpu"))
+    assert not any(isinstance(module, PackedLinear) for module in loaded.model.modules())
