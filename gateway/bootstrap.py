@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
 from gateway import demo, providers
-from gateway.core.ports import Provider
+from gateway.core.ports import ModelObserver, Provider
 from gateway.http import app as http
 from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
@@ -78,26 +78,22 @@ def _assemble(
     settings: Settings, database: Database, sessions: DatabaseSessionStore, tasks: TaskGroup
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     node = settings.resolved_node
+    model_states, provider_states = (
+        DatabaseModelStateStore(database),
+        DatabaseProviderStore(database),
+    )
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
     tracker = ModelStateTracker(
         catalog,
-        DatabaseModelStateStore(database),
-        DatabaseProviderStore(database),
+        model_states,
+        provider_states,
         provider_names=settings.providers,
         node=node,
         interval_s=settings.reconcile_interval_s,
     )
-    context = providers.ProviderContext(
-        library=FileLibrary(
-            settings.resolved_model_path, settings.resolved_hub_cache, {"demo": demo.MODEL_PATH}
-        ),
-        observe=tracker.observe,
-        task_group=tasks,
-        clock=time.monotonic,
-    )
-    for kind in settings.providers:
-        built[kind] = providers.load(kind)(settings, context)
+    # Those above hold the mapping; it is filled now that there is somebody to observe the models.
+    built |= _build_providers(settings, tracker.observe, tasks)
     recorder = SessionRecorder(sessions)
     router = ModelRouterService(
         built,
@@ -122,10 +118,22 @@ def _assemble(
         recorder=recorder,
         tracker=tracker,
         sessions=sessions,
-        model_states=DatabaseModelStateStore(database),
-        provider_states=DatabaseProviderStore(database),
+        model_states=model_states,
+        provider_states=provider_states,
     )
     return gateway, built
+
+
+def _build_providers(
+    settings: Settings, observe: ModelObserver, tasks: TaskGroup
+) -> dict[str, Provider]:
+    library = FileLibrary(
+        settings.resolved_model_path, settings.resolved_hub_cache, {"demo": demo.MODEL_PATH}
+    )
+    context = providers.ProviderContext(
+        library=library, observe=observe, task_group=tasks, clock=time.monotonic
+    )
+    return {kind: providers.load(kind)(settings, context) for kind in settings.providers}
 
 
 def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:

@@ -4,6 +4,7 @@ No ids and no named events: after an `id:`, a ping breaks openai-python and Lang
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ _FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 
-class _Chunks:
+class _Chunks(ABC):
     """The frames that chat and plain completions share."""
 
     preamble = b""
@@ -77,14 +78,14 @@ class _Chunks:
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
                 return self._delta(event)
 
-    def _start(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self) -> bytes: ...
 
-    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes: ...
 
-    def _last_choice(self, reason: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _last_choice(self, reason: str) -> dict[str, Any]: ...
 
     def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
         self._is_finished = True
