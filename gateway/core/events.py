@@ -57,16 +57,34 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     load_ms: float = 0.0
 
 
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token and the natural logarithm of its probability.
+
+    `raw` are its own bytes, which may be part of a character; `token` is their text, as far as
+    they are one. `top` holds the likeliest tokens of the step, likeliest first, without `top`.
+    """
+
+    token: str
+    raw: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
 class TextDelta(msgspec.Struct, frozen=True, tag="text"):
-    """More of the answer; `tokens` is how many tokens it took (0 when held back text is let go)."""
+    """More of the answer; `tokens` is how many tokens it took (0 when held back text is let go).
+
+    `logprobs` holds one entry for each of them where they were asked for.
+    """
 
     text: str
     tokens: int = 1
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
     text: str
     tokens: int = 1
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
@@ -75,6 +93,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
     index: int
     call: ToolCall
     tokens: int = 1
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Switched(msgspec.Struct, frozen=True, tag="switched"):
@@ -97,7 +116,7 @@ Event = (
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A whole answer: a stream, collected."""
+    """A whole answer: a stream, collected. `logprobs` are those of the tokens of `text`."""
 
     ref: ModelRef
     text: str
@@ -105,6 +124,7 @@ class Generation(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason
     usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 async def collect(events: AsyncIterable[Event]) -> Generation:
@@ -112,12 +132,14 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
     text: list[str] = []
     reasoning: list[str] = []
     calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
     ref: ModelRef | None = None
     finished: Finished | None = None
     async for event in events:
         match event:
             case TextDelta():
                 text.append(event.text)
+                logprobs += event.logprobs
             case ReasoningDelta():
                 reasoning.append(event.text)
             case ToolCallDelta():
@@ -139,4 +161,5 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
         tool_calls=tuple(calls),
         finish_reason=finished.reason,
         usage=finished.usage,
+        logprobs=tuple(logprobs),
     )

@@ -58,7 +58,12 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Sampling options; None leaves a value to the model's own defaults."""
+    """Sampling options; None leaves a value to the model's own defaults.
+
+    `stop_ids` are tokens that end the answer unseen, beside the model's own. `logprobs` is how
+    many of the likeliest tokens to name beside each chosen one (None: tell no probabilities).
+    `logit_bias` is added to the logits of those tokens, pairs of id and bias.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -70,6 +75,9 @@ class Options(msgspec.Struct, frozen=True):
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
