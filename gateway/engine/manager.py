@@ -1,13 +1,13 @@
 """HuggingFaceModelManager: which models are in memory, for whom, and who must go.
 
 All state is touched on the event loop only, so there are no locks but the one that lets loads
-happen one at a time. Weights move in threads.
+happen one at a time. Weights move elsewhere: in threads, or in processes of their own.
 """
 
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -28,7 +28,6 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.states import ModelState, require_transition
 from gateway.engine.engine import Engine
-from gateway.engine.loader import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +63,15 @@ class HuggingFaceModelManager:
     def __init__(
         self,
         *,
-        load: Callable[[ModelRef, LocalModel], LoadedModel],
-        start: Callable[[ModelRef, LoadedModel], Engine],
+        open: Callable[[ModelRef, LocalModel], Awaitable[Engine]],
         task_group: TaskGroup,
         observe: ModelObserver,
         max_models: int,
         budget_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`load` blocks and runs in a thread; `start` runs on the event loop."""
-        self._load = load
-        self._start = start
+        """`open` loads a model, wherever it is to live; it must not block the event loop."""
+        self._open = open
         self._tasks = task_group
         self._observe = observe
         self._max_models = max_models
@@ -192,10 +189,15 @@ class HuggingFaceModelManager:
             raise ShuttingDown("The gateway is shutting down.")
         started_at = self._clock()
         await self._make_room(entry, entry.files.size_bytes)
-        loaded = await anyio.to_thread.run_sync(self._load, entry.ref, entry.files)
-        # Another dtype than the files' takes more (or less) than they promised.
-        await self._make_room(entry, loaded.memory_bytes)
-        entry.engine = self._start(entry.ref, loaded)
+        engine = await self._open(entry.ref, entry.files)
+        try:
+            # Another dtype than the files' takes more (or less) than they promised.
+            await self._make_room(entry, engine.memory_bytes)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await engine.aclose()
+            raise
+        entry.engine = engine
         logger.info("loaded %s in %.2f s", entry.ref, self._clock() - started_at)
 
     async def _make_room(self, entry: _Entry, need_bytes: int) -> None:

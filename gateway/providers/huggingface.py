@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from pathlib import Path
 
 import anyio.to_thread
 import msgspec
@@ -18,9 +17,10 @@ from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelLibrary
 from gateway.core.states import ModelState
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.engine import Engine
+from gateway.engine.loader import LoadConfig
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.runtime import import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings
@@ -120,21 +120,19 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background."""
     config = LoadConfig(settings.hf_device, settings.hf_dtype, settings.hf_threads)
 
-    def load(ref: ModelRef, files: LocalModel) -> LoadedModel:
-        return load_model(str(ref), Path(files.path), config)
-
-    def start(ref: ModelRef, loaded: LoadedModel) -> TransformersEngine:
-        return TransformersEngine(
-            ref,
-            loaded,
-            max_active=settings.hf_max_active,
-            max_queue=settings.hf_max_queue,
-            threads=settings.hf_threads,
+    async def open(ref: ModelRef, files: LocalModel) -> Engine:
+        return await open_engine(
+            EngineSpec(
+                ref=ref,
+                files=files,
+                load=config,
+                max_active=settings.hf_max_active,
+                max_queue=settings.hf_max_queue,
+            )
         )
 
     manager = HuggingFaceModelManager(
-        load=load,
-        start=start,
+        open=open,
         task_group=context.task_group,
         observe=context.observe,
         max_models=settings.hf_max_models,

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -22,9 +22,10 @@ from gateway.core.events import collect
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.engine import Engine
+from gateway.engine.loader import LoadConfig, LoadedModel
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
 from tests.integration.engine.conftest import ask
 
 A, B, C = (ModelRef("huggingface", name) for name in "abc")
@@ -43,11 +44,12 @@ class House:
         self.gate.set()
         self.manager: HuggingFaceModelManager
 
-    def load(self, ref: ModelRef, files: LocalModel) -> LoadedModel:
+    async def open(self, ref: ModelRef, files: LocalModel) -> Engine:
         self.loads.append(ref)
-        anyio.from_thread.run_sync(self.began.set)
-        assert self.gate.wait(30)
-        return load_model(str(ref), Path(files.path), LoadConfig(device="cpu"))
+        self.began.set()
+        assert await anyio.to_thread.run_sync(self.gate.wait, 30)
+        config = LoadConfig(device="cpu")
+        return await open_engine(EngineSpec(ref, files, config, max_active=4, max_queue=4))
 
     def observe(self, change: ModelStateChange) -> None:
         self.changes.append((change.ref, change.state))
@@ -67,10 +69,7 @@ def open_house(llama_folder: Path) -> Callable[..., object]:
         house = House(llama_folder)
         async with anyio.create_task_group() as tasks:
             house.manager = HuggingFaceModelManager(
-                load=house.load,
-                start=lambda ref, loaded: TransformersEngine(
-                    ref, loaded, max_active=4, max_queue=4
-                ),
+                open=house.open,
                 task_group=tasks,
                 observe=house.observe,
                 max_models=max_models,
@@ -181,6 +180,8 @@ async def test_what_was_measured_counts_not_what_was_promised(
         with pytest.raises(ModelTooLarge):
             await house.use(A)
         assert house.manager.residents() == []
+        # The engine was there for a moment, and is gone.
+        assert not [thread for thread in threading.enumerate() if thread.name == f"engine {A}"]
 
 
 async def test_a_failed_load_tells_every_waiter_and_may_be_tried_again(
@@ -223,12 +224,9 @@ async def test_a_closing_manager_loads_nothing_more(open_house) -> None:
             await house.use(A)
 
 
-async def test_a_defect_in_a_load_is_internal_and_not_shown(
-    open_house, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_defect_in_a_load_is_internal_and_not_shown(open_house) -> None:
     async with open_house() as house:
-        monkeypatch.setattr(house, "load", None)
-        house.manager._load = lambda ref, files: 1 / 0
+        house.manager._open = lambda ref, files: 1 / 0
         with pytest.raises(Exception, match="inside the gateway"):
             await house.use(A)
 
