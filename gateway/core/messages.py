@@ -92,6 +92,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
     A `raw` prompt is continued as it stands; any other prompt goes through the model's template.
     `think` asks for (or forbids) reasoning, `keep_alive` is seconds (negative: for ever).
+    `caller` is whose request it is: callers take turns where they wait, and share no prompts.
     """
 
     id: str
@@ -105,6 +106,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     response_format: ResponseFormat | None = None
     think: bool | str | None = None
     keep_alive_s: float | None = None
+    caller: str = ""
 
     @property
     def has_images(self) -> bool:

@@ -1,4 +1,4 @@
-"""Attention over a SlotCache, registered with transformers under a name of its own.
+"""Attention of a flat batch over a SlotCache, registered with transformers under a name of its own.
 
 transformers builds no mask for a name that it does not know, so each layer asks the view for the
 mask that it needs: full, or a sliding window.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gateway.engine.kv_cache import View
+    from gateway.engine.view import Run, View
 
 NAME = "gateway_slots"
 
@@ -24,10 +24,10 @@ def register() -> None:
     """Make the name known to transformers; harmless when it is already."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, _attend_for_transformers)
 
 
-def attend(
+def _attend_for_transformers(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -42,29 +42,105 @@ def attend(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention output, of shape [rows, tokens, heads, size].
-
-    `query` is [rows, heads, tokens, size]; `key` and `value` are all that the rows hold.
-    """
-    from torch.nn.functional import scaled_dot_product_attention
-
+    """`query` is [1, heads, tokens, size]; `key` and `value` are all that the layer holds."""
     if view is None or softcap is not None or s_aux is not None or position_bias is not None:
         raise UnsupportedAttention
-    mask = view.mask(sliding_window)
-    rows, heads, tokens, size = query.shape
-    groups = heads // key.shape[1]
-    if tokens == 1:
-        # One new token a row: the heads of a group share their keys, so none need be repeated.
-        packed = query.reshape(rows, key.shape[1], groups, size)
-        output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-        output = output.reshape(rows, heads, tokens, value.shape[-1])
-    else:
-        output = scaled_dot_product_attention(
-            query,
-            key.repeat_interleave(groups, dim=1) if groups > 1 else key,
-            value.repeat_interleave(groups, dim=1) if groups > 1 else value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-        )
-    return output.transpose(1, 2).contiguous(), None
+    output = attend(query[0].transpose(0, 1), key, value, view, sliding_window, scaling)
+    return output[None], None
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    view: View,
+    window: int | None = None,
+    scaling: float | None = None,
+) -> Tensor:
+    """Return the output for each token of the flat batch, of shape [tokens, heads, size].
+
+    `query` is [tokens, heads, size]; `keys` and `values` are a layer's, as SlotCache returns them
+    with the new tokens already in it. `window` is how far back a sliding layer looks.
+    """
+    import torch
+
+    count = len(view.single_rows)
+    parts = [_decode(query[:count], keys, values, view, window, scaling)] if count else []
+    parts += [_prefill(query, keys, values, view, run, window, scaling) for run in view.chunks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _decode(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    view: View,
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    """One new token a row: the heads of a group share their keys, so none need be repeated."""
+    count, heads, size = query.shape
+    grouped = query.reshape(count, keys.shape[1], heads // keys.shape[1], size)
+    scale = size**-0.5 if scaling is None else scaling
+    output = grouped.new_empty((*grouped.shape[:3], values.shape[3]))
+    if view.span:
+        asking = grouped
+        if not view.is_dense:
+            asking = grouped.new_zeros((view.span, *grouped.shape[1:]))
+            asking[view.rows] = grouped
+        common = slice(0, view.span), slice(None), slice(0, view.width)
+        mask = view.single_mask(window, query)
+        answer = _one_token(asking, keys[common], values[common], mask, scale)
+        output = answer if view.is_dense else answer[view.rows]
+    for index, row, length in view.apart:
+        start = 0 if window is None else max(0, length - window)
+        own = slice(row, row + 1), slice(None), slice(start, length)
+        output[index] = _one_token(grouped[index : index + 1], keys[own], values[own], None, scale)
+    return output.reshape(count, heads, values.shape[3])
+
+
+def _one_token(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Return the output of one token of each row, of shape [rows, heads, group, size].
+
+    torch's fused attention is made for many queries; with one a row, plain products over keys
+    whose tokens lie side by side are about twice as fast on a CPU. See SlotCache for the layout.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if keys.stride(-1) == 1:
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    scores = torch.matmul(query, keys.transpose(-1, -2)).float() * scale
+    if mask is not None:
+        scores += mask
+    return torch.matmul(torch.softmax(scores, -1).to(query.dtype), values)
+
+
+def _prefill(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    view: View,
+    run: Run,
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    asking = query[run.first : run.first + run.tokens].transpose(0, 1)
+    groups = asking.shape[0] // keys.shape[1]
+    mask = view.chunk_mask(run, window, query)
+    known = [
+        tensor[run.row, :, : run.end].repeat_interleave(groups, dim=0) for tensor in (keys, values)
+    ]
+    output: Tensor = scaled_dot_product_attention(
+        asking[None],
+        known[0][None],
+        known[1][None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+    )[0]
+    return output.transpose(0, 1)

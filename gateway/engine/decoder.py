@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 class Decoder(Protocol):
     """State of one sequence in one model; used by one thread."""
 
-    def feed(self, ids: list[int]) -> Tensor:
-        """Append `ids` and return the logits after the last of them, of shape [vocabulary]."""
+    def feed(self, ids: list[int], asks: bool = True) -> Tensor:
+        """Append `ids` and return the logits after the last of them, of shape [vocabulary]; they
+        count only if the caller `asks`."""
         ...
 
 
@@ -25,7 +26,7 @@ class CachedDecoder:
         self._model = model
         self._cache = DynamicCache(config=model.config)
 
-    def feed(self, ids: list[int]) -> Tensor:
+    def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch
 
         inputs = torch.tensor([ids], device=self._model.device)
@@ -44,10 +45,12 @@ class RecomputingDecoder:
         self._model = model
         self._ids: list[int] = []
 
-    def feed(self, ids: list[int]) -> Tensor:
+    def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch
 
         self._ids += ids
+        if not asks:
+            return torch.empty(0)
         inputs = torch.tensor([self._ids], device=self._model.device)
         with torch.inference_mode():
             output = self._model(inputs, use_cache=False)

@@ -1,6 +1,6 @@
 """The Engine protocol, and the engine that runs transformers models."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class Engine(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """What the model takes, measured."""
+        """What the model takes now, measured: weights, and the state of its sequences."""
         ...
 
     @property
@@ -57,10 +57,15 @@ class TransformersEngine:
         max_active: int,
         max_queue: int,
         threads: int = 0,
+        prompt_cache_bytes: int = 0,
+        reserve: Callable[[int], bool] = lambda _: True,
     ) -> None:
+        """`reserve` takes bytes from the memory budget or, below zero, gives them back; it is
+        called in the worker thread. Past prompts take up to `prompt_cache_bytes`."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
+        loaded.runner.attach(reserve, prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),
             loaded.runner,
@@ -71,7 +76,7 @@ class TransformersEngine:
 
     @property
     def memory_bytes(self) -> int:
-        return self._memory_bytes
+        return self._memory_bytes + self._scheduler.memory_bytes
 
     @property
     def alive(self) -> bool:
@@ -107,11 +112,12 @@ class TransformersEngine:
         room = _require_room(prompt, loaded)
         return Sequence(
             self._ref,
+            caller=request.caller,
             prompt=prompt,
             sampler=Sampler(loaded.sampling(request.options), prompt),
             detokenizer=Detokenizer(loaded.encoder.decode),
             stops=StopMatcher(request.options.stop),
-            eos_ids=loaded.eos_ids,
+            end_ids=loaded.eos_ids | frozenset(request.options.stop_ids),
             max_tokens=min(request.options.max_tokens or room, room),
             channel=channel,
         )

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache
 
+from gateway.core.errors import NoRoom
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gateway.engine.view import View
+
 FIRST_CAPACITY = 256
 """Tokens that a new cache holds a row; it doubles whenever a sequence outgrows it."""
+TIGHT_STEP = 64
+"""Where memory is short a cache grows by so many tokens."""
+ROOMY = 4
+"""A cache this many times larger than what is left in it is made smaller."""
+
+WIDE = 12
+"""Rows times heads from which on decoding on a CPU is faster by plain products."""
+
+Reserve = Callable[[int], bool]
+"""Asks for (or, below zero, gives back) bytes of the memory budget; False when there are none."""
+
+
+class CacheFull(NoRoom):
+    """The memory budget has no room for a larger cache."""
 
 
 class Slot:
@@ -22,56 +41,59 @@ class Slot:
         self.length = 0
 
 
-class View:
-    """What one forward pass touches: `rows` of the cache, and each row's length before it."""
+class _Shape:
+    """What one layer keeps of a token: learnt from the first that it is given."""
 
-    def __init__(self, first: int, lengths: list[int], tokens: int, device: Any) -> None:
-        self.first = first
-        self.count = len(lengths)
-        self.tokens = tokens
-        self.lengths = torch.tensor(lengths, device=device)
-        self.width = max(lengths) + tokens
-        self.is_fresh = self.width == tokens
-        self.rows = torch.arange(first, first + self.count, device=device)
-        self._masks: dict[int | None, Tensor | None] = {}
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """Takes new keys and values, of shape [tokens, heads, size]."""
+        self.key_sizes = (keys.shape[1], keys.shape[2])
+        self.value_sizes = (values.shape[1], values.shape[2])
+        self._like = keys.new_empty(0)
+        elements = keys.shape[1] * keys.shape[2] + values.shape[1] * values.shape[2]
+        self.token_bytes = elements * keys.element_size()
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """Return which cached tokens each new token sees, of shape [rows, 1, tokens, width].
+    def allocate_keys(self, rows: int, capacity: int) -> Tensor:
+        heads, size = self.key_sizes
+        if self._like.device.type == "cpu" and rows * heads >= WIDE:
+            # The same to look at, but a key's numbers lie apart: attention.py says why.
+            return self._zeros(rows, heads, size, capacity).transpose(2, 3)
+        return self._zeros(rows, heads, capacity, size)
 
-        None stands for the plain causal mask. `window` is how far back a sliding layer looks.
-        """
-        if window not in self._masks:
-            self._masks[window] = self._make_mask(window)
-        return self._masks[window]
+    def allocate_values(self, rows: int, capacity: int) -> Tensor:
+        heads, size = self.value_sizes
+        return self._zeros(rows, heads, capacity, size)
 
-    def _make_mask(self, window: int | None) -> Tensor | None:
-        if self.is_fresh and self.count == 1 and (window is None or window >= self.tokens):
-            return None
-        steps = torch.arange(self.tokens, device=self.lengths.device)
-        asking = (self.lengths[:, None] + steps)[:, None, :, None]
-        asked = torch.arange(self.width, device=self.lengths.device)
-        mask = asked <= asking
-        return mask if window is None else mask & (asked > asking - window)
+    def _zeros(self, *sizes: int) -> Tensor:
+        # Zeros: a masked place still takes part in products, where a NaN would stay one.
+        return self._like.new_zeros(sizes)
 
 
 class SlotCache(Cache):  # type: ignore[misc]
     """One tensor of keys and one of values a layer, of shape [rows, heads, capacity, size].
 
-    Active sequences fill the rows from 0 up without gaps, so that a batch is a view and no copy.
-    Used by one thread. `begin` says what the next forward pass touches.
+    Sequences fill the rows from 0 up without gaps, so that a batch is a view and no copy. Used by
+    one thread. `begin` says what the next forward pass touches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserve: Reserve = lambda _: True) -> None:
         super().__init__(layers=[])
+        self.reserve = reserve
         self.slots: list[Slot] = []
+        self._shapes: list[_Shape] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._rows = 0
+        self._capacity = 0
         self._view: View | None = None
 
     @property
+    def token_bytes(self) -> int:
+        """What one token of one sequence takes; 0 before the first forward pass."""
+        return sum(shape.token_bytes for shape in self._shapes)
+
+    @property
     def memory_bytes(self) -> int:
-        tensors = (*self._keys, *self._values)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return self._rows * self._capacity * self.token_bytes
 
     def open(self) -> Slot:
         """Give a sequence its row."""
@@ -81,59 +103,117 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @torch.inference_mode()
     def release(self, slot: Slot) -> None:
-        """Take a sequence's row back; the last row moves into the gap. The last to leave frees
-        the memory."""
+        """Take a sequence's row back; the last row moves into the gap. What is then far too large
+        is made smaller, and the last to leave frees the memory."""
         last = self.slots.pop()
-        if not self.slots:
-            self._keys.clear()
-            self._values.clear()
-        if last is slot:
-            return
-        for tensor in (*self._keys, *self._values):
-            if tensor.shape[0] > last.row:
-                tensor[slot.row, :, : last.length] = tensor[last.row, :, : last.length]
-        self.slots[slot.row] = last
-        last.row = slot.row
+        if last is not slot:
+            for tensor in (*self._keys, *self._values):
+                if last.row < self._rows:
+                    tensor[slot.row, :, : last.length] = tensor[last.row, :, : last.length]
+            self.slots[slot.row] = last
+            last.row = slot.row
+        self._shrink()
 
     def begin(self, view: View) -> None:
-        """Make room for what `view` touches; the layers' updates follow."""
+        """Make room for what `view` touches; the layers' updates follow. Raises CacheFull."""
         self._view = view
-        for layer in range(len(self._keys)):
-            self._reserve(layer, view)
+        self._require(view.last_row + 1, view.longest)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values of a layer; return all that the view's rows hold."""
+        """Write the new keys and values of a layer, of shape [1, heads, tokens, size]; return all
+        that the layer holds, for `attention.attend`."""
+        return self.write(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+
+    def write(self, layer: int, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for [tokens, heads, size]."""
         view = self._view
-        assert view is not None, "update without begin"
-        if layer_idx == len(self._keys):
-            self._keys.append(_empty_like(key_states))
-            self._values.append(_empty_like(value_states))
-            self._reserve(layer_idx, view)
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if view.tokens == 1:
-            keys[view.rows, :, view.lengths] = key_states[:, :, 0]
-            values[view.rows, :, view.lengths] = value_states[:, :, 0]
-        else:
-            start = view.width - view.tokens
-            keys[view.first, :, start : view.width] = key_states[0]
-            values[view.first, :, start : view.width] = value_states[0]
-        rows = slice(view.first, view.first + view.count)
-        return keys[rows, :, : view.width], values[rows, :, : view.width]
+        assert view is not None, "write without begin"
+        if layer == len(self._shapes):
+            # The first forward pass of all learns the layers one by one.
+            self._shapes.append(_Shape(new_keys, new_values))
+            self._allocate(layer)
+        keys, values = self._keys[layer], self._values[layer]
+        if count := len(view.single_rows):
+            keys[view.rows, :, view.positions] = new_keys[:count]
+            values[view.rows, :, view.positions] = new_values[:count]
+        for run in view.chunks:
+            fed, place = slice(run.first, run.first + run.tokens), slice(run.start, run.end)
+            keys[run.row, :, place] = new_keys[fed].transpose(0, 1)
+            values[run.row, :, place] = new_values[fed].transpose(0, 1)
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0 if self._view is None else self._view.width - self._view.tokens
+        return 0
 
-    def _reserve(self, layer: int, view: View) -> None:
-        rows, width = view.first + view.count, max(view.width, 1)
-        have_rows, _, have_width, _ = self._keys[layer].shape
-        if rows <= have_rows and width <= have_width:
+    @torch.inference_mode()
+    def copy_out(self, slot: Slot, start: int, end: int) -> Tensor | None:
+        """Return a copy of what all layers keep of these tokens, of shape [2 * layers, heads,
+        tokens, size]; None for a model whose layers differ in shape."""
+        parts = [tensor[slot.row, :, start:end] for tensor in (*self._keys, *self._values)]
+        if not parts or len({part.shape for part in parts}) > 1:
+            return None
+        return torch.stack(parts)
+
+    @torch.inference_mode()
+    def copy_in(self, slot: Slot, blocks: Sequence[Tensor]) -> None:
+        """Begin a sequence with what `copy_out` returned. Raises CacheFull."""
+        length = sum(block.shape[2] for block in blocks)
+        self._require(slot.row + 1, length)
+        tensors = (*self._keys, *self._values)
+        for index, tensor in enumerate(tensors):
+            torch.cat([block[index] for block in blocks], dim=1, out=tensor[slot.row, :, :length])
+        slot.length = length
+
+    def _require(self, rows: int, capacity: int) -> None:
+        if rows <= self._rows and capacity <= self._capacity:
             return
-        want_rows = max(have_rows, _grown(have_rows, rows, 1))
-        want_width = max(have_width, _grown(have_width, width, FIRST_CAPACITY))
-        self._keys[layer] = _enlarged(self._keys[layer], want_rows, want_width)
-        self._values[layer] = _enlarged(self._values[layer], want_rows, want_width)
+        try:
+            roomy = _grown(self._capacity, capacity, FIRST_CAPACITY)
+            self._resize(_grown(self._rows, rows, 1), roomy)
+        except CacheFull:
+            # Then no more than is needed now.
+            longest = max(slot.length for slot in self.slots)
+            tight = -(-max(capacity, longest) // TIGHT_STEP) * TIGHT_STEP
+            self._resize(max(rows, len(self.slots)), tight)
+
+    def _shrink(self) -> None:
+        rows = len(self.slots)
+        longest = max((slot.length for slot in self.slots), default=0)
+        if not rows:
+            self._resize(0, 0)
+        elif self._rows * self._capacity > ROOMY * rows * max(longest, FIRST_CAPACITY):
+            self._resize(_grown(0, rows, 1), _grown(0, longest, FIRST_CAPACITY))
+
+    @torch.inference_mode()
+    def _resize(self, rows: int, capacity: int) -> None:
+        more_bytes = (rows * capacity - self._rows * self._capacity) * self.token_bytes
+        if more_bytes > 0 and not self.reserve(more_bytes):
+            raise CacheFull("There is no memory for more context of this model.")
+        old_rows, old_capacity = min(self._rows, rows), min(self._capacity, capacity)
+        self._rows, self._capacity = rows, capacity
+        if not rows:
+            self._keys.clear()
+            self._values.clear()
+        for layer in range(len(self._shapes) if rows else 0):
+            if layer == len(self._keys):
+                self._allocate(layer)
+                continue
+            for tensors, allocate in self._both(layer):
+                old = tensors[layer]
+                tensors[layer] = allocate(rows, capacity)
+                tensors[layer][:old_rows, :, :old_capacity] = old[:old_rows, :, :old_capacity]
+        if more_bytes < 0:
+            self.reserve(more_bytes)
+
+    def _allocate(self, layer: int) -> None:
+        for tensors, allocate in self._both(layer):
+            tensors.append(allocate(self._rows, self._capacity))
+
+    def _both(self, layer: int) -> tuple[tuple[list[Tensor], Callable[[int, int], Tensor]], ...]:
+        shape = self._shapes[layer]
+        return (self._keys, shape.allocate_keys), (self._values, shape.allocate_values)
 
 
 def _grown(have: int, need: int, least: int) -> int:
@@ -141,13 +221,3 @@ def _grown(have: int, need: int, least: int) -> int:
     while size < need:
         size *= 2
     return size
-
-
-def _empty_like(states: Tensor) -> Tensor:
-    return states.new_zeros((0, states.shape[1], 0, states.shape[3]))
-
-
-def _enlarged(tensor: Tensor, rows: int, width: int) -> Tensor:
-    larger = tensor.new_zeros((rows, tensor.shape[1], width, tensor.shape[3]))
-    larger[: tensor.shape[0], :, : tensor.shape[2]] = tensor
-    return larger

@@ -1,15 +1,15 @@
-"""Linear layers in the layout that oneDNN computes fastest, and those that share an input as one.
+"""Products of linear layers: packed as oneDNN computes fastest, those that share an input as one.
 
 Decoding is bound by reading weights: the packed layout reads them faster than a plain matrix
 product does, and one product for query, key and value (or for gate and up) starts a third as
-often. The operators are torch's own but private, so they are probed before they are used.
+often. The packing operators are torch's own but private, so they are probed before they are used.
 Figures: bench/README.md.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -23,26 +23,60 @@ SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that transformers' models feed with one and the same tensor, one right after another."""
 
 
-class _Product:
-    """One packed product for one or several linear layers; remembers it for the siblings."""
+class Product(Protocol):
+    """One product for one or several linear layers: their outputs side by side."""
+
+    def __call__(self, tensor: Tensor) -> Tensor: ...
+
+
+class PackedProduct:
+    """Weights in oneDNN's own layout; the layers' own can go."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = layers[0].weight.detach()
+        if len(layers) > 1:
+            weight = torch.cat([layer.weight.detach() for layer in layers])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        biases = [layer.bias for layer in layers]
-        self._bias = None if None in biases else torch.cat([bias.detach() for bias in biases])
+        self._bias = _joint_bias(layers)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(
+            tensor, self._weight, self._bias, "none", [], ""
+        )
+        return output
+
+
+class JointProduct:
+    """Plain weights, one after another in memory; the layers keep theirs as views of it."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        self._weight = layers[0].weight.detach()
+        if len(layers) > 1:
+            self._weight = torch.cat([layer.weight.detach() for layer in layers])
+            parts = torch.split(self._weight, [layer.out_features for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):
+                layer.weight = nn.Parameter(part, requires_grad=False)
+        self._bias = _joint_bias(layers)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return nn.functional.linear(tensor, self._weight, self._bias)
+
+
+class _Shared:
+    """Computes a product once for the siblings that ask for its parts, one after another."""
+
+    def __init__(self, product: Product, sizes: list[int]) -> None:
+        self.product = product
+        self._sizes = sizes
         self._input: Tensor | None = None
         self._parts: list[Tensor] = []
-        self._sizes = [layer.out_features for layer in layers]
 
     def part(self, index: int, tensor: Tensor) -> Tensor:
+        if len(self._sizes) == 1:
+            return self.product(tensor)
         if self._input is not tensor:
-            output: Tensor = torch.ops.mkldnn._linear_pointwise(
-                tensor, self._weight, self._bias, "none", [], ""
-            )
-            if len(self._sizes) == 1:
-                return output
-            self._input, self._parts = tensor, list(torch.split(output, self._sizes, dim=-1))
+            self._input = tensor
+            self._parts = list(torch.split(self.product(tensor), self._sizes, dim=-1))
         part = self._parts[index]
         if index == len(self._sizes) - 1:
             # The last of the siblings: let the memory go.
@@ -53,15 +87,32 @@ class _Product:
 class PackedLinear(nn.Module):
     """Stands in for a Linear; the weights live in its product."""
 
-    def __init__(self, product: _Product, index: int, layer: nn.Linear) -> None:
+    def __init__(self, shared: _Shared, index: int, layer: nn.Linear) -> None:
         super().__init__()
-        self._product = product
+        self._shared = shared
         self._index = index
         self.in_features = layer.in_features
         self.out_features = layer.out_features
 
+    @property
+    def product(self) -> Product:
+        """What this layer and its siblings compute together."""
+        return self._shared.product
+
     def forward(self, tensor: Tensor) -> Tensor:
-        return self._product.part(self._index, tensor)
+        return self._shared.part(self._index, tensor)
+
+
+def joint_product(layers: list[Any]) -> Product:
+    """Return the one product of layers that share an input, packed if they are."""
+    first = layers[0]
+    if isinstance(first, PackedLinear):
+        if any(layer.product is not first.product for layer in layers[1:]):
+            raise TypeError("layers that were not packed together")
+        return first.product
+    if any(type(layer) is not nn.Linear for layer in layers):
+        raise TypeError(f"no plain linear layer: {type(first).__name__}")
+    return JointProduct(layers)
 
 
 def can_pack(model: Any) -> bool:
@@ -74,7 +125,7 @@ def can_pack(model: Any) -> bool:
         with torch.inference_mode():
             layer = nn.Linear(32, 48, bias=False, dtype=torch.bfloat16)
             tensor = torch.randn(2, 1, 32, dtype=torch.bfloat16)
-            found, expected = _Product([layer]).part(0, tensor), layer(tensor)
+            found, expected = PackedProduct([layer])(tensor), layer(tensor)
             return torch.allclose(found.float(), expected.float(), rtol=5e-2, atol=5e-2)
     except (AttributeError, RuntimeError) as error:
         logger.info("linear layers stay as they are: %s", error)
@@ -93,11 +144,16 @@ def pack_linears(model: Any) -> int:
         }
         for names in _groups(children):
             layers = [children[name] for name in names]
-            product = _Product(layers)
+            shared = _Shared(PackedProduct(layers), [layer.out_features for layer in layers])
             for index, name in enumerate(names):
-                setattr(parent, name, PackedLinear(product, index, layers[index]))
+                setattr(parent, name, PackedLinear(shared, index, layers[index]))
             packed_bytes += sum(layer.weight.nbytes for layer in layers)
     return packed_bytes
+
+
+def _joint_bias(layers: list[nn.Linear]) -> Tensor | None:
+    biases = [layer.bias for layer in layers]
+    return None if None in biases else torch.cat([bias.detach() for bias in biases])
 
 
 def _groups(children: dict[str, nn.Linear]) -> list[tuple[str, ...]]:

@@ -11,8 +11,9 @@ import msgspec
 
 from gateway.core.cards import read_context_length
 from gateway.core.errors import ModelLoadFailed
+from gateway.engine.probe import are_alike, choose_runner, probe_logits
 from gateway.engine.prompt import PromptEncoder
-from gateway.engine.runner import Runner, are_alike, choose_runner, probe_logits
+from gateway.engine.runner import Runner
 from gateway.engine.runtime import import_torch
 from gateway.engine.sampler import Sampling, resolve_sampling
 

@@ -1,34 +1,42 @@
-"""Runs sequences through a model: a batch at a time where it can, else one after the other."""
+"""Runs sequences through a model: all of them in one forward pass, or one after the other."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gateway.engine import attention
 from gateway.engine.decoder import new_decoder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gateway.engine.kv_cache import Slot, SlotCache
+    from gateway.engine.kv_cache import Reserve, Slot, SlotCache
+    from gateway.engine.prompt_cache import PromptCache
+    from gateway.engine.stack import Stack
 
-logger = logging.getLogger(__name__)
 
-Feed = tuple[Any, list[int]]
-"""The place of a sequence and its new tokens: a chunk of its prompt, or the one it said last."""
+class Feed(NamedTuple):
+    """New tokens of one sequence; `asks` tells whether the logits after the last are wanted."""
 
-PROBE = ([5, 3, 8, 1, 9, 2, 7], [4, 6, 2])
-"""Two short prompts that tell whether a model can be batched."""
-
-# Rope that depends on the longest sequence at hand would let neighbours disturb each other.
-_SHARED_ROPE = frozenset({"dynamic", "longrope"})
+    place: Any
+    ids: list[int]
+    asks: bool = True
 
 
 class Runner(Protocol):
     """Keeps the state of sequences in one model. Used by one thread."""
 
     is_batched: bool
+    """Whether sequences share forward passes."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the sequences take now, beside the weights."""
+        ...
+
+    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+        """Take memory from now on by `reserve`; keep at most so many bytes of past prompts."""
+        ...
 
     def open(self) -> Any:
         """Return the place of a new sequence."""
@@ -38,40 +46,38 @@ class Runner(Protocol):
         """Forget a sequence."""
         ...
 
-    def run(self, feeds: list[Feed]) -> list[Tensor]:
-        """Append tokens to sequences; return for each the logits after its last token, of shape
-        [vocabulary]. When it raises nothing was appended."""
+    def run(self, feeds: Sequence[Feed]) -> Tensor:
+        """Append tokens to sequences; return the logits after each feed that asks, in their
+        order, of shape [asking, vocabulary]. When it raises nothing was appended.
+
+        Raises CacheFull when the memory budget has no room for the tokens.
+        """
         ...
 
+    def recall(self, place: Any, caller: str, ids: list[int]) -> int:
+        """Begin an open sequence with what is kept of the same beginning; return its tokens."""
+        ...
 
-def choose_runner(model: Any) -> Runner:
-    """Return the batched runner if it says exactly what the model itself says, else the other.
+    def keep(self, place: Any, caller: str, ids: list[int]) -> None:
+        """Keep what was computed of a sequence's tokens `ids` for `caller`'s later prompts."""
+        ...
 
-    Leaves the model set to the attention that the runner needs.
-    """
-    if _may_batch(model):
-        expected = probe_logits(model)
-        usual = model.config._attn_implementation
-        try:
-            attention.register()
-            model.set_attn_implementation(attention.NAME)
-            if _agrees(BatchRunner(model), expected):
-                return BatchRunner(model)
-            reason = "its logits differ"
-        except Exception as error:  # whatever an architecture trips over, it still runs unbatched
-            reason = f"{type(error).__name__}: {error}"
-        logger.info("%s is not batched: %s", type(model).__name__, reason)
-        model.set_attn_implementation(usual)
-    return SerialRunner(model)
+    def forget(self) -> bool:
+        """Drop all that is kept of past prompts; tell whether that gave memory back."""
+        ...
 
 
 class SerialRunner:
     """One forward pass for each sequence, by the model's own rules. Works for every model."""
 
     is_batched = False
+    memory_bytes = 0
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+        pass
 
     def open(self) -> Any:
         return new_decoder(self._model)
@@ -79,20 +85,49 @@ class SerialRunner:
     def release(self, place: Any) -> None:
         pass
 
-    def run(self, feeds: list[Feed]) -> list[Tensor]:
-        return [decoder.feed(ids) for decoder, ids in feeds]
+    def run(self, feeds: Sequence[Feed]) -> Tensor:
+        import torch
+
+        logits = [(feed.place.feed(feed.ids, feed.asks), feed.asks) for feed in feeds]
+        asked = [row for row, asks in logits if asks]
+        return torch.stack(asked) if asked else torch.empty(0, 0)
+
+    def recall(self, place: Any, caller: str, ids: list[int]) -> int:
+        return 0
+
+    def keep(self, place: Any, caller: str, ids: list[int]) -> None:
+        pass
+
+    def forget(self) -> bool:
+        return False
 
 
 class BatchRunner:
-    """One forward pass for the next token of all sequences; prompts go chunk by chunk, alone."""
+    """One forward pass for the new tokens of all sequences, be they decoding or in their prompts.
+
+    With a `stack` that pass is the stack's, else it is the model's own.
+    """
 
     is_batched = True
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, stack: Stack | None = None) -> None:
         from gateway.engine.kv_cache import SlotCache
+        from gateway.engine.prompt_cache import PromptCache
 
         self._model = model
+        self._stack = stack
         self._cache: SlotCache = SlotCache()
+        self._prompts: PromptCache = PromptCache(0)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._cache.memory_bytes + self._prompts.memory_bytes
+
+    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+        from gateway.engine.prompt_cache import PromptCache
+
+        self._cache.reserve = reserve
+        self._prompts = PromptCache(prompt_cache_bytes, reserve)
 
     def open(self) -> Slot:
         return self._cache.open()
@@ -100,102 +135,63 @@ class BatchRunner:
     def release(self, place: Slot) -> None:
         self._cache.release(place)
 
-    def run(self, feeds: list[Feed]) -> list[Tensor]:
-        single = [feed for feed in feeds if len(feed[1]) == 1]
-        # Single tokens first: they write into the rows between them, where a chunk would be.
-        decoded = self._decode(single) if single else []
-        logits = {id(place): row for (place, _), row in zip(single, decoded, strict=True)}
-        for place, ids in feeds:
-            if len(ids) > 1:
-                logits[id(place)] = self._prefill(place, ids)
-        for place, ids in feeds:
-            place.length += len(ids)
-        return [logits[id(place)] for place, _ in feeds]
+    def run(self, feeds: Sequence[Feed]) -> Tensor:
+        from gateway.engine.view import Run, View
 
-    def _prefill(self, place: Slot, ids: list[int]) -> Tensor:
-        return self._forward(place.row, [place.length], [ids])[0]
-
-    def _decode(self, feeds: list[Feed]) -> list[Tensor]:
-        """Compute all rows up to the last that is fed. A row between that is not fed gets a token
-        that does not count: the next one of its own is written in the same place."""
-        by_row = {place.row: ids[0] for place, ids in feeds}
-        count = max(by_row) + 1
-        lengths = [slot.length for slot in self._cache.slots[:count]]
-        logits = self._forward(0, lengths, [[by_row.get(row, 0)] for row in range(count)])
-        return [logits[place.row] for place, _ in feeds]
-
-    def _forward(self, first: int, lengths: list[int], ids: list[list[int]]) -> Tensor:
-        import torch
-
-        from gateway.engine.kv_cache import View
-
-        device = self._model.device
-        tokens = len(ids[0])
-        view = View(first, lengths, tokens, device)
-        self._cache.begin(view)
-        positions = view.lengths[:, None] + torch.arange(tokens, device=device)
-        with torch.inference_mode():
-            output = self._model(
-                torch.tensor(ids, device=device),
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-                view=view,
-            )
-        logits: Tensor = output.logits[:, -1]
+        singles = sorted((f for f in feeds if len(f.ids) == 1), key=lambda f: f.place.row)
+        chunks = [feed for feed in feeds if len(feed.ids) > 1]
+        ids: list[int] = [feed.ids[0] for feed in singles]
+        last: dict[int, int] = {id(feed.place): index for index, feed in enumerate(singles)}
+        runs = []
+        for feed in chunks:
+            place = feed.place
+            runs.append(Run(place.row, place.length, len(ids), len(feed.ids)))
+            ids += feed.ids
+            last[id(place)] = len(ids) - 1
+        view = View([(f.place.row, f.place.length) for f in singles], runs, self._model.device)
+        logits = self._forward(ids, view, [last[id(feed.place)] for feed in feeds if feed.asks])
+        for feed in feeds:
+            feed.place.length += len(feed.ids)
         return logits
 
+    def recall(self, place: Slot, caller: str, ids: list[int]) -> int:
+        from gateway.engine.kv_cache import CacheFull
 
-def _may_batch(model: Any) -> bool:
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {
-        part.get("rope_type") for part in rope.values() if isinstance(part, dict)
-    }
-    return bool(
-        getattr(model, "_supports_attention_backend", False)
-        and not getattr(model, "_is_stateful", False)
-        and not kinds & _SHARED_ROPE
-    )
+        # The last token is always computed: its logits are wanted.
+        blocks = self._prompts.find(caller, ids[:-1])
+        if blocks:
+            try:
+                self._cache.copy_in(place, blocks)
+            except CacheFull:
+                return 0
+        return place.length
 
+    def keep(self, place: Slot, caller: str, ids: list[int]) -> None:
+        def copy_out(start: int, end: int) -> Tensor | None:
+            return self._cache.copy_out(place, start, end)
 
-def probe_logits(model: Any) -> list[list[Tensor]]:
-    """Return the logits of the probes, step by step, by the model's own rules."""
-    return [_serial_logits(model, prompt) for prompt in PROBE]
+        self._prompts.add(caller, ids[: place.length], copy_out)
 
+    def forget(self) -> bool:
+        return self._prompts.clear()
 
-def are_alike(found: list[list[Tensor]], expected: list[list[Tensor]]) -> bool:
-    """Tell whether two sets of logits differ by no more than rounding does."""
-    import torch
+    def _forward(self, ids: list[int], view: Any, wanted: list[int]) -> Tensor:
+        import torch
 
-    tolerance = 1e-4 if expected[0][0].dtype == torch.float32 else 5e-2
-    return all(
-        torch.allclose(
-            mine.float(),
-            theirs.float(),
-            rtol=tolerance,
-            atol=tolerance * float(theirs.float().abs().max()),
-        )
-        for mines, theirss in zip(found, expected, strict=True)
-        for mine, theirs in zip(mines, theirss, strict=True)
-    )
-
-
-def _serial_logits(model: Any, prompt: list[int]) -> list[Tensor]:
-    decoder = new_decoder(model)
-    return [decoder.feed(prompt[:2]), *(decoder.feed([token]) for token in prompt[2:])]
-
-
-def _agrees(runner: BatchRunner, expected: list[list[Tensor]]) -> bool:
-    """Feed the probes side by side, as a scheduler would, and compare every step's logits."""
-    places = [runner.open() for _ in PROBE]
-    found: list[list[Tensor]] = [
-        runner.run([(place, prompt[:2])]) for place, prompt in zip(places, PROBE, strict=True)
-    ]
-    for step in range(2, max(map(len, PROBE))):
-        fed = [index for index, prompt in enumerate(PROBE) if step < len(prompt)]
-        rows = runner.run([(places[index], [PROBE[index][step]]) for index in fed])
-        for index, row in zip(fed, rows, strict=True):
-            found[index].append(row)
-    return are_alike(found, expected)
+        device = self._model.device
+        with torch.inference_mode():
+            self._cache.begin(view)
+            tokens = torch.tensor(ids, device=device)
+            rows = torch.tensor(wanted, dtype=torch.long, device=device)
+            if self._stack is not None:
+                return self._stack.logits(tokens, view, self._cache, rows)
+            output = self._model(
+                tokens[None],
+                position_ids=view.all_positions()[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=rows,
+                view=view,
+            )
+            logits: Tensor = output.logits[0]
+            return logits

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from gateway.core.errors import EngineFailed, Overloaded
-from gateway.core.events import Waiting
+from gateway.core.errors import EngineFailed, GatewayError, Overloaded
+from gateway.core.events import Event, Waiting
 from gateway.engine.bridge import Outbox
-from gateway.engine.runner import Runner
+from gateway.engine.fair_queue import FairQueue
+from gateway.engine.pace import Pace, share_prefill
+from gateway.engine.runner import Feed, Runner
+from gateway.engine.sampler import Sampled, sample
 from gateway.engine.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -39,37 +41,57 @@ class Scheduler:
         max_active: int,
         max_queue: int,
         bound_threads: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`bound_threads` is called once, in the worker thread."""
         self._runner = runner
-        self._prefilled = 0
         self._max_active = max_active
-        self._max_queue = max_queue
         self._bound_threads = bound_threads
-        self._queue: deque[tuple[Sequence, float]] = deque()
+        self._clock = clock
+        self._max_queue = max_queue
+        self._queue: FairQueue[Sequence] = FairQueue()
         self._active: list[Sequence] = []
+        # A sequence lost its place for want of memory: nobody gets one before another leaves.
+        self._is_full = False
+        self._pace = Pace()
         self._condition = threading.Condition()
         self._closing = False
         self._outbox = Outbox(asyncio.get_running_loop())
         self.alive = True
+        self.memory_bytes = 0
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """How many sequences wait for a place."""
+        with self._condition:
+            return len(self._queue)
+
+    @property
+    def active(self) -> int:
+        """How many sequences have a place."""
+        return len(self._active)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its events arrive in its channel.
 
-        Raises Overloaded when the queue is full, EngineFailed when the worker is gone.
+        Raises Overloaded when the queue is full, EngineFailed when the worker is gone. A caller
+        with less waiting than another takes the last place of that one, who gets Overloaded.
         """
         with self._condition:
             if not self.alive or self._closing:
                 raise EngineFailed("The engine of this model stopped.")
-            ahead = len(self._active) + len(self._queue) - self._max_active
-            if ahead >= self._max_queue:
-                raise Overloaded(f"{len(self._queue)} requests already wait for this model.")
-            self._queue.append((sequence, time.monotonic()))
-            if ahead >= 0:
-                self._tell_place(sequence, ahead + 1)
-                self._outbox.flush()
+            sequence.queued_at = self._clock()
+            free = max(0, self._max_active - len(self._active))
+            displaced = self._queue.push(sequence, self._max_queue + free)
+            if displaced is sequence:
+                raise self._overloaded()
+            if displaced is not None:
+                self._outbox.post(displaced.channel, [], error=self._overloaded(), released=True)
+            if len(self._active) >= self._max_active:
+                self._tell_places()
+            self._outbox.flush()
             self._condition.notify()
 
     def cancel(self, sequence: Sequence) -> None:
@@ -89,6 +111,12 @@ class Scheduler:
             self._closing = True
             self._condition.notify()
         self._thread.join()
+
+    def _overloaded(self) -> Overloaded:
+        wait_s = self._pace.eta_s(len(self._queue) or 1, self._max_active)
+        return Overloaded(
+            f"{len(self._queue)} requests already wait for this model.", retry_after_s=wait_s
+        )
 
     def _run(self) -> None:
         reason = "The model was unloaded."
@@ -112,104 +140,174 @@ class Scheduler:
             return not self._closing
 
     def _has_work(self) -> bool:
-        if self._queue and len(self._active) < self._max_active:
+        if self._has_place():
             return True
-        waiting = (sequence for sequence, _ in self._queue)
-        return any(sequence.cancelled for sequence in waiting) or any(
+        return any(sequence.cancelled for sequence in self._queue) or any(
             sequence.cancelled or not sequence.channel.is_full for sequence in self._active
         )
 
+    def _has_place(self) -> bool:
+        is_free = len(self._active) < self._max_active and not self._is_full
+        return bool(self._queue) and is_free
+
     def _admit(self) -> None:
         with self._condition:
-            kept = deque(item for item in self._queue if not item[0].cancelled)
-            dropped = [item[0] for item in self._queue if item[0].cancelled]
-            admitted = 0
-            while kept and len(self._active) < self._max_active:
-                sequence, queued_at = kept.popleft()
-                sequence.queue_ms = (time.monotonic() - queued_at) * 1000
-                sequence.place = self._runner.open()
+            dropped = self._queue.remove(lambda sequence: sequence.cancelled)
+            admitted = []
+            while self._has_place():
+                sequence = self._queue.pop()
                 self._active.append(sequence)
-                admitted += 1
-            moved = bool(admitted or dropped)
-            self._queue = kept
-            places = [sequence for sequence, _ in kept]
+                admitted.append(sequence)
+            if admitted or dropped:
+                self._tell_places()
         for sequence in dropped:
             self._outbox.post(sequence.channel, [], released=True)
-        if moved:
-            for position, sequence in enumerate(places, 1):
-                self._tell_place(sequence, position)
+        for sequence in admitted:
+            self._open(sequence)
 
-    def _tell_place(self, sequence: Sequence, position: int) -> None:
-        if sequence.queue_position != position:
-            sequence.queue_position = position
-            self._outbox.post(sequence.channel, [Waiting("queued", position=position)])
+    def _open(self, sequence: Sequence) -> None:
+        if not sequence.admitted_at:
+            sequence.admitted_at = self._clock()
+            sequence.queue_ms = (sequence.admitted_at - sequence.queued_at) * 1000
+        sequence.place = self._runner.open()
+        try:
+            sequence.fed = self._runner.recall(sequence.place, sequence.caller, sequence.tokens)
+        except Exception:
+            logger.exception("past prompts cannot be recalled")
+            self._fail(sequence)
+
+    def _tell_places(self) -> None:
+        for position, sequence in enumerate(self._queue, 1):
+            if sequence.queue_position != position:
+                sequence.queue_position = position
+                eta_s = self._pace.eta_s(position, self._max_active)
+                event = Waiting("queued", position=position, eta_s=eta_s)
+                self._outbox.post(sequence.channel, [event])
 
     def _step(self) -> None:
-        """Feed every sequence whose reader keeps up, at most one chunk of one prompt among them."""
-        chosen = self._choose()
-        for sequence, logits in self._compute(chosen):
-            self._accept(sequence, logits)
+        """Feed every sequence whose reader keeps up: the next token, or more of its prompt."""
+        began_at = self._clock()
+        counts = self._choose()
+        self._advance(counts)
+        if counts:
+            prompt_tokens = sum(count for count in counts.values() if count > 1)
+            self._pace.observe_step(prompt_tokens, self._clock() - began_at)
         gone = [sequence for sequence in self._active if sequence.cancelled or sequence.finished]
         for sequence in gone:
             self._release(sequence)
+        self.memory_bytes = self._runner.memory_bytes
 
-    def _choose(self) -> list[Sequence]:
+    def _choose(self) -> dict[Sequence, int]:
+        """Return how many tokens of which sequences the next step computes."""
         ready = [s for s in self._active if not s.cancelled and not s.channel.is_full]
-        speaking = [sequence for sequence in ready if not sequence.in_prompt]
-        prompts = [sequence for sequence in ready if sequence.in_prompt]
-        if prompts:
-            # In turn, so that a long prompt does not keep a short one waiting.
-            self._prefilled += 1
-            speaking.append(prompts[self._prefilled % len(prompts)])
-        return speaking
+        counts = {sequence: 1 for sequence in ready if sequence.remaining == 1}
+        prompts = [sequence for sequence in ready if sequence.remaining > 1]
+        budget = self._pace.prefill_tokens(decodes=bool(counts))
+        shares = share_prefill(budget, [sequence.remaining for sequence in prompts])
+        counts |= {s: share for s, share in zip(prompts, shares, strict=True) if share}
+        return counts
 
-    def _compute(self, chosen: list[Sequence]) -> list[tuple[Sequence, Tensor]]:
+    def _advance(self, counts: dict[Sequence, int]) -> None:
         """Compute one step; should it fail, find out whose fault it was, and let only him fail."""
-        if not chosen:
-            return []
+        if not counts:
+            return
+        feeds = [
+            Feed(s.place, s.tokens[s.fed : s.fed + count], asks=count == s.remaining)
+            for s, count in counts.items()
+        ]
         try:
-            logits = self._runner.run([(s.place, s.next_ids) for s in chosen])
+            logits = self._runner.run(feeds)
+        except GatewayError as error:
+            self._make_room(counts, error)
+            return
         except Exception:
-            if len(chosen) > 1:
+            if len(counts) > 1:
                 logger.exception("a step failed; its sequences go on one by one")
-                return [pair for sequence in chosen for pair in self._compute([sequence])]
+                for sequence, count in counts.items():
+                    self._advance({sequence: count})
+                return
             logger.exception("a sequence failed")
-            self._fail(chosen[0])
-            return []
-        return list(zip(chosen, logits, strict=True))
+            self._fail(next(iter(counts)))
+            return
+        self._take(counts, logits)
 
-    def _accept(self, sequence: Sequence, logits: Tensor) -> None:
+    def _take(self, counts: dict[Sequence, int], logits: Tensor) -> None:
+        for sequence, count in counts.items():
+            self._outbox.post(sequence.channel, sequence.advance(count))
+            if not sequence.remaining and not sequence.said:
+                self._keep(sequence)
+        asking = [sequence for sequence in counts if not sequence.remaining]
+        if not asking:
+            return
+        drawn = sample(logits, [sequence.sampler for sequence in asking])
+        for sequence, outcome in zip(asking, drawn, strict=True):
+            self._accept(sequence, outcome)
+
+    def _accept(self, sequence: Sequence, outcome: Sampled | Exception) -> None:
+        events: list[Event] = []
         try:
-            events = sequence.accept(logits)
+            if isinstance(outcome, Exception):
+                raise outcome
+            events = sequence.accept(outcome)
         except Exception:
             logger.exception("a sequence failed")
             self._fail(sequence)
         else:
             self._outbox.post(sequence.channel, events)
 
-    def _fail(self, sequence: Sequence) -> None:
-        error = EngineFailed("The model failed on this request.")
+    def _make_room(self, counts: dict[Sequence, int], error: GatewayError) -> None:
+        """Give memory back for the sequences that were refused some: what is kept of past prompts
+        first, then the place of the youngest, which starts over once somebody left."""
+        if self._runner.forget():
+            return
+        if len(self._active) == 1:
+            for sequence in counts:
+                self._fail(sequence, error)
+            return
+        youngest = max(self._active, key=lambda sequence: sequence.admitted_at)
+        self._runner.release(youngest.place)
+        youngest.place, youngest.fed = None, 0
+        with self._condition:
+            self._active.remove(youngest)
+            self._queue.put_back(youngest)
+            self._is_full = True
+
+    def _fail(self, sequence: Sequence, error: GatewayError | None = None) -> None:
+        error = error or EngineFailed("The model failed on this request.")
         self._outbox.post(sequence.channel, [], error=error)
-        sequence.finished = True
+        sequence.cancelled = True
+
+    def _keep(self, sequence: Sequence) -> None:
+        try:
+            self._runner.keep(sequence.place, sequence.caller, sequence.tokens)
+        except Exception:
+            # A convenience for later prompts: nobody's answer depends on it.
+            logger.exception("a prompt cannot be kept")
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.finished:
+            self._pace.observe_service(self._clock() - sequence.admitted_at)
+            self._keep(sequence)
         self._runner.release(sequence.place)
         sequence.place = None
         with self._condition:
             self._active.remove(sequence)
+            self._is_full = False
         self._outbox.post(sequence.channel, [], released=True)
 
     def _release_all(self, reason: str) -> None:
         with self._condition:
             self.alive = False
             placed = self._active
-            left = [*placed, *(sequence for sequence, _ in self._queue)]
+            left = [*placed, *self._queue]
             self._active = []
-            self._queue.clear()
+            self._queue = FairQueue()
         for sequence in left:
             self._outbox.post(sequence.channel, [], error=EngineFailed(reason), released=True)
         self._outbox.flush()
         # Last, as the runner may be what broke: the readers know by now.
-        for sequence in placed:
-            with suppress(Exception):
+        with suppress(Exception):
+            self._runner.forget()
+            for sequence in placed:
                 self._runner.release(sequence.place)
+        self.memory_bytes = 0

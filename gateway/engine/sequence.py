@@ -1,84 +1,89 @@
 """One generation as the worker sees it: it says what to feed next and takes what came out."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence as Ids
+from typing import Any
 
 from gateway.core.events import Event, Finished, FinishReason, Started, TextDelta, Usage, Waiting
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.detokenizer import Detokenizer
-from gateway.engine.sampler import Sampler
+from gateway.engine.sampler import Sampled, Sampler
 from gateway.engine.stopping import StopMatcher
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-PREFILL_CHUNK = 256
-"""Prompt tokens computed between two tokens of the other sequences."""
 
 
 class Sequence:
-    """Fed with `next_ids` it takes the logits by `accept`, until `finished`. Computes nothing.
+    """Takes the tokens that are drawn for it by `accept`, until `finished`. Computes nothing.
 
-    `place` is where the runner keeps it, once it is admitted.
+    `tokens` are the prompt and the answer so far; the first `fed` of them are in the model, at
+    `place`, where the runner keeps it once it is admitted. A sequence whose place is taken away
+    starts over with `fed` 0, and nothing that was said is drawn again.
     """
 
     def __init__(
         self,
         ref: ModelRef,
         *,
-        prompt: list[int],
+        caller: str,
+        prompt: Ids[int],
         sampler: Sampler,
         detokenizer: Detokenizer,
         stops: StopMatcher,
-        eos_ids: frozenset[int],
+        end_ids: frozenset[int],
         max_tokens: int,
         channel: Channel,
     ) -> None:
+        self.caller = caller
+        self.sampler = sampler
         self.channel = channel
+        self.tokens = list(prompt)
+        self.fed = 0
+        self.place: Any = None
         self.cancelled = False
         self.finished = False
+        self.queued_at = 0.0
+        self.admitted_at = 0.0
         self.queue_ms = 0.0
         self.queue_position = 0
-        self.place: Any = None
         self._ref = ref
-        self._prompt_tokens = len(prompt)
-        self._pending = prompt
-        self._sampler = sampler
+        self._prompt_tokens = len(self.tokens)
         self._detokenizer = detokenizer
         self._stops = stops
-        self._eos_ids = eos_ids
+        self._end_ids = end_ids
         self._max_tokens = max_tokens
-        self._generated = 0
+        self._is_started = False
         self._untold = 0
 
     @property
-    def next_ids(self) -> list[int]:
-        """What to feed next: a chunk of the prompt, or the token that was said last."""
-        return self._pending[:PREFILL_CHUNK]
+    def remaining(self) -> int:
+        """How many tokens are to be fed before the next one can be drawn."""
+        return len(self.tokens) - self.fed
 
     @property
-    def in_prompt(self) -> bool:
-        return self._generated == 0
+    def said(self) -> int:
+        return len(self.tokens) - self._prompt_tokens
 
-    def accept(self, logits: "Tensor") -> list[Event]:
-        """Take the logits after `next_ids` and return what is to be said; sets `finished`."""
-        self._pending = self._pending[PREFILL_CHUNK:]
-        if self._pending:
-            done = 1 - len(self._pending) / self._prompt_tokens
-            return [Waiting("prefill", fraction=round(done, 3))]
-        token = self._sampler.next_token(logits)
+    def advance(self, count: int) -> list[Event]:
+        """Take note that `count` more tokens are in the model; tell how far the prompt is."""
+        self.fed += count
+        if self.remaining and not self._is_started:
+            return [Waiting("prefill", fraction=round(self.fed / len(self.tokens), 3))]
+        return []
+
+    def accept(self, sampled: Sampled) -> list[Event]:
+        """Take the next token and return what is to be said; sets `finished`."""
+        token = sampled.token
         events: list[Event] = []
-        if self._generated == 0:
+        if not self._is_started:
+            self._is_started = True
             events.append(Started(self._ref, self._prompt_tokens, queue_ms=self.queue_ms))
-        if token in self._eos_ids:
+        if token in self._end_ids:
             return events + self._finish("stop")
-        self._generated += 1
+        self.tokens.append(token)
         self._untold += 1
-        self._pending = [token]
         events += self._tell(self._stops.push(self._detokenizer.push(token)))
         if self._stops.stopped:
             return events + self._finish("stop")
-        if self._generated >= self._max_tokens:
+        if self.said >= self._max_tokens:
             return events + self._finish("length")
         return events
 
@@ -93,5 +98,5 @@ class Sequence:
         tail = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         if self._stops.stopped:
             reason = "stop"
-        usage = Usage(self._prompt_tokens, self._generated)
+        usage = Usage(self._prompt_tokens, self.said)
         return [*self._tell(tail), Finished(reason, usage)]

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,14 @@ def llama(llama_folder: Path) -> LoadedModel:
 def start_engine() -> StartEngine:
     @asynccontextmanager
     async def start(
-        loaded: LoadedModel, *, max_active: int = 8, max_queue: int = 8
+        loaded: LoadedModel, *, max_active: int = 8, max_queue: int = 8, **memory: Any
     ) -> AsyncIterator[TransformersEngine]:
         engine = TransformersEngine(
-            ModelRef("huggingface", "tiny"), loaded, max_active=max_active, max_queue=max_queue
+            ModelRef("huggingface", "tiny"),
+            loaded,
+            max_active=max_active,
+            max_queue=max_queue,
+            **memory,
         )
         try:
             yield engine

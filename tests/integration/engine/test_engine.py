@@ -1,5 +1,6 @@
 """TransformersEngine over real tiny models: what it says, when it stops, what it survives."""
 
+import random
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -8,13 +9,16 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
+from anyio.abc import TaskStatus
 
 from gateway.core.errors import (
     ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
     ModelLoadFailed,
+    NoRoom,
     Overloaded,
     UnsupportedCapability,
 )
@@ -22,6 +26,7 @@ from gateway.core.events import Event, Finished, Generation, Started, TextDelta,
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
 from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
@@ -85,11 +90,150 @@ async def test_streams_side_by_side_say_what_each_would_say_alone(
         assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
 
 
+async def test_whatever_joins_leaves_or_is_cut_short_greedy_answers_are_those_of_generate(
+    llama_folder: Path, llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    rng = random.Random(5)
+    requests = [
+        ask("x" * rng.randrange(1, 500), max_tokens=rng.randrange(1, 40)) for _ in range(24)
+    ]
+    noise = [
+        ask("y" * rng.randrange(1, 300), max_tokens=50, temperature=1.0, top_p=0.9, seed=n)
+        for n in range(24)
+    ]
+    answers: dict[int, Generation] = {}
+
+    async def run(index: int) -> None:
+        answers[index] = await collect(engine.stream(requests[index]))
+
+    async def disturb(index: int) -> None:
+        """Join the batch, and leave it in the middle of a prompt or of an answer."""
+        count = 0
+        async with aclosing(engine.stream(noise[index])) as events:
+            async for _ in events:
+                count += 1
+                if count > index:
+                    break
+
+    async with (
+        start_engine(llama, max_active=7, max_queue=64) as engine,
+        anyio.create_task_group() as tasks,
+    ):
+        for index in range(len(requests)):
+            tasks.start_soon(run, index)
+            tasks.start_soon(disturb, index)
+    for index, request in enumerate(requests):
+        assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
+    assert llama.runner.memory_bytes == 0
+
+
+async def test_short_of_memory_sequences_wait_their_turn_and_say_the_same(
+    llama_folder: Path, llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    assert isinstance(llama.runner, BatchRunner)
+    # Room for some 640 tokens: less than six prompts of 300 need together.
+    room = [640 * llama.runner._cache.token_bytes]
+    least = [room[0]]
+
+    def reserve(amount: int) -> bool:
+        if amount > room[0]:
+            return False
+        room[0] -= amount
+        least[0] = min(least[0], room[0])
+        return True
+
+    requests = [ask(f"{n}" * 300, max_tokens=20) for n in range(6)]
+    answers: dict[int, Generation] = {}
+
+    async def run(index: int) -> None:
+        answers[index] = await collect(engine.stream(requests[index]))
+
+    budget = room[0]
+    async with start_engine(llama, reserve=reserve, prompt_cache_bytes=2**20) as engine:
+        async with anyio.create_task_group() as tasks:
+            for index in range(len(requests)):
+                tasks.start_soon(run, index)
+        with pytest.raises(NoRoom):
+            await collect(engine.stream(ask("z" * 900)))
+        assert engine.alive
+    for index, request in enumerate(requests):
+        assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
+    assert 0 <= least[0] < budget / 2
+    assert room[0] == budget
+
+
+async def test_a_conversation_that_goes_on_is_not_computed_anew(
+    llama: LoadedModel, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    original = llama.runner.run
+
+    def run(feeds: list[Feed]) -> Any:
+        computed.append(sum(len(feed.ids) for feed in feeds))
+        return original(feeds)
+
+    monkeypatch.setattr(llama.runner, "run", run)
+    question = ask("tell me " * 60, max_tokens=40)
+    async with start_engine(llama, prompt_cache_bytes=2**24) as engine:
+        first = await collect(engine.stream(question))
+        whole = sum(computed)
+        messages = (
+            *question.messages,
+            Message("assistant", Message.user(first.text).parts),
+            Message.user("more"),
+        )
+        follow_up = msgspec.structs.replace(question, messages=messages)
+        computed.clear()
+        kept = await collect(engine.stream(follow_up))
+        assert sum(computed) < whole / 2
+        computed.clear()
+        stranger = await collect(engine.stream(msgspec.structs.replace(follow_up, caller="bob")))
+        assert sum(computed) > whole
+    assert kept.text == stranger.text
+
+
+async def test_who_asks_much_does_not_keep_others_waiting(
+    llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    ended: list[str] = []
+
+    async def run(caller: str, task_status: TaskStatus[None]) -> None:
+        request = msgspec.structs.replace(ask(max_tokens=30), caller=caller)
+        events = engine.stream(request)
+        await first_of(events, Waiting)
+        task_status.started()
+        await first_of(events, Finished)
+        ended.append(caller)
+
+    async with (
+        start_engine(llama, max_active=1, max_queue=20) as engine,
+        aclosing(engine.stream(ask(max_tokens=900))) as running,
+    ):
+        await first_of(running, Started)
+        async with anyio.create_task_group() as tasks:
+            for caller in "aaaaaab":
+                await tasks.start(run, caller)
+            await running.aclose()
+    assert "b" in ended[:2]
+
+
+async def test_a_stop_id_ends_the_answer_unseen(
+    llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    async with start_engine(llama) as engine:
+        whole = (await collect(engine.stream(ask(max_tokens=40)))).text
+        stop = next(char for char in whole[5:] if char.isascii() and char.isprintable())
+        (token,) = llama.encoder._tokenizer(stop)["input_ids"]
+        answer = await collect(engine.stream(ask(max_tokens=40, stop_ids=(token,))))
+    assert answer.finish_reason == "stop"
+    assert answer.text == whole[: whole.index(stop)]
+
+
 async def test_events_follow_the_grammar_and_count_every_token(
     llama: LoadedModel, start_engine: StartEngine
 ) -> None:
     async with start_engine(llama) as engine:
-        events = [event async for event in engine.stream(ask("é" * 200, max_tokens=30))]
+        events = [event async for event in engine.stream(ask("é" * 400, max_tokens=30))]
     kinds = [type(event) for event in events]
     assert kinds[0] is Waiting  # a prompt of several chunks tells how far it is
     assert next(kind for kind in kinds if kind is not Waiting) is Started
@@ -204,9 +348,9 @@ async def test_a_worker_that_dies_tells_every_reader(
 
     errors: list[str] = []
 
-    async def run(engine: Any) -> None:
+    async def run(engine: Any, index: int) -> None:
         try:
-            await collect(engine.stream(ask(max_tokens=5 + len(errors))))
+            await collect(engine.stream(ask(max_tokens=5 + 5 * index)))
         except EngineFailed as error:
             errors.append(error.code)
 
@@ -215,8 +359,8 @@ async def test_a_worker_that_dies_tells_every_reader(
         monkeypatch.setattr(llama.runner, "release", broken)
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
-                for _ in range(4):
-                    tasks.start_soon(run, engine)
+                for index in range(4):
+                    tasks.start_soon(run, engine, index)
         assert not engine.alive
         monkeypatch.setattr(llama.runner, "release", release)
     for slot in list(llama.runner._cache.slots):
@@ -258,17 +402,16 @@ async def test_a_sequence_that_raises_fails_alone(
 ) -> None:
     runner = llama.runner
     original = runner.run
-    doomed = llama.encoder.encode(ask("breaks"))
 
-    def run(feeds: list[tuple[Any, list[int]]]) -> list[Any]:
-        if any(ids == doomed for _, ids in feeds):
+    def run(feeds: list[Feed]) -> Any:
+        if any(len(feed.ids) > 1 for feed in feeds):
             raise RuntimeError("out of memory, say")
         return original(feeds)
 
-    monkeypatch.setattr(runner, "run", run)
     async with start_engine(llama) as engine:
         healthy = engine.stream(ask(max_tokens=60))
         await first_of(healthy, Started)
+        monkeypatch.setattr(runner, "run", run)
         with pytest.raises(EngineFailed):
             await collect(engine.stream(ask("breaks")))
         rest = [event async for event in healthy]

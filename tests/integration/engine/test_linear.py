@@ -43,8 +43,8 @@ def test_every_linear_is_packed_and_siblings_share_one_product(model: Any) -> No
     assert pack_linears(model) == plain_bytes
     assert not any(type(module) is nn.Linear for module in model.modules())
     attention = model.model.layers[0].self_attn
-    assert attention.q_proj._product is attention.k_proj._product is attention.v_proj._product
-    assert attention.o_proj._product is not attention.q_proj._product
+    assert attention.q_proj.product is attention.k_proj.product is attention.v_proj.product
+    assert attention.o_proj.product is not attention.q_proj.product
 
 
 def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None:

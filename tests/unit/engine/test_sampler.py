@@ -1,14 +1,21 @@
 import pytest
 
 from gateway.core.messages import Options
-from gateway.engine.sampler import Sampler, Sampling, resolve_sampling
+from gateway.engine import sampler as sampler_module
+from gateway.engine.sampler import Sampled, Sampler, Sampling, resolve_sampling, sample
 
 torch = pytest.importorskip("torch")
 
 
 def draw(sampling: Sampling, logits: list[float], count: int = 200) -> list[int]:
     sampler = Sampler(sampling, prompt=[])
-    return [sampler.next_token(torch.tensor(logits)) for _ in range(count)]
+    return [next_token(sampler, logits) for _ in range(count)]
+
+
+def next_token(sampler: Sampler, logits: list[float]) -> int:
+    outcome = sample(torch.tensor([logits]), [sampler])[0]
+    assert isinstance(outcome, Sampled)
+    return outcome.token
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -54,7 +61,7 @@ def test_a_presence_penalty_counts_once() -> None:
 
 def test_a_repetition_penalty_counts_the_prompt() -> None:
     sampler = Sampler(Sampling(temperature=0, repetition_penalty=4.0), prompt=[0])
-    assert sampler.next_token(torch.tensor([2.0, 1.0, -1.0])) == 1
+    assert next_token(sampler, [2.0, 1.0, -1.0]) == 1
 
 
 def test_a_model_that_does_not_sample_is_greedy_until_asked() -> None:
@@ -74,3 +81,108 @@ def test_a_temperature_near_zero_is_greedy(coldest: float) -> None:
     config = type("Config", (), {"do_sample": True, "temperature": 0.6})()
     sampling = resolve_sampling(Options(temperature=coldest), config)
     assert set(draw(sampling, [0.1, 3.0, 2.9])) == {1}
+
+
+VARIETY = [
+    Sampling(temperature=0),
+    Sampling(temperature=0, frequency_penalty=1.0),
+    Sampling(seed=1),
+    Sampling(temperature=0.7, top_k=5, seed=2),
+    Sampling(top_p=0.8, seed=3),
+    Sampling(min_p=0.1, seed=4),
+    Sampling(temperature=1.5, top_p=0.9, top_k=30, repetition_penalty=1.2, seed=5),
+    Sampling(logit_bias=((3, 5.0),), logprobs=2, seed=6),
+]
+
+
+def test_everybody_draws_in_company_what_he_would_draw_alone() -> None:
+    steps = torch.randn(30, len(VARIETY), 50, generator=torch.Generator().manual_seed(0))
+    together = [Sampler(sampling, prompt=[1, 2]) for sampling in VARIETY]
+    in_company = [sample(step, together) for step in steps]
+    for row, sampling in enumerate(VARIETY):
+        alone = Sampler(sampling, prompt=[1, 2])
+        for step, outcomes in zip(steps, in_company, strict=True):
+            outcome, other = sample(step[row : row + 1], [alone])[0], outcomes[row]
+            assert isinstance(outcome, Sampled) and isinstance(other, Sampled)
+            assert outcome.token == other.token
+
+
+@pytest.mark.parametrize("sampling", [s for s in VARIETY if s.temperature > 0])
+def test_draws_follow_the_distribution_that_transformers_would_draw_from(
+    sampling: Sampling,
+) -> None:
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    scores = logits.clone()
+    for token, bias in sampling.logit_bias:
+        scores[0, token] += bias
+    prompt = torch.tensor([[1, 2]])
+    if sampling.repetition_penalty != 1.0:
+        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(prompt, scores)
+    expected = torch.softmax(warpers(prompt, scores), -1)[0]
+    count = 4000
+    samplers = [
+        # Each a request of its own: what one says must not change what it says next.
+        Sampler(Sampling(**{f: getattr(sampling, f) for f in FIELDS} | {"seed": n}), [1, 2])
+        for n in range(count)
+    ]
+    outcomes = sample(logits.expand(count, -1), samplers)
+    tokens = torch.tensor([o.token for o in outcomes if isinstance(o, Sampled)])
+    found = torch.bincount(tokens, minlength=40) / count
+    assert not found[expected == 0].any()
+    # Six standard deviations: a fair sampler fails once in hundreds of millions of draws.
+    assert ((found - expected).abs() <= 6 * (expected / count).sqrt() + 1e-9).all()
+
+
+FIELDS = Sampling.__struct_fields__
+
+
+def test_a_nucleus_wider_than_the_candidates_is_still_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler_module, "NUCLEUS_CANDIDATES", 4)
+    assert set(draw(Sampling(top_p=0.999, seed=1), [0.0] * 40, count=600)) == set(range(40))
+
+
+def test_log_probabilities_are_those_of_the_model_whatever_the_temperature() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    sampler = Sampler(Sampling(temperature=0, logprobs=2), prompt=[])
+    (outcome,) = sample(logits, [sampler])
+    assert isinstance(outcome, Sampled) and outcome.logprob is not None
+    assert outcome.logprob.logprob == pytest.approx(torch.tensor(0.5).log().item())
+    assert [token for token, _ in outcome.logprob.top] == [0, 1]
+    assert outcome.logprob.top[1][1] == pytest.approx(torch.tensor(0.3).log().item())
+
+
+def test_a_bias_can_forbid_and_force() -> None:
+    assert set(draw(Sampling(logit_bias=((1, -100.0),), seed=1), [0.0, 9.0, 0.0])) == {0, 2}
+    assert set(draw(Sampling(logit_bias=((2, 100.0),), seed=1), [0.0, 9.0, 0.0])) == {2}
+
+
+class Broken:
+    def restrict(self, scores: object) -> None:
+        raise RuntimeError("no such grammar")
+
+    def accept(self, token: int) -> None: ...
+
+
+def test_a_request_that_fails_fails_alone() -> None:
+    broken, fine = Sampler(Sampling(temperature=0), [], Broken()), Sampler(Sampling(seed=1), [])
+    outcomes = sample(torch.tensor([[1.0, 0.0], [0.0, 100.0]]), [broken, fine])
+    assert isinstance(outcomes[0], RuntimeError)
+    assert outcomes[1] == Sampled(1)

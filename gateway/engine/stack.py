@@ -1,0 +1,125 @@
+"""The forward pass of the usual decoder, written for a flat batch: a dozen operators a layer.
+
+transformers' own forward pass starts some fifty operators in each layer, through as many Python
+frames; for a small model and few sequences that costs more than reading the weights. This one
+computes the same from the same modules, for the families that share the layout of Llama. Whether it
+says the same is found out by `runner.choose_runner` before it is used. Figures: bench/README.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import rms_norm
+
+from gateway.engine.attention import attend
+from gateway.engine.linear import joint_product
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gateway.engine.kv_cache import SlotCache
+    from gateway.engine.view import View
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+
+class UnknownLayout(Exception):
+    """The model is not built as this module expects."""
+
+
+class Stack:
+    """The layers of one model. Shares the weights of `model`, whose own forward still works."""
+
+    def __init__(self, model: Any) -> None:
+        """Raises UnknownLayout, or TypeError or AttributeError for parts that are not there."""
+        config, base = model.config, model.model
+        if config.model_type not in FAMILIES:
+            raise UnknownLayout(config.model_type)
+        self._embed = base.embed_tokens
+        self._rotary = base.rotary_emb
+        self._layers = [_Layer(layer, config) for layer in base.layers]
+        self._norm = _Norm(base.norm)
+        self._head = joint_product([model.lm_head])
+
+    def logits(self, ids: Tensor, view: View, cache: SlotCache, wanted: Tensor) -> Tensor:
+        """Return the logits of the `wanted` tokens of a flat batch, of shape [wanted, vocabulary].
+
+        `ids` are the tokens [tokens]; their keys and values go into `cache`, which was told of
+        `view`.
+        """
+        hidden = self._embed(ids)
+        cos, sin = self._rotary(hidden, view.all_positions()[None])
+        if cos.shape[-1] != self._layers[0].size:
+            raise UnknownLayout("rotary embedding of a part of a head")
+        half = cos.shape[-1] // 2
+        # Turned by half, x takes the place of transformers' (-x2, x1), but for a sign.
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        cos, sin = cos[0][:, None], sin[0][:, None]
+        for index, layer in enumerate(self._layers):
+            hidden = layer.forward(hidden, cos, sin, view, cache, index)
+        return self._head(self._norm(hidden[wanted]))
+
+
+class _Norm:
+    def __init__(self, module: Any) -> None:
+        self._weight = module.weight.detach()
+        self._eps = module.variance_epsilon
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return rms_norm(tensor, self._weight.shape, self._weight, self._eps)
+
+
+class _Layer:
+    def __init__(self, layer: Any, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.size = attention.head_dim
+        self._heads = config.num_attention_heads
+        self._shared_heads = config.num_key_value_heads
+        self._scaling = attention.scaling
+        self._window = _window(attention, config)
+        self._before_attention = _Norm(layer.input_layernorm)
+        self._before_mlp = _Norm(layer.post_attention_layernorm)
+        self._qkv = joint_product([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._head_norm = self._join_head_norms(attention)
+        self._out = joint_product([attention.o_proj])
+        self._gate_up = joint_product([mlp.gate_proj, mlp.up_proj])
+        self._activate = mlp.act_fn
+        self._down = joint_product([mlp.down_proj])
+
+    def forward(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, view: View, cache: SlotCache, index: int
+    ) -> Tensor:
+        turned = self._heads + self._shared_heads
+        joint = self._qkv(self._before_attention(hidden)).view(len(hidden), -1, self.size)
+        queries_keys, new_values = joint[:, :turned], joint[:, turned:]
+        if self._head_norm is not None:
+            weight, eps = self._head_norm
+            queries_keys = rms_norm(queries_keys, (self.size,), None, eps) * weight
+        rolled = queries_keys.roll(self.size // 2, -1)
+        queries_keys = torch.addcmul(queries_keys * cos, rolled, sin)
+        keys, values = cache.write(index, queries_keys[:, self._heads :], new_values)
+        queries = queries_keys[:, : self._heads]
+        found = attend(queries, keys, values, view, self._window, self._scaling)
+        hidden = hidden + self._out(found.flatten(1))
+        gate, up = self._gate_up(self._before_mlp(hidden)).chunk(2, dim=-1)
+        return hidden + self._down(self._activate(gate) * up)
+
+    def _join_head_norms(self, attention: Any) -> tuple[Tensor, float] | None:
+        """Return one weight for each head that is turned, [heads, size], where heads are normed."""
+        if not hasattr(attention, "q_norm"):
+            return None
+        query, key = attention.q_norm, attention.k_norm
+        if query.variance_epsilon != key.variance_epsilon:
+            raise UnknownLayout("norms of queries and keys that differ")
+        weights = [query.weight.detach()] * self._heads + [key.weight.detach()] * self._shared_heads
+        return torch.stack(weights), query.variance_epsilon
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    if hasattr(attention, "sliding_window"):
+        window: int | None = attention.sliding_window
+        return window
+    # Mistral's layers all look as far back as its config says; Llama's config says nothing.
+    return getattr(config, "sliding_window", None)
