@@ -14,6 +14,7 @@ from gateway.core.events import Generation, collect
 from gateway.core.models import ModelInfo
 from gateway.core.names import nearest_names, resolve_name, same_model
 from gateway.http.body import read_request
+from gateway.http.caller import identify_caller
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.models import describe_faults
@@ -79,7 +80,10 @@ class OpenAIFace:
         chunks: type[ChatChunks] | type[CompletionChunks],
         describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
     ) -> Response:
-        open_stream = partial(self._gateway.streams.open, wanted.request, face="openai")
+        caller = identify_caller(request.headers)
+        open_stream = partial(
+            self._gateway.streams.open, wanted.request, face="openai", caller=caller
+        )
         if wanted.is_stream:
             make = partial(chunks, includes_usage=wanted.includes_usage)
             return StreamReply(open_stream, make, self._settings)

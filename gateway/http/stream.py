@@ -14,6 +14,7 @@ from gateway.core.events import Generation, collect
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import decode_body, read_request
+from gateway.http.caller import identify_caller
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.native_events import NativeEvents, round_timings, tool_call
@@ -61,15 +62,17 @@ class NativeFace:
 
     async def stream(self, request: Request) -> Response:
         wanted = await self._read(request)
-        return StreamReply(
-            partial(self._gateway.streams.open, wanted, face="native"), NativeEvents, self._settings
-        )
+        return StreamReply(partial(self._open, request, wanted), NativeEvents, self._settings)
 
     async def generate(self, request: Request) -> Response:
         wanted = await self._read(request)
-        async with self._gateway.streams.open(wanted, face="native") as live:
+        async with self._open(request, wanted) as live:
             answer = await unless_disconnected(request.receive, partial(collect, live))
             return json_response(_describe_answer(live, answer))
+
+    def _open(self, request: Request, wanted: GenerateRequest) -> LiveStream:
+        caller = identify_caller(request.headers)
+        return self._gateway.streams.open(wanted, face="native", caller=caller)
 
     async def _read(self, request: Request) -> GenerateRequest:
         parse = partial(parse_stream_request, request_id=telemetry.request_id.get())

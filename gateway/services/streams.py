@@ -139,8 +139,10 @@ class StreamService:
     def live_count(self) -> int:
         return len(self._live)
 
-    def open(self, request: GenerateRequest, *, face: str = "native") -> LiveStream:
-        """Accept a request and start it; the caller must read the stream or cancel it.
+    def open(
+        self, request: GenerateRequest, *, face: str = "native", caller: str = ""
+    ) -> LiveStream:
+        """Accept a request and start it; whoever opens it must read the stream or cancel it.
 
         Raises Overloaded when too many are open and ShuttingDown while the gateway drains. Every
         other error comes out of the stream.
@@ -149,6 +151,7 @@ class StreamService:
             raise ShuttingDown("The gateway is shutting down.")
         if len(self._live) >= self._max_streams:
             raise Overloaded(f"All {self._max_streams} streams are taken.")
+        request = replace(request, caller=caller)
         stream = LiveStream(secrets.token_hex(12), limit=self._buffer_events, clock=self._clock)
         if not self._live:
             self._idle = anyio.Event()
