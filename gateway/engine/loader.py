@@ -15,7 +15,7 @@ from gateway.engine.probe import are_alike, choose_runner, probe_logits
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import import_torch
-from gateway.engine.sampler import Sampling, resolve_sampling
+from gateway.engine.sampling import Sampling, resolve_sampling
 
 logger = logging.getLogger(__name__)
 
