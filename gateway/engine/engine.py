@@ -1,6 +1,6 @@
 """The Engine protocol, and the engine that runs transformers models."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
+from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
@@ -58,14 +59,14 @@ class TransformersEngine:
         max_queue: int,
         threads: int = 0,
         prompt_cache_bytes: int = 0,
-        reserve: Callable[[int], bool] = lambda _: True,
+        memory: Memory | None = None,
     ) -> None:
-        """`reserve` takes bytes from the memory budget or, below zero, gives them back; it is
-        called in the worker thread. Past prompts take up to `prompt_cache_bytes`."""
+        """The state of sequences takes its bytes from `memory` (None: nobody counts them); past
+        prompts take up to `prompt_cache_bytes` of them."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
-        loaded.runner.attach(reserve, prompt_cache_bytes)
+        loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),
             loaded.runner,

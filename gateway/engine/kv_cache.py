@@ -9,6 +9,7 @@ import torch
 from transformers import Cache
 
 from gateway.core.errors import NoRoom
+from gateway.engine.memory import Memory, Unlimited
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +25,6 @@ ROOMY = 4
 
 WIDE = 12
 """Rows times heads from which on decoding on a CPU is faster by plain products."""
-
-Reserve = Callable[[int], bool]
-"""Asks for (or, below zero, gives back) bytes of the memory budget; False when there are none."""
 
 
 class CacheFull(NoRoom):
@@ -75,9 +73,9 @@ class SlotCache(Cache):  # type: ignore[misc]
     one thread. `begin` says what the next forward pass touches.
     """
 
-    def __init__(self, reserve: Reserve = lambda _: True) -> None:
+    def __init__(self) -> None:
         super().__init__(layers=[])
-        self.reserve = reserve
+        self.memory: Memory = Unlimited()
         self.slots: list[Slot] = []
         self._shapes: list[_Shape] = []
         self._keys: list[Tensor] = []
@@ -189,7 +187,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     @torch.inference_mode()
     def _resize(self, rows: int, capacity: int) -> None:
         more_bytes = (rows * capacity - self._rows * self._capacity) * self.token_bytes
-        if more_bytes > 0 and not self.reserve(more_bytes):
+        if more_bytes > 0 and not self.memory.reserve(more_bytes):
             raise CacheFull("There is no memory for more context of this model.")
         old_rows, old_capacity = min(self._rows, rows), min(self._capacity, capacity)
         self._rows, self._capacity = rows, capacity
@@ -205,7 +203,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 tensors[layer] = allocate(rows, capacity)
                 tensors[layer][:old_rows, :, :old_capacity] = old[:old_rows, :, :old_capacity]
         if more_bytes < 0:
-            self.reserve(more_bytes)
+            self.memory.release(-more_bytes)
 
     def _allocate(self, layer: int) -> None:
         for tensors, allocate in self._both(layer):

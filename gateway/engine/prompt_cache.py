@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gateway.engine.memory import Memory
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gateway.engine.kv_cache import Reserve
 
 BLOCK_TOKENS = 32
 
@@ -33,9 +33,9 @@ class _Block:
 class PromptCache:
     """Holds up to `limit_bytes`; the least recently used blocks go first. Used by one thread."""
 
-    def __init__(self, limit_bytes: int, reserve: Reserve = lambda _: True) -> None:
+    def __init__(self, limit_bytes: int, memory: Memory) -> None:
         self._limit_bytes = limit_bytes
-        self._reserve = reserve
+        self._memory = memory
         # In order of use. A block is used after its children, so the oldest one has none.
         self._blocks: OrderedDict[_Key, _Block] = OrderedDict()
         self._numbers = 0
@@ -91,7 +91,9 @@ class PromptCache:
 
     def _make_room(self, need_bytes: int, *, keep: int) -> bool:
         """Drop the oldest blocks, but not the `keep` ones that were touched last."""
-        while self.memory_bytes + need_bytes > self._limit_bytes or not self._reserve(need_bytes):
+        while self.memory_bytes + need_bytes > self._limit_bytes or not self._memory.reserve(
+            need_bytes
+        ):
             if len(self._blocks) <= keep:
                 return False
             self._drop_oldest()
@@ -100,4 +102,4 @@ class PromptCache:
     def _drop_oldest(self) -> None:
         _, block = self._blocks.popitem(last=False)
         self.memory_bytes -= block.data.nbytes
-        self._reserve(-block.data.nbytes)
+        self._memory.release(block.data.nbytes)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gateway.engine.decoder import new_decoder
+from gateway.engine.memory import Memory, Unlimited
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gateway.engine.kv_cache import Reserve, Slot, SlotCache
+    from gateway.engine.kv_cache import Slot, SlotCache
     from gateway.engine.prompt_cache import PromptCache
     from gateway.engine.stack import Stack
 
@@ -34,8 +35,8 @@ class Runner(Protocol):
         """What the sequences take now, beside the weights."""
         ...
 
-    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
-        """Take memory from now on by `reserve`; keep at most so many bytes of past prompts."""
+    def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
+        """Take memory from `memory` from now on; keep at most so many bytes of past prompts."""
         ...
 
     def open(self) -> Any:
@@ -76,7 +77,7 @@ class SerialRunner:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+    def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         pass
 
     def open(self) -> Any:
@@ -117,17 +118,17 @@ class BatchRunner:
         self._model = model
         self._stack = stack
         self._cache: SlotCache = SlotCache()
-        self._prompts: PromptCache = PromptCache(0)
+        self._prompts: PromptCache = PromptCache(0, Unlimited())
 
     @property
     def memory_bytes(self) -> int:
         return self._cache.memory_bytes + self._prompts.memory_bytes
 
-    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+    def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         from gateway.engine.prompt_cache import PromptCache
 
-        self._cache.reserve = reserve
-        self._prompts = PromptCache(prompt_cache_bytes, reserve)
+        self._cache.memory = memory
+        self._prompts = PromptCache(prompt_cache_bytes, memory)
 
     def open(self) -> Slot:
         return self._cache.open()

@@ -29,6 +29,7 @@ from gateway.engine.loader import LoadConfig, LoadedModel, load_model
 from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask
+from tests.integration.engine.ledger import Ledger
 from tests.tiny_models import build_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -132,24 +133,14 @@ async def test_short_of_memory_sequences_wait_their_turn_and_say_the_same(
 ) -> None:
     assert isinstance(llama.runner, BatchRunner)
     # Room for some 640 tokens: less than six prompts of 300 need together.
-    room = [640 * llama.runner._cache.token_bytes]
-    least = [room[0]]
-
-    def reserve(amount: int) -> bool:
-        if amount > room[0]:
-            return False
-        room[0] -= amount
-        least[0] = min(least[0], room[0])
-        return True
-
+    memory = Ledger(640 * llama.runner._cache.token_bytes)
     requests = [ask(f"{n}" * 300, max_tokens=20) for n in range(6)]
     answers: dict[int, Generation] = {}
 
     async def run(index: int) -> None:
         answers[index] = await collect(engine.stream(requests[index]))
 
-    budget = room[0]
-    async with start_engine(llama, reserve=reserve, prompt_cache_bytes=2**20) as engine:
+    async with start_engine(llama, memory=memory, prompt_cache_bytes=2**20) as engine:
         async with anyio.create_task_group() as tasks:
             for index in range(len(requests)):
                 tasks.start_soon(run, index)
@@ -158,8 +149,8 @@ async def test_short_of_memory_sequences_wait_their_turn_and_say_the_same(
         assert engine.alive
     for index, request in enumerate(requests):
         assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
-    assert 0 <= least[0] < budget / 2
-    assert room[0] == budget
+    assert memory.most > memory.room / 2
+    assert memory.taken == 0
 
 
 async def test_a_conversation_that_goes_on_is_not_computed_anew(

@@ -12,6 +12,7 @@ from gateway.engine.kv_cache import CacheFull
 from gateway.engine.probe import choose_runner
 from gateway.engine.prompt_cache import BLOCK_TOKENS
 from gateway.engine.runner import BatchRunner, Feed
+from tests.integration.engine.ledger import Ledger
 from tests.tiny_models import build_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -114,25 +115,20 @@ def test_the_last_to_leave_frees_the_cache(tmp_path: Path) -> None:
 
 def test_memory_is_asked_for_before_it_is_taken_and_given_back(tmp_path: Path) -> None:
     runner, _ = load_pair(tmp_path / "m", "llama")
-    asked: list[int] = []
-
-    def reserve(amount: int) -> bool:
-        asked.append(amount)
-        return True
-
-    runner.attach(reserve, 2**20)
+    memory = Ledger()
+    runner.attach(memory, 2**20)
     places = [runner.open() for _ in range(3)]
     prompt = list(range(200)) * 2
     for place in places:
         runner.run([Feed(place, prompt)])
-        assert sum(asked) == runner.memory_bytes
+        assert memory.taken == runner.memory_bytes
         runner.keep(place, "", prompt)
     for place in places:
         runner.release(place)
-        assert sum(asked) == runner.memory_bytes
+        assert memory.taken == runner.memory_bytes
     assert runner.memory_bytes > 0
     assert runner.forget()
-    assert sum(asked) == runner.memory_bytes == 0
+    assert memory.taken == runner.memory_bytes == 0
 
 
 def test_where_there_is_no_memory_nothing_is_appended(tmp_path: Path) -> None:
@@ -141,7 +137,7 @@ def test_where_there_is_no_memory_nothing_is_appended(tmp_path: Path) -> None:
     prompt = [index % 200 for index in range(300)]
     runner.run([Feed(place, prompt)])
     decoder.feed(prompt)
-    runner.attach(lambda amount: amount <= 0, 0)
+    runner.attach(Ledger(room=0), 0)
     with pytest.raises(CacheFull):
         runner.run([Feed(place, list(range(200)) * 3)])
     torch.testing.assert_close(
@@ -155,15 +151,7 @@ def test_where_memory_is_short_the_cache_takes_no_more_than_it_needs(tmp_path: P
     runner.run([Feed(place, [1] * 250)])
     decoder.feed([1] * 250)
     # Room for 64 tokens more, where the cache would like to double.
-    room = [runner._cache.token_bytes * 64]
-
-    def reserve(amount: int) -> bool:
-        if amount > room[0]:
-            return False
-        room[0] -= amount
-        return True
-
-    runner.attach(reserve, 0)
+    runner.attach(Ledger(room=runner._cache.token_bytes * 64), 0)
     found = runner.run([Feed(place, [2] * 40)])[0]
     torch.testing.assert_close(found, decoder.feed([2] * 40), rtol=1e-3, atol=1e-3)
 
@@ -171,7 +159,7 @@ def test_where_memory_is_short_the_cache_takes_no_more_than_it_needs(tmp_path: P
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
 def test_a_beginning_that_comes_again_is_not_computed_again(tmp_path: Path, family: str) -> None:
     runner, model = load_pair(tmp_path / "m", family)
-    runner.attach(lambda _: True, 2**20)
+    runner.attach(Ledger(), 2**20)
     shared = [index * 3 % 200 for index in range(2 * BLOCK_TOKENS + 5)]
     first = runner.open()
     runner.run([Feed(first, [*shared, 7, 8])])

@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.engine.memory import Unlimited
 from gateway.engine.prompt_cache import BLOCK_TOKENS, PromptCache
+from tests.integration.engine.ledger import Ledger
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +28,7 @@ def found(cache: PromptCache, caller: str, ids: list[int]) -> list[int]:
 
 
 def test_the_longest_kept_beginning_is_found() -> None:
-    cache = PromptCache(1000)
+    cache = PromptCache(1000, Unlimited())
     add(cache, "a", [*block(1, 2, 3), 9])
     assert found(cache, "a", block(1, 2, 4)) == [1, 2]
     assert found(cache, "a", block(2)) == []
@@ -34,20 +36,20 @@ def test_the_longest_kept_beginning_is_found() -> None:
 
 
 def test_a_common_beginning_is_kept_once() -> None:
-    cache = PromptCache(1000)
+    cache = PromptCache(1000, Unlimited())
     add(cache, "a", block(1, 2, 3))
     add(cache, "a", block(1, 2, 4))
     assert cache.memory_bytes == 4 * BLOCK_BYTES
 
 
 def test_callers_share_nothing() -> None:
-    cache = PromptCache(1000)
+    cache = PromptCache(1000, Unlimited())
     add(cache, "a", block(1))
     assert found(cache, "b", block(1)) == []
 
 
 def test_the_oldest_goes_first_and_a_beginning_outlives_its_ends() -> None:
-    cache = PromptCache(3 * BLOCK_BYTES)
+    cache = PromptCache(3 * BLOCK_BYTES, Unlimited())
     add(cache, "a", block(1, 2))
     add(cache, "a", block(5))
     assert found(cache, "a", block(1)) == [1]
@@ -58,7 +60,7 @@ def test_the_oldest_goes_first_and_a_beginning_outlives_its_ends() -> None:
 
 
 def test_without_room_nothing_is_kept() -> None:
-    cache = PromptCache(0)
+    cache = PromptCache(0, Unlimited())
     add(cache, "a", block(1))
     assert found(cache, "a", block(1)) == []
 
@@ -70,19 +72,14 @@ def test_without_room_nothing_is_kept() -> None:
 def test_it_never_holds_more_than_it_may_and_finds_only_what_was_said(
     prompts: list[list[int]], blocks: int
 ) -> None:
-    reserved = [0]
-
-    def reserve(amount: int) -> bool:
-        reserved[0] += amount
-        return True
-
-    cache = PromptCache(blocks * BLOCK_BYTES, reserve)
+    memory = Ledger()
+    cache = PromptCache(blocks * BLOCK_BYTES, memory)
     for marks in prompts:
         add(cache, "a", block(*marks))
-        assert cache.memory_bytes == reserved[0] <= blocks * BLOCK_BYTES
+        assert cache.memory_bytes == memory.taken <= blocks * BLOCK_BYTES
         hit = found(cache, "a", block(*marks))
         assert hit == marks[: len(hit)]
         # The beginning is kept rather than the end.
         assert len(hit) == min(len(marks), blocks) or len(hit) > 0
     cache.clear()
-    assert reserved[0] == 0
+    assert memory.taken == 0

@@ -1,0 +1,25 @@
+"""Where an engine's state takes its memory from."""
+
+from typing import Protocol
+
+
+class Memory(Protocol):
+    """Bytes that may be taken and must be given back. Called in the engine's thread."""
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Take `size_bytes` more; False, and nothing changed, when there is no room for them."""
+        ...
+
+    def release(self, size_bytes: int) -> None:
+        """Give `size_bytes` back."""
+        ...
+
+
+class Unlimited:
+    """Memory that nobody counts: for a model that is only being tried out."""
+
+    def reserve(self, size_bytes: int) -> bool:
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        pass
