@@ -14,6 +14,7 @@ GatewayError
 ├── NoRoom                    every resident model is in use: try again
 ├── ModelTooLarge             would not fit even an empty memory budget
 ├── ModelLoadFailed           the weights are there, but loading them failed
+├── ModelUnloaded             somebody unloaded the model under the caller
 ├── EngineFailed              the engine died or failed while it ran
 ├── StaleTransition           a state changed under the caller
 ├── ShuttingDown              the gateway is draining
@@ -122,6 +123,10 @@ class ModelTooLarge(GatewayError):
 
 class ModelLoadFailed(GatewayError):
     code = "model_load_failed"
+
+
+class ModelUnloaded(GatewayError):
+    code = "model_unloaded"
 
 
 class EngineFailed(GatewayError):
