@@ -33,7 +33,7 @@ GatewayError
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class GatewayError(Exception):
@@ -54,6 +54,13 @@ class GatewayError(Exception):
         self.hint = hint
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def renewed(self) -> Self:
+        """Return the same error without its traceback and cause, to keep or to raise again: the
+        frames that those hold would stay in memory with it."""
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class InvalidRequest(GatewayError):

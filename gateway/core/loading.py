@@ -48,7 +48,7 @@ class ConfigChange(msgspec.Struct, frozen=True):
 
     load: LoadConfig | None = None
     defaults: Options | None = None
-    keep_alive_s: float | None | msgspec.UnsetType = msgspec.UNSET
+    keep_alive_s: float | msgspec.UnsetType | None = msgspec.UNSET
     pinned: bool | None = None
 
     def of(self, config: ModelConfig) -> ModelConfig:
@@ -118,9 +118,17 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 
 def estimate_bytes(size_bytes: int, stored_dtype: str | None, dtype: Dtype) -> int:
-    """Return what weights of `size_bytes` take in another dtype; as they are where that is unknown."""
+    """Return what weights of `size_bytes` take in another dtype; the same where that is unknown."""
     stored, wanted = _BITS.get(stored_dtype or ""), _BITS.get(dtype)
     return size_bytes * wanted // stored if stored and wanted else size_bytes
+
+
+def estimate_eta(elapsed_s: float, fraction: float | None, last_s: float | None) -> float | None:
+    """Return the seconds that a load has left: by what the last one took, else by the weights read
+    so far, which leaves out what follows their reading; None when neither tells."""
+    if last_s is not None:
+        return round(max(0.0, last_s - elapsed_s), 2)
+    return round(elapsed_s * (1 - fraction) / fraction, 2) if fraction else None
 
 
 def find_status(statuses: Sequence[ModelStatus], ref: ModelRef) -> ModelStatus:

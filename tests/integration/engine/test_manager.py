@@ -19,13 +19,15 @@ from gateway.core.errors import (
     ShuttingDown,
 )
 from gateway.core.events import collect
+from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.engine import Engine
-from gateway.engine.loader import LoadConfig, LoadedModel
+from gateway.engine.budget import DeviceBudgets
+from gateway.engine.engine import TransformersEngine
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.manager import HuggingFaceModelManager
-from gateway.engine.opening import EngineSpec, open_engine
+from gateway.engine.progress import LoadProgress
 from tests.integration.engine.conftest import ask
 
 A, B, C = (ModelRef("huggingface", name) for name in "abc")
@@ -44,12 +46,13 @@ class House:
         self.gate.set()
         self.manager: HuggingFaceModelManager
 
-    async def open(self, ref: ModelRef, files: LocalModel) -> Engine:
+    def load(
+        self, ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress
+    ) -> LoadedModel:
         self.loads.append(ref)
-        self.began.set()
-        assert await anyio.to_thread.run_sync(self.gate.wait, 30)
-        config = LoadConfig(device="cpu")
-        return await open_engine(EngineSpec(ref, files, config, max_active=4, max_queue=4))
+        anyio.from_thread.run_sync(self.began.set)
+        assert self.gate.wait(30)
+        return load_model(str(ref), Path(files.path), config, progress)
 
     def observe(self, change: ModelStateChange) -> None:
         self.changes.append((change.ref, change.state))
@@ -69,11 +72,15 @@ def open_house(llama_folder: Path) -> Callable[..., object]:
         house = House(llama_folder)
         async with anyio.create_task_group() as tasks:
             house.manager = HuggingFaceModelManager(
-                open=house.open,
+                load=house.load,
+                start=lambda ref, loaded, share: TransformersEngine(
+                    ref, loaded, max_active=4, max_queue=4
+                ),
+                choose_device=lambda config: "cpu",
+                budgets=DeviceBudgets(lambda device: budget),
                 task_group=tasks,
                 observe=house.observe,
                 max_models=max_models,
-                budget_bytes=budget,
             )
             yield house
             house.gate.set()
@@ -226,7 +233,8 @@ async def test_a_closing_manager_loads_nothing_more(open_house) -> None:
 
 async def test_a_defect_in_a_load_is_internal_and_not_shown(open_house) -> None:
     async with open_house() as house:
-        house.manager._open = lambda ref, files: 1 / 0
+        monkeypatch.setattr(house, "load", None)
+        house.manager._load = lambda *_: 1 / 0
         with pytest.raises(Exception, match="inside the gateway"):
             await house.use(A)
 
@@ -245,8 +253,8 @@ async def test_a_victim_that_is_leased_while_another_unloads_stays(open_house) -
     async with open_house(max_models=2) as house:
         await house.use(A)
         await house.use(B)
-        house.manager._max_models = 1  # so that both must go
-        engine = house.manager._entries[A].engine
+        house.manager._placement._max_models = 1  # so that both must go
+        engine = house.manager._models[A].residence.engine
         close, leased = engine.aclose, anyio.Event()
 
         async def close_when_b_is_leased() -> None:
