@@ -197,7 +197,7 @@ class OllamaService:
         await self._run_empty(ref, 0)
         try:
             with anyio.fail_after(self._timeouts.first_byte_s):
-                while await self._running(ref) is not None:
+                while await self._running(ref) is not None:  # noqa: ASYNC110 - only asking tells
                     await anyio.sleep(_UNLOAD_LOOK_S)
         except TimeoutError as error:
             raise ProviderTimeout(PROVIDER, f"Ollama still uses {ref}.") from error
