@@ -5,6 +5,7 @@ at a time.
 """
 
 import asyncio
+import contextvars
 import gc
 import logging
 import time
@@ -335,7 +336,7 @@ class HuggingFaceModelManager:
         except Exception:
             logger.exception("loading %s failed", model.ref)
         try:
-            if error is not None:
+            if error is not None and attempt.began_at is not None:
                 await self._collect()
         finally:
             self._placement.leave_line(attempt)
@@ -386,7 +387,8 @@ class HuggingFaceModelManager:
 
     def _shortage_of(self, place: Place) -> Callable[[int], None]:
         """Return what an engine's thread calls when its cache finds no room to grow."""
-        loop = asyncio.get_running_loop()
+        # A thread of its own has no context that a task could be started in.
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def relieve(size_bytes: int) -> None:
             if not (self._closing or place.is_being_relieved):
@@ -395,7 +397,7 @@ class HuggingFaceModelManager:
 
         def call(size_bytes: int) -> None:
             with suppress(RuntimeError):  # the loop is closed: there is nobody to make room
-                loop.call_soon_threadsafe(relieve, size_bytes)
+                loop.call_soon_threadsafe(relieve, size_bytes, context=context)
 
         return call
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.core.errors import InvalidRequest
+from gateway.core.errors import GatewayError, InvalidRequest
 from gateway.core.loading import (
     ConfigChange,
     ConfigReport,
@@ -23,7 +23,7 @@ from gateway.core.loading import (
 from gateway.core.states import ModelState
 from gateway.http.body import decode_body, read_request
 from gateway.http.disconnect import unless_disconnected
-from gateway.http.errors import json_response, native_error
+from gateway.http.errors import json_response
 from gateway.http.options import parse_keep_alive, to_options
 from gateway.http.stream import NativeOptionsBody
 from gateway.problems import describe
@@ -175,7 +175,7 @@ def describe_status(status: ModelStatus) -> dict[str, Any]:
         **described,
         "config": _describe_config(status.config),
         "expires_in_s": None if expires_in_s is None else round(expires_in_s, 3),
-        "error": None if status.error is None else native_error(describe(status.error)),
+        "error": None if status.error is None else _describe_error(status.error),
     }
 
 
@@ -207,6 +207,17 @@ def _describe_config(config: ModelConfig) -> dict[str, Any]:
         "defaults": {name: value for name, value in defaults.items() if value not in (None, ())},
         "keep_alive": config.keep_alive_s,
         "pinned": config.pinned,
+    }
+
+
+def _describe_error(error: GatewayError) -> dict[str, Any]:
+    # Without the id of a request: it is not this one that failed.
+    problem = describe(error)
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint,
+        "retryable": problem.retryable,
     }
 
 

@@ -1,0 +1,106 @@
+"""A manager over real tiny models, what it was seen doing, and a gate that loads can wait at."""
+
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+
+from gateway.core.events import collect
+from gateway.core.loading import LoadConfig
+from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
+from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.engine import TransformersEngine
+from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.progress import LoadProgress
+from tests.hand_clock import HandClock
+from tests.integration.engine.conftest import ask
+
+A, B, C = (ModelRef("huggingface", name) for name in "abc")
+
+
+class House:
+    """`began` is set when a load is in its thread; while `gate` is not set it stays there."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        size = (folder / "model.safetensors").stat().st_size
+        self.files = LocalModel("tiny", str(folder), size)
+        self.loads: list[ModelRef] = []
+        self.configs: list[LoadConfig] = []
+        self.changes: list[tuple[ModelRef, ModelState]] = []
+        self.shares: dict[ModelRef, Share] = {}
+        self.budgets = DeviceBudgets(lambda device: budget)
+        self.clock = HandClock()
+        self.began = anyio.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.manager: HuggingFaceModelManager
+
+    def load(
+        self, ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress
+    ) -> LoadedModel:
+        self.loads.append(ref)
+        self.configs.append(config)
+        anyio.from_thread.run_sync(self.began.set)
+        assert self.gate.wait(30)
+        return load_model(str(ref), Path(files.path), config, progress)
+
+    def start(self, ref: ModelRef, loaded: LoadedModel, share: Share) -> TransformersEngine:
+        self.shares[ref] = share
+        return TransformersEngine(ref, loaded, max_active=4, max_queue=4)
+
+    def observe(self, change: ModelStateChange) -> None:
+        self.changes.append((change.ref, change.state))
+
+    def states_of(self, ref: ModelRef) -> list[ModelState]:
+        return [state for changed, state in self.changes if changed == ref]
+
+    def state_of(self, ref: ModelRef) -> ModelState:
+        return self.manager.state_of(ref)[0]
+
+    @property
+    def resident(self) -> set[ModelRef]:
+        return {resident.ref for resident in self.manager.residents()}
+
+    @property
+    def used_bytes(self) -> int:
+        return self.budgets.of("cpu").used_bytes
+
+    async def use(self, ref: ModelRef, keep_alive_s: float | None = None) -> str:
+        async with self.manager.lease(ref, self.files, keep_alive_s) as engine:
+            return (await collect(engine.stream(ask(max_tokens=2)))).text
+
+    async def load_all(self, refs: Sequence[ModelRef]) -> None:
+        for ref in refs:
+            await self.manager.load(ref, self.files)
+
+
+@asynccontextmanager
+async def keeping_house(
+    folder: Path, *, max_models: int = 2, budget: int = 10**9, **options: float
+) -> AsyncIterator[House]:
+    """A house that is left empty: no model, no byte, no thread stays behind."""
+    house = House(folder, budget)
+    async with anyio.create_task_group() as tasks:
+        house.manager = HuggingFaceModelManager(
+            load=house.load,
+            start=house.start,
+            choose_device=lambda config: "cpu",
+            budgets=house.budgets,
+            task_group=tasks,
+            observe=house.observe,
+            max_models=max_models,
+            clock=house.clock,
+            sleep=house.clock.sleep,
+            **options,
+        )
+        yield house
+        house.gate.set()
+        await house.manager.aclose()
+        assert house.manager.residents() == []
+        assert house.used_bytes == 0
