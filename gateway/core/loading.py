@@ -10,7 +10,7 @@ from gateway.core.messages import Options
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
 
-Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)\Z")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4"]
 

@@ -201,7 +201,7 @@ class HuggingFaceModelManager:
         One that is loaded in another way is unloaded first, once its streams have finished.
         """
         self.configure(ref, ConfigChange(load=config, pinned=pinned))
-        async with self.claim(ref, files, keep_alive_s, as_configured=config is not None) as claim:
+        async with self.claim(ref, files, keep_alive_s, as_configured=True) as claim:
             await claim.ready()
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:

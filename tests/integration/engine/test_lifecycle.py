@@ -437,3 +437,13 @@ async def test_who_closes_ends_the_wait_for_a_load(open_house: OpenHouse) -> Non
         tasks.start_soon(come)
         await anyio.wait_all_tasks_blocked()
         await house.manager.aclose()
+
+
+async def test_a_load_by_hand_makes_the_config_true(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        await house.use(A)
+        other = LoadConfig(context_length=64)
+        house.manager.configure(A, ConfigChange(load=other))
+        assert not (await house.manager.plan(A, house.files)).already_loaded
+        await house.manager.load(A, house.files)
+        assert house.configs[-1] == other and house.loads == [A, A]
