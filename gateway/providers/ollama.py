@@ -211,7 +211,7 @@ class OllamaService:
             is_same = config is None or config.context_length in (None, running.context_length)
             need_bytes = resident.memory_bytes if resident else None
             return LoadPlan(ref, need_bytes=need_bytes, fits=True, already_loaded=is_same)
-        await self._control.traits(ref.model)  # raises for a model that is not installed
+        await self._control.traits(ref.model, ref)  # raises for a model that is not installed
         listed = self._listed.get(name_key(ref))
         return LoadPlan(
             ref,

@@ -12,6 +12,7 @@ from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
 
 Serve = Callable[..., GatewayProcess]
 SMOL = "huggingface/smol"
+"""The full name: a bare one is a guess while a busy machine has not listed its models yet."""
 
 
 @pytest.fixture
@@ -49,14 +50,14 @@ def until(gateway: GatewayProcess, model: str, state: str) -> dict[str, Any]:
 
 
 def test_a_model_goes_up_and_down_over_http(gateway: GatewayProcess) -> None:
-    plan = post(gateway, "load", model="smol", dry_run=True)
+    plan = post(gateway, "load", model=SMOL, dry_run=True)
     assert plan.status_code == 200
     assert plan.json()["fits"] and not plan.json()["already_loaded"]
-    assert status(gateway, "smol")["state"] == "NOT_LOADED"
+    assert status(gateway, SMOL)["state"] == "NOT_LOADED"
 
-    begun = post(gateway, "load", model="smol", keep_alive="10m")
+    begun = post(gateway, "load", model=SMOL, keep_alive="10m")
     assert (begun.status_code, begun.json()["state"]) == (202, "LOADING")
-    loaded = until(gateway, "smol", "LOADED")
+    loaded = until(gateway, SMOL, "LOADED")
     assert loaded["model"] == SMOL and loaded["device"] == "cpu" and loaded["batched"]
     assert 590 < loaded["expires_in_s"] <= 600
     assert 0.5 < loaded["memory_bytes"] / plan.json()["need_bytes"] < 1.5
@@ -66,46 +67,46 @@ def test_a_model_goes_up_and_down_over_http(gateway: GatewayProcess) -> None:
     listed = gateway.client.get("/api/v1/models/status").json()["models"]
     assert [each["model"] for each in listed] == [SMOL]
 
-    gone = post(gateway, "unload", model="smol", wait=True)
+    gone = post(gateway, "unload", model=SMOL, wait=True)
     assert (gone.status_code, gone.json()["state"]) == (200, "NOT_LOADED")
     assert gone.json()["memory_bytes"] == 0
-    assert post(gateway, "unload", model="smol", wait=True).status_code == 200
+    assert post(gateway, "unload", model=SMOL, wait=True).status_code == 200
 
 
 def test_generation_defaults_are_live_and_how_to_load_takes_a_reload(
     gateway: GatewayProcess,
 ) -> None:
-    long = gateway.generate("smol", "Hello", max_tokens=20)
+    long = gateway.generate(SMOL, "Hello", max_tokens=20)
     assert long["usage"]["completion_tokens"] == 20
     url = "/api/v1/models/config"
-    put = gateway.client.put(url, params={"model": "smol"}, json={"defaults": {"max_tokens": 3}})
+    put = gateway.client.put(url, params={"model": SMOL}, json={"defaults": {"max_tokens": 3}})
     assert put.json()["requires_reload"] is False
-    short = gateway.client.post("/api/v1/generate", json=chat("smol", "Hello"))
+    short = gateway.client.post("/api/v1/generate", json=chat(SMOL, "Hello"))
     assert short.json()["usage"]["completion_tokens"] == 3
-    assert gateway.generate("smol", "Hello", max_tokens=5)["usage"]["completion_tokens"] == 5
+    assert gateway.generate(SMOL, "Hello", max_tokens=5)["usage"]["completion_tokens"] == 5
 
     load = {"load": {"context_length": 40}, "keep_alive": 60}
-    put = gateway.client.put(url, params={"model": "smol"}, json=load)
+    put = gateway.client.put(url, params={"model": SMOL}, json=load)
     assert put.json()["requires_reload"] is True
     assert put.json()["config"]["defaults"] == {"max_tokens": 3}
-    assert post(gateway, "load", model="smol", wait=True).status_code == 200
-    assert status(gateway, "smol")["requires_reload"] is False
-    filled = gateway.generate("smol", "Hello", max_tokens=1000)
+    assert post(gateway, "load", model=SMOL, wait=True).status_code == 200
+    assert status(gateway, SMOL)["requires_reload"] is False
+    filled = gateway.generate(SMOL, "Hello", max_tokens=1000)
     assert sum(filled["usage"].values()) == 40
     put = gateway.client.put(
-        url, params={"model": "smol"}, json={"defaults": {}, "load": {}, "keep_alive": None}
+        url, params={"model": SMOL}, json={"defaults": {}, "load": {}, "keep_alive": None}
     )
-    assert gateway.client.get(url, params={"model": "smol"}).json() == put.json()
+    assert gateway.client.get(url, params={"model": SMOL}).json() == put.json()
     assert put.json()["config"]["defaults"] == {} and put.json()["config"]["keep_alive"] is None
 
 
 def test_a_forced_unload_ends_a_stream_with_its_code(gateway: GatewayProcess) -> None:
-    body = chat("smol", "Hello", max_tokens=900)
+    body = chat(SMOL, "Hello", max_tokens=900)
     with gateway.client.stream("POST", "/api/v1/stream", json=body) as reply:
         lines = reply.iter_lines()
         assert any(line == "event: delta" for line in lines)
         unload = threading.Thread(
-            target=lambda: post(gateway, "unload", model="smol", force=True, wait=True)
+            target=lambda: post(gateway, "unload", model=SMOL, force=True, wait=True)
         )
         unload.start()
         rest = list(lines)
@@ -113,19 +114,19 @@ def test_a_forced_unload_ends_a_stream_with_its_code(gateway: GatewayProcess) ->
     assert "event: failed" in rest
     [failure] = [line for line in rest if "model_unloaded" in line]
     assert json.loads(failure.removeprefix("data: "))["retryable"] is True
-    assert status(gateway, "smol")["state"] == "NOT_LOADED"
+    assert status(gateway, SMOL)["state"] == "NOT_LOADED"
 
 
 WRONG = [
-    ("load", {"model": "smol", "pined": True}, "pined"),
-    ("load", {"model": "smol", "config": {"devise": "cpu"}}, "devise"),
-    ("load", {"model": "smol", "config": {"dtype": "float64"}}, "config.dtype"),
-    ("load", {"model": "smol", "config": {"device": "tpu"}}, "config.device"),
-    ("load", {"model": "smol", "config": {"context_length": 0}}, "context_length"),
-    ("load", {"model": "smol", "config": {"context_length": 4096}}, "1024"),
-    ("load", {"model": "smol", "keep_alive": "soon"}, "keep_alive"),
+    ("load", {"model": SMOL, "pined": True}, "pined"),
+    ("load", {"model": SMOL, "config": {"devise": "cpu"}}, "devise"),
+    ("load", {"model": SMOL, "config": {"dtype": "float64"}}, "config.dtype"),
+    ("load", {"model": SMOL, "config": {"device": "tpu"}}, "config.device"),
+    ("load", {"model": SMOL, "config": {"context_length": 0}}, "context_length"),
+    ("load", {"model": SMOL, "config": {"context_length": 4096}}, "1024"),
+    ("load", {"model": SMOL, "keep_alive": "soon"}, "keep_alive"),
     ("load", {}, "model"),
-    ("unload", {"model": "smol", "forced": True}, "forced"),
+    ("unload", {"model": SMOL, "forced": True}, "forced"),
 ]
 
 
@@ -154,30 +155,30 @@ def test_a_config_is_checked_like_the_options_of_a_request(gateway: GatewayProce
 
 def test_what_cannot_be_loaded_says_why_at_once_or_in_its_status(serve: Serve) -> None:
     gateway = serve(GATEWAY_HF_MEMORY_BUDGET_BYTES="1000")
-    reply = post(gateway, "load", model="smol")
+    reply = post(gateway, "load", model=SMOL)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "model_too_large")
     assert "1000 bytes" in reply.json()["error"]["message"]
     gateway.close()
     gateway = serve()
-    assert post(gateway, "load", model="smol", config={"device": "cuda:7"}).status_code == 500
-    assert post(gateway, "load", model="smol", config={"quantization": "int8"}).status_code == 202
-    failed = until(gateway, "smol", "FAILED")
+    assert post(gateway, "load", model=SMOL, config={"device": "cuda:7"}).status_code == 500
+    assert post(gateway, "load", model=SMOL, config={"quantization": "int8"}).status_code == 202
+    failed = until(gateway, SMOL, "FAILED")
     assert failed["error"]["code"] == "model_load_failed"
     assert post(gateway, "load", model="huggingface/nobody").status_code == 404
 
 
 def test_a_preload_is_there_without_being_asked_for_and_a_failing_one_is_seen(serve: Serve) -> None:
     gateway = serve(GATEWAY_HF_PRELOAD="smol,nobody/there")
-    until(gateway, "smol", "LOADED")
+    until(gateway, SMOL, "LOADED")
     listed = gateway.client.get("/api/v1/models/status").json()["models"]
     [lost] = [each for each in listed if each["model"] == "huggingface/nobody/there"]
     assert lost["state"] == "FAILED" and lost["error"]["code"] == "model_not_found"
 
 
 def test_the_command_loads_configures_shows_and_unloads(command: Callable[..., Any]) -> None:
-    code, out, _ = command("load", "smol", "--dry-run")
+    code, out, _ = command("load", SMOL, "--dry-run")
     assert code == 0 and "needs" in out
-    code, out, _ = command("load", "smol", "--pin", "--dtype", "float32")
+    code, out, _ = command("load", SMOL, "--pin", "--dtype", "float32")
     assert code == 0 and "LOADED" in out and "pinned" in out
     code, out, _ = command("status", "--json")
     [shown] = json.loads(out)["models"]
@@ -187,29 +188,29 @@ def test_the_command_loads_configures_shows_and_unloads(command: Callable[..., A
         "float32",
     )
     code, out, err = command(
-        "config", "smol", "--set", "temperature=0.5", "--set", "dtype=bfloat16", "--unset", "pinned"
+        "config", SMOL, "--set", "temperature=0.5", "--set", "dtype=bfloat16", "--unset", "pinned"
     )
     assert code == 0 and '"temperature": 0.5' in out and "load it again" in err
-    code, out, _ = command("config", "smol", "--unset", "temperature", "--json")
+    code, out, _ = command("config", SMOL, "--unset", "temperature", "--json")
     config = json.loads(out)["config"]
     assert (config["defaults"], config["pinned"], config["load"]["dtype"]) == (
         {},
         False,
         "bfloat16",
     )
-    code, out, _ = command("unload", "smol")
+    code, out, _ = command("unload", SMOL)
     assert code == 0 and "NOT_LOADED" in out
 
 
 def test_the_command_exits_1_for_what_fails_and_2_for_what_is_written_wrong(
     command: Callable[..., Any],
 ) -> None:
-    code, _, err = command("load", "smol", "--quantization", "int4")
+    code, _, err = command("load", SMOL, "--quantization", "int4")
     assert code == 1 and "int4" in err and "Traceback" not in err
     code, _, err = command("load", "huggingface/nobody")
     assert code == 1 and "There is no model" in err
-    code, _, err = command("config", "smol", "--set", "temperature")
+    code, _, err = command("config", SMOL, "--set", "temperature")
     assert code == 2 and "KEY=VALUE" in err
-    code, _, err = command("config", "smol", "--set", "temprature=1")
+    code, _, err = command("config", SMOL, "--set", "temprature=1")
     assert code == 1 and "temprature" in err
     assert command("load")[0] == 2
