@@ -62,20 +62,15 @@ class Share:
         self._budget = budget
 
     def reserve(self, size_bytes: int) -> bool:
-        """Take `size_bytes` more; False, and nothing changed, when there is no room for them."""
-        if size_bytes < 0:
-            raise ValueError("a share grows by what it reserves")
+        """Take `size_bytes` more, or give them back where they are below zero.
+
+        Returns False, with nothing changed, when there is no room for them, and once it is closed.
+        """
         if self._budget._move(self, size_bytes):
             return True
-        if self.on_shortage is not None:
+        if self.on_shortage is not None and not self.closed:
             self.on_shortage(size_bytes)
         return False
-
-    def release(self, size_bytes: int) -> None:
-        """Give `size_bytes` back; harmless once the share is closed."""
-        if size_bytes < 0:
-            raise ValueError("a share shrinks by what it releases")
-        self._budget._move(self, -size_bytes)
 
     def close(self) -> None:
         """Give everything back, once and for all: a closed share reserves nothing."""

@@ -39,11 +39,6 @@ class LoadedModel(msgspec.Struct, frozen=True):
     device: str
     dtype: str
 
-    @property
-    def is_batched(self) -> bool:
-        """Whether sequences share the model's steps."""
-        return self.runner.is_batched
-
     def sampling(self, options: Any) -> Sampling:
         return resolve_sampling(options, self.model.generation_config)
 

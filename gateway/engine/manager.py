@@ -1,7 +1,7 @@
 """HuggingFaceModelManager: which models are in memory, for whom, and who must go.
 
-All state is touched on the event loop only, so it needs no locks. Weights move in threads, one load
-at a time.
+All state is touched on the event loop only, so it needs no locks. Weights move elsewhere, in
+threads or in processes of their own, one load at a time.
 """
 
 import asyncio
@@ -39,15 +39,14 @@ from gateway.engine.alarm import Alarm
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.claim import Claim
 from gateway.engine.engine import Engine
-from gateway.engine.loader import LoadedModel
 from gateway.engine.placement import Placement
 from gateway.engine.progress import LoadProgress
 from gateway.engine.residence import Attempt, Model, Place, Residence
 
 logger = logging.getLogger(__name__)
 
-Load = Callable[[ModelRef, LocalModel, LoadConfig, LoadProgress], LoadedModel]
-Start = Callable[[ModelRef, LoadedModel, Share], Engine]
+Open = Callable[[ModelRef, LocalModel, LoadConfig, LoadProgress, Share], Awaitable[Engine]]
+"""Loads a model, wherever it is to live; the engine takes the bytes of its cache of the share."""
 
 
 class HuggingFaceModelManager:
@@ -61,8 +60,7 @@ class HuggingFaceModelManager:
     def __init__(
         self,
         *,
-        load: Load,
-        start: Start,
+        open: Open,
         choose_device: Callable[[LoadConfig], str],
         budgets: DeviceBudgets,
         task_group: TaskGroup,
@@ -74,14 +72,13 @@ class HuggingFaceModelManager:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`load` and `choose_device` block and run in threads; `start` runs on the event loop.
+        """`open` must not block the event loop; `choose_device` may, and runs in a thread.
 
         `place_wait_s` is how long a load waits for models in use, `keep_alive_s` how long an idle
         model stays if neither its config nor a request says so (negative: until its room is
         needed); `sleep` must go by `clock`.
         """
-        self._load = load
-        self._start = start
+        self._open = open
         self._tasks = task_group
         self._observe = observe
         self._keep_alive_s = keep_alive_s
@@ -361,26 +358,30 @@ class HuggingFaceModelManager:
     async def _load_residence(self, attempt: Attempt) -> Residence:
         model = attempt.model
         await self._placement.take(attempt)
+        place = attempt.place
+        assert place is not None, "it was taken above"
         if self._loading.locked():
             self._placement.tell_positions()
         async with self._loading:
             attempt.require_wanted()
-            attempt.began_at = self._clock()
+            attempt.began_at = began_at = self._clock()
             self._placement.leave_line(attempt)
             model.notify()
-            loaded = await anyio.to_thread.run_sync(
-                self._load, model.ref, attempt.files, attempt.config, attempt.progress
+            engine = await self._open(
+                model.ref, attempt.files, attempt.config, attempt.progress, place.share
             )
-            await self._placement.settle(attempt, loaded.memory_bytes)
-            attempt.require_wanted()
-        seconds = self._clock() - attempt.began_at
-        model.remember(attempt, loaded.memory_bytes, seconds)
+            try:
+                await self._placement.settle(attempt, engine.memory_bytes)
+                attempt.require_wanted()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await engine.aclose()
+                raise
+        seconds = self._clock() - began_at
+        model.remember(attempt, engine.memory_bytes, seconds)
         logger.info("loaded %s in %.2f s", model.ref, seconds)
-        place = attempt.place
-        assert place is not None, "it was taken above"
-        engine = self._start(model.ref, loaded, place.share)
         place.share.on_shortage = self._shortage_of(place)
-        residence = Residence(attempt, place, engine, loaded.is_batched)
+        residence = Residence(attempt, place, engine)
         residence.last_used = self._clock()
         residence.keep_alive_s = self._keep_alive_of(model)
         return residence

@@ -127,7 +127,7 @@ class Placement:
         assert place is not None, "only what has a place is loaded"
         more = memory_bytes - place.share.held_bytes
         if more <= 0:
-            place.share.release(-more)
+            place.share.reserve(more)
             self.notify()
             return
         budget = self._budgets.of(place.device)

@@ -81,13 +81,13 @@ class Attempt:
 class Residence:
     """One stay of a model in memory."""
 
-    def __init__(self, attempt: Attempt, place: Place, engine: Engine, is_batched: bool) -> None:
+    def __init__(self, attempt: Attempt, place: Place, engine: Engine) -> None:
         self.files = attempt.files
         self.config = attempt.config
         self.place = place
         place.residence = self
         self.engine: Engine | None = engine
-        self.is_batched = is_batched
+        self.is_batched = engine.is_batched
         self.leases = 0
         self.last_used = 0.0
         self.keep_alive_s = -1.0

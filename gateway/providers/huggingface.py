@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from pathlib import Path
 
 import anyio.to_thread
 from anyio.abc import TaskGroup
@@ -25,9 +24,10 @@ from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.engine.budget import DeviceBudgets, Share
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, choose_device, load_model
+from gateway.engine.engine import Engine
+from gateway.engine.loader import choose_device
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from gateway.engine.runtime import default_budget, import_torch
 from gateway.providers import ProviderContext
@@ -197,26 +197,24 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background."""
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
 
-    def load(
-        ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress
-    ) -> LoadedModel:
-        return load_model(str(ref), Path(files.path), config, progress)
-
-    def start(ref: ModelRef, loaded: LoadedModel, _share: Share) -> TransformersEngine:
-        return TransformersEngine(
-            ref,
-            loaded,
+    async def open(
+        ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
+    ) -> Engine:
+        spec = EngineSpec(
+            ref=ref,
+            files=files,
+            load=config,
             max_active=settings.hf_max_active,
             max_queue=settings.hf_max_queue,
             threads=settings.hf_threads,
         )
+        return await open_engine(spec, progress, share.reserve)
 
     def total_of(device: str) -> int:
         return settings.hf_memory_budget_bytes or default_budget(device)
 
     manager = HuggingFaceModelManager(
-        load=load,
-        start=start,
+        open=open,
         choose_device=lambda config: choose_device(config.device),
         budgets=DeviceBudgets(total_of),
         task_group=context.task_group,

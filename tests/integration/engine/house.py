@@ -1,12 +1,13 @@
 """A manager over real tiny models, what it was seen doing, and a gate that loads can wait at."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import anyio.from_thread
+import anyio.to_thread
 
 from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
@@ -14,9 +15,9 @@ from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
 from gateway.engine.budget import DeviceBudgets, Share
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.engine import Engine
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from tests.hand_clock import HandClock
 from tests.integration.engine.conftest import ask
@@ -41,18 +42,21 @@ class House:
         self.gate.set()
         self.manager: HuggingFaceModelManager
 
-    def load(
-        self, ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress
-    ) -> LoadedModel:
+    async def open(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        config: LoadConfig,
+        progress: LoadProgress,
+        share: Share,
+    ) -> Engine:
         self.loads.append(ref)
         self.configs.append(config)
-        anyio.from_thread.run_sync(self.began.set)
-        assert self.gate.wait(30)
-        return load_model(str(ref), Path(files.path), config, progress)
-
-    def start(self, ref: ModelRef, loaded: LoadedModel, share: Share) -> TransformersEngine:
         self.shares[ref] = share
-        return TransformersEngine(ref, loaded, max_active=4, max_queue=4)
+        self.began.set()
+        assert await anyio.to_thread.run_sync(self.gate.wait, 30)
+        spec = EngineSpec(ref, files, config, max_active=4, max_queue=4)
+        return await open_engine(spec, progress, share.reserve)
 
     def observe(self, change: ModelStateChange) -> None:
         self.changes.append((change.ref, change.state))
@@ -82,21 +86,26 @@ class House:
 
 @asynccontextmanager
 async def keeping_house(
-    folder: Path, *, max_models: int = 2, budget: int = 10**9, **options: float
+    folder: Path,
+    *,
+    max_models: int = 2,
+    budget: int = 10**9,
+    by_hand: bool = True,
+    **options: float,
 ) -> AsyncIterator[House]:
-    """A house that is left empty: no model, no byte, no thread stays behind."""
+    """A house that is left empty: no model and no byte stays behind. Its clock is turned by hand,
+    or else the machine's own."""
     house = House(folder, budget)
     async with anyio.create_task_group() as tasks:
         house.manager = HuggingFaceModelManager(
-            load=house.load,
-            start=house.start,
+            open=house.open,
             choose_device=lambda config: "cpu",
             budgets=house.budgets,
             task_group=tasks,
             observe=house.observe,
             max_models=max_models,
-            clock=house.clock,
-            sleep=house.clock.sleep,
+            clock=house.clock if by_hand else time.monotonic,
+            sleep=house.clock.sleep if by_hand else anyio.sleep,
             **options,
         )
         yield house

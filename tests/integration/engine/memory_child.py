@@ -12,12 +12,14 @@ from pathlib import Path
 import anyio
 
 from gateway.core.events import collect
+from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine.budget import DeviceBudgets
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import load_model
+from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.engine import Engine
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
+from gateway.engine.progress import LoadProgress
 from tests.integration.engine.conftest import ask
 
 
@@ -26,17 +28,19 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+async def open_here(
+    ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
+) -> Engine:
+    spec = EngineSpec(ref, files, config, max_active=2, max_queue=2)
+    return await open_engine(spec, progress, share.reserve)
+
+
 async def main(loads: int, folders: list[Path]) -> None:
     loaded_bytes: list[int] = []
     unloaded_bytes: list[int] = []
     async with anyio.create_task_group() as tasks:
         manager = HuggingFaceModelManager(
-            load=lambda ref, files, config, progress: load_model(
-                str(ref), Path(files.path), config, progress
-            ),
-            start=lambda ref, loaded, share: TransformersEngine(
-                ref, loaded, max_active=2, max_queue=2
-            ),
+            open=open_here,
             choose_device=lambda config: "cpu",
             budgets=DeviceBudgets(lambda device: 10**9),
             task_group=tasks,

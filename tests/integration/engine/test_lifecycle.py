@@ -353,10 +353,10 @@ async def test_the_way_of_a_load_is_seen_as_a_fraction_of_its_bytes(
     open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_house() as house:
-        seen: list[float] = []
-        load = house.load
+        seen: list[float | None] = []
+        open_engine = house.manager._open
 
-        def watch(ref, files, config, progress):  # type: ignore[no-untyped-def]
+        async def watch(ref, files, config, progress, share):  # type: ignore[no-untyped-def]
             over = progress.over
 
             def watched(parameters, sizes):  # type: ignore[no-untyped-def]
@@ -365,11 +365,11 @@ async def test_the_way_of_a_load_is_seen_as_a_fraction_of_its_bytes(
                     seen.append(progress.fraction or 0.0)
 
             monkeypatch.setattr(progress, "over", watched)
-            loaded = load(ref, files, config, progress)
+            engine = await open_engine(ref, files, config, progress, share)
             seen.append(progress.fraction)
-            return loaded
+            return engine
 
-        house.manager._load = watch
+        house.manager._open = watch
         await house.use(A)
     assert seen == sorted(seen)
     assert len(set(seen)) > 5
@@ -413,7 +413,7 @@ async def test_a_cache_that_grows_makes_idle_models_go_and_never_those_in_use(
             assert not await anyio.to_thread.run_sync(share.reserve, size)
             await anyio.wait_all_tasks_blocked()
             assert house.resident == {B, C}
-            share.release(size + 60)
+            assert share.reserve(-size - 60)
         assert house.used_bytes == 2 * size
 
 
