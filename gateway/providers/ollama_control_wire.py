@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import anyio
 import httpx
+import msgspec
 import ollama
 import pydantic
 
@@ -94,7 +95,11 @@ class ControlPlane:
                 f"Ollama at {self._base_url} did not answer within {self._timeout_s:g} s.",
             ) from error
         except ollama.ResponseError as error:
-            raise describe_status(error.status_code, str(error.error).encode(), ref) from error
+            # The package took the text out of Ollama's JSON; a wrong server's page is no JSON.
+            text = str(error.error)
+            is_ollamas = text.startswith("model ")
+            said = msgspec.json.encode({"error": text}) if is_ollamas else text.encode()
+            raise describe_status(error.status_code, said, ref) from error
         except (ConnectionError, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise unreachable(self._base_url) from error
         # The package hands any JSON to pydantic by keyword: a list or a number fails as it may.
