@@ -18,11 +18,12 @@ from typing import Any
 import anyio
 
 from gateway.core.events import Started, collect
+from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
 from gateway.engine import loader
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
 from tests.tiny_models import build_tokenizer

@@ -20,6 +20,7 @@ from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.hub.cache import FileLibrary
 from gateway.services.catalog import Catalog
+from gateway.services.control import ModelControlService
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
@@ -114,6 +115,7 @@ def _assemble(
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
+        control=ModelControlService(built, catalog, tasks, aliases=settings.aliases),
         streams=streams,
         recorder=recorder,
         tracker=tracker,

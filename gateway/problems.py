@@ -46,6 +46,7 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
         422, hint="Use a smaller model or raise GATEWAY_HF_MEMORY_BUDGET_BYTES."
     ),
     errors.ModelLoadFailed: _Kind(500, hint="Check the model's files; the log has the traceback."),
+    errors.ModelUnloaded: _Kind(409, True, "Asking again loads it anew."),
     errors.EngineFailed: _Kind(500, True, "The engine failed while it ran; try again."),
     errors.StaleTransition: _Kind(409, True, "The state changed meanwhile; look and try again."),
     errors.ShuttingDown: _Kind(503, True, "The gateway is restarting; try again.", 2.0),

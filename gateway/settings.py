@@ -160,12 +160,30 @@ class Settings(BaseModel):
         "auto", description="Number format of the weights; auto: as they are stored."
     )
     hf_threads: int = Field(0, ge=0, description="Compute threads; 0: as many as cores.")
-    hf_max_models: int = Field(3, ge=1, description="Models in memory at once.")
-    hf_memory_budget_bytes: int = Field(
-        0, ge=0, description="Bytes for models in memory; 0: 60 % of this machine's memory."
+    hf_preload: Names = Field((), description="Models to load at the start, comma-separated.")
+    hf_keep_alive_s: float = Field(
+        -1.0,
+        allow_inf_nan=False,
+        description="Seconds an idle model stays in memory; negative: until its room is needed.",
     )
-    hf_max_active: int = Field(8, ge=1, description="Streams that one model serves at once.")
+    hf_max_models: int = Field(3, ge=1, description="Models in memory at once, on each device.")
+    hf_memory_budget_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes for models on a device; 0: 60 % of this machine's memory, 90 % of a "
+        "GPU's.",
+    )
+    hf_place_wait_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds a load waits for models in use to make room.",
+    )
+    hf_max_active: int = Field(16, ge=1, description="Streams that one model serves at once.")
     hf_max_queue: int = Field(64, ge=0, description="Requests that may wait for one model.")
+    hf_prompt_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="Bytes that one model may keep of past prompts."
+    )
 
     # Limits
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")

@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import anyio
 
-from gateway.core.errors import GatewayError
+from gateway.core.errors import GatewayError, UnsupportedCapability
 from gateway.core.events import Event, Finished, ReasoningDelta, Started, TextDelta, Usage
+from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, ModelInfo, Resident
 from gateway.core.names import ModelRef
@@ -18,7 +19,36 @@ Step = Event | anyio.Event | BaseException
 """An event to say, one to wait for, or an error to raise."""
 
 
-class ScriptedProvider:
+class Uncontrolled:
+    """The half of a provider that loads and unloads, for those that leave that to others."""
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        raise UnsupportedCapability(f"{ref} is not loaded from here.")
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        raise UnsupportedCapability(f"{ref} is not unloaded from here.")
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        return LoadPlan(ref)
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        return []
+
+    async def config(self, ref: ModelRef) -> ConfigReport:
+        raise UnsupportedCapability(f"{ref} has no config.")
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        raise UnsupportedCapability(f"{ref} has no config.")
+
+
+class ScriptedProvider(Uncontrolled):
     """A `core.ports.Provider` in memory; tells what it was asked and when a stream was closed."""
 
     def __init__(self, script: Iterable[Step] = (), *, name: str = "scripted") -> None:

@@ -14,6 +14,7 @@ GatewayError
 ├── NoRoom                    every resident model is in use: try again
 ├── ModelTooLarge             would not fit even an empty memory budget
 ├── ModelLoadFailed           the weights are there, but loading them failed
+├── ModelUnloaded             somebody unloaded the model under the caller
 ├── EngineFailed              the engine died or failed while it ran
 ├── StaleTransition           a state changed under the caller
 ├── ShuttingDown              the gateway is draining
@@ -32,7 +33,7 @@ GatewayError
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class GatewayError(Exception):
@@ -53,6 +54,13 @@ class GatewayError(Exception):
         self.hint = hint
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def renewed(self) -> Self:
+        """Return the same error without its traceback and cause, to keep or to raise again: the
+        frames that those hold would stay in memory with it."""
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class InvalidRequest(GatewayError):
@@ -122,6 +130,10 @@ class ModelTooLarge(GatewayError):
 
 class ModelLoadFailed(GatewayError):
     code = "model_load_failed"
+
+
+class ModelUnloaded(GatewayError):
+    code = "model_unloaded"
 
 
 class EngineFailed(GatewayError):

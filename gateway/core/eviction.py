@@ -29,3 +29,16 @@ def choose_victims(
     if free_bytes < need_bytes or len(victims) < need_slots:
         raise NoRoom("Every model that could make room is in use.")
     return victims
+
+
+def is_worth_waiting(
+    residents: Sequence[Resident],
+    *,
+    need_bytes: int,
+    free_bytes: int,
+    need_slots: int = 0,
+) -> bool:
+    """Tell whether there will be room once the models in use are idle: pinned ones never go."""
+    passing = [model for model in residents if not model.pinned]
+    free_bytes += sum(model.memory_bytes for model in passing)
+    return free_bytes >= need_bytes and len(passing) >= need_slots

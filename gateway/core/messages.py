@@ -79,6 +79,12 @@ class Options(msgspec.Struct, frozen=True):
     logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
 
+    def over(self, defaults: "Options") -> "Options":
+        """Return these options, with those of `defaults` where nothing is said."""
+        given = msgspec.structs.asdict(self)
+        said = {name: value for name, value in given.items() if value not in (None, ())}
+        return msgspec.structs.replace(defaults, **said)
+
 
 class ResponseFormat(msgspec.Struct, frozen=True):
     """`json_object`, or `json_schema` with the schema that the answer must follow."""

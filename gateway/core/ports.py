@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from gateway.core.events import Event
+from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import (
     LocalModel,
@@ -35,6 +36,44 @@ class Provider(Protocol):
 
     async def resident(self) -> Sequence[Resident]:
         """Return the models in memory now."""
+        ...
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Have the model in memory; returns once it is. What is None stays as it is.
+
+        A model that is loaded in another way than `config` is unloaded first, as `unload` does.
+        Cancelling the call stops the waiting, not a load that others wait for, too.
+        """
+        ...
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        """Have the model out of memory; returns once it is.
+
+        Running streams may finish first; with `force` they end with ModelUnloaded. Who waits for
+        a load that is under way gets ModelUnloaded.
+        """
+        ...
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        """Return what `load` would do now. Its `ref` is the one spelling that stands for the
+        model. Raises ModelNotFound, UnsupportedCapability."""
+        ...
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        """Return the status of one model, or of all that are or were asked for."""
+        ...
+
+    async def config(self, ref: ModelRef) -> ConfigReport: ...
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        """Change the model's config; raises UnsupportedCapability for what cannot be set here."""
         ...
 
     async def aclose(self) -> None:

@@ -26,11 +26,28 @@ def choose_route(
 ) -> Route:
     """Return where `request` goes.
 
-    Raises ModelNotFound, AmbiguousModel, InvalidRequest for the name, and UnsupportedCapability
-    when the model is known and cannot do what is asked.
+    Raises what `resolve_route` does, and UnsupportedCapability when the model is known and cannot
+    do what is asked.
+    """
+    route = resolve_route(request.model, providers=providers, catalogue=catalogue, aliases=aliases)
+    if route.info is not None:
+        require_capabilities(request, route.info)
+    return route
+
+
+def resolve_route(
+    name: str,
+    *,
+    providers: Collection[str],
+    catalogue: Sequence[ModelInfo],
+    aliases: Mapping[str, str],
+) -> Route:
+    """Return the model that `name` means, in the catalogue's own spelling.
+
+    Raises ModelNotFound, AmbiguousModel, InvalidRequest.
     """
     ref = resolve_name(
-        request.model,
+        name,
         providers=providers,
         catalogue=[info.ref for info in catalogue],
         aliases=aliases,
@@ -39,7 +56,6 @@ def choose_route(
     unpinned = ModelRef(ref.provider, ref.model)
     info = next((info for info in catalogue if same_model(info.ref, unpinned)), None)
     if info is not None:
-        require_capabilities(request, info)
         ref = ModelRef(info.ref.provider, info.ref.model, ref.revision)
     return Route(ref, info)
 

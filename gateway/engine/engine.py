@@ -33,6 +33,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def is_batched(self) -> bool:
+        """Whether its sequences share the model's steps."""
+        ...
+
+    @property
     def alive(self) -> bool:
         """False once it can answer no more and must be loaded anew."""
         ...
@@ -66,6 +71,7 @@ class TransformersEngine:
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
+        self._is_batched = loaded.runner.is_batched
         loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),
@@ -78,6 +84,10 @@ class TransformersEngine:
     @property
     def memory_bytes(self) -> int:
         return self._memory_bytes + self._scheduler.memory_bytes
+
+    @property
+    def is_batched(self) -> bool:
+        return self._is_batched
 
     @property
     def alive(self) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from gateway.core.cards import read_context_length
-from gateway.core.errors import ModelLoadFailed
+from gateway.core.errors import GatewayError, ModelLoadFailed
+from gateway.core.loading import LoadConfig
 from gateway.engine.probe import are_alike, choose_runner, probe_logits
+from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import import_torch
@@ -22,14 +24,6 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_CONTEXT = 2**20
 """Tokens allowed to a model whose config names no limit (state-space models have none)."""
-
-
-class LoadConfig(msgspec.Struct, frozen=True):
-    """How to load; `auto` takes the best device there is and the dtype of the files."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -49,21 +43,32 @@ class LoadedModel(msgspec.Struct, frozen=True):
         return resolve_sampling(options, self.model.generation_config)
 
 
-def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
+def load_model(
+    name: str, path: Path, config: LoadConfig, progress: LoadProgress | None = None
+) -> LoadedModel:
     """Load the causal language model in `path`. Blocking; takes seconds.
 
-    Raises ModelLoadFailed with the reason for a person.
+    Raises ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
     """
+    progress = progress or LoadProgress()
     if not any(path.glob("*.safetensors")):
         raise ModelLoadFailed(
             f"{name} has no safetensors files.",
             hint="Only safetensors are loaded: other formats can run code.",
         )
     import_torch()
-    device = _choose_device(config.device)
+    if config.quantization != "none":
+        raise ModelLoadFailed(
+            f"{name} cannot be loaded as {config.quantization}: there is no quantization yet."
+        )
+    device = choose_device(config.device)
     try:
-        model, tokenizer = _load(path, config.dtype, device)
+        with watched(progress, path):
+            model, tokenizer = _load(path, config.dtype, device)
+        progress.check()
         model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device)[0])
+    except GatewayError:
+        raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {_first_line(error)}") from error
@@ -73,7 +78,7 @@ def load_model(name: str, path: Path, config: LoadConfig) -> LoadedModel:
         encoder=PromptEncoder(tokenizer),
         eos_ids=_eos_ids(model, tokenizer),
         vocabulary_size=model.get_input_embeddings().num_embeddings,
-        context_length=read_context_length(model.config.to_dict()) or UNKNOWN_CONTEXT,
+        context_length=_context_length(model, config),
         memory_bytes=_tensor_bytes(model) + packed_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -110,14 +115,28 @@ def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
     return reload(), 0
 
 
-def _choose_device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
+    """Return the device to load on: `cpu`, `mps`, `cuda:0`, ... Blocking: imports torch.
+
+    Raises ModelLoadFailed for one that this machine has not.
+    """
+    import_torch()
     import torch
 
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted == "auto":
+        has_mps = torch.backends.mps.is_available()
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    kind, _, index = wanted.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ModelLoadFailed(f"This machine has no device {wanted}.", param="device")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ModelLoadFailed("This machine has no device mps.", param="device")
+    return f"cuda:{index or 0}" if kind == "cuda" else wanted
+
+
+def _context_length(model: Any, config: LoadConfig) -> int:
+    own = read_context_length(model.config.to_dict()) or UNKNOWN_CONTEXT
+    return min(own, config.context_length or own)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,14 +1,16 @@
 """HuggingFaceModelManager: which models are in memory, for whom, and who must go.
 
-All state is touched on the event loop only, so there are no locks but the one that lets loads
-happen one at a time. Weights move elsewhere: in threads, or in processes of their own.
+All state is touched on the event loop only, so it needs no locks. Weights move elsewhere, in
+threads or in processes of their own, one load at a time.
 """
 
+import asyncio
+import contextvars
 import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import anyio.to_thread
@@ -18,84 +20,121 @@ from gateway.core.errors import (
     EngineFailed,
     GatewayError,
     Internal,
-    ModelTooLarge,
-    NoRoom,
+    ModelUnloaded,
     ShuttingDown,
 )
-from gateway.core.eviction import choose_victims
-from gateway.core.models import LocalModel, ModelStateChange, Resident
+from gateway.core.loading import (
+    ConfigChange,
+    ConfigReport,
+    LoadConfig,
+    LoadPlan,
+    ModelConfig,
+    ModelStatus,
+)
+from gateway.core.models import LocalModel, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
-from gateway.core.states import ModelState, require_transition
+from gateway.core.states import ModelState
+from gateway.engine.alarm import Alarm
+from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.claim import Claim
 from gateway.engine.engine import Engine
+from gateway.engine.placement import Placement
+from gateway.engine.progress import LoadProgress
+from gateway.engine.residence import Attempt, Model, Place, Residence
 
 logger = logging.getLogger(__name__)
 
-
-class _Entry:
-    """One model and what it is to the manager. `leases` counts those who wait for it, too."""
-
-    def __init__(self, ref: ModelRef, files: LocalModel, state: ModelState) -> None:
-        self.ref = ref
-        self.files = files
-        self.state = state
-        self.engine: Engine | None = None
-        self.error: GatewayError | None = None
-        self.leases = 0
-        self.last_used = 0.0
-        self.keep_alive_s = -1.0
-        self.settled = anyio.Event()
-        self.gone = anyio.Event()
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.engine.memory_bytes if self.engine else self.files.size_bytes
+Open = Callable[[ModelRef, LocalModel, LoadConfig, LoadProgress, Share], Awaitable[Engine]]
+"""Loads a model, wherever it is to live; the engine takes the bytes of its cache of the share."""
 
 
 class HuggingFaceModelManager:
     """Gives leases on loaded models.
 
     Many who ask for one model share one load, and none of them leaving disturbs it. A model that
-    is leased is never evicted; room is made from the least recently used idle ones, by count and
-    by bytes.
+    is leased or pinned is never evicted; room is made from the least recently used idle ones, by
+    count and by bytes.
     """
 
     def __init__(
         self,
         *,
-        open: Callable[[ModelRef, LocalModel], Awaitable[Engine]],
+        open: Open,
+        choose_device: Callable[[LoadConfig], str],
+        budgets: DeviceBudgets,
         task_group: TaskGroup,
         observe: ModelObserver,
         max_models: int,
-        budget_bytes: int,
+        place_wait_s: float = 0.0,
+        keep_alive_s: float = -1.0,
+        default_config: ModelConfig = ModelConfig(),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`open` loads a model, wherever it is to live; it must not block the event loop."""
+        """`open` must not block the event loop; `choose_device` may, and runs in a thread.
+
+        `place_wait_s` is how long a load waits for models in use, `keep_alive_s` how long an idle
+        model stays if neither its config nor a request says so (negative: until its room is
+        needed); `sleep` must go by `clock`.
+        """
         self._open = open
         self._tasks = task_group
         self._observe = observe
-        self._max_models = max_models
-        self._budget_bytes = budget_bytes
+        self._keep_alive_s = keep_alive_s
+        self._default_config = default_config
         self._clock = clock
-        self._entries: dict[ModelRef, _Entry] = {}
+        self._placement = Placement(
+            budgets,
+            choose_device=choose_device,
+            evict=self._begin_unload,
+            max_models=max_models,
+            wait_s=place_wait_s,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._models: dict[ModelRef, Model] = {}
         self._loading = anyio.Lock()
-        self._under_way: _Entry | None = None
+        self._alarm = Alarm(self._expire, task_group, clock=clock, sleep=sleep)
         self._closing = False
 
     def state_of(self, ref: ModelRef) -> tuple[ModelState, str | None]:
         """Return a model's state and, where it failed, why."""
-        entry = self._entries.get(ref)
-        if entry is None:
+        model = self._models.get(ref)
+        if model is None:
             return ModelState.NOT_LOADED, None
-        return entry.state, entry.error.message if entry.error else None
+        return model.state, model.error.message if model.error else None
 
     def residents(self) -> list[Resident]:
-        """Return the models in memory, and the one that is being loaded."""
-        return [
-            _resident(entry)
-            for entry in self._entries.values()
-            if entry.engine is not None or entry is self._under_way
-        ]
+        """Return the models in memory, and those that are being loaded."""
+        return [place.describe() for place in self._placement]
+
+    def statuses(self, ref: ModelRef | None = None) -> list[ModelStatus]:
+        """Return the status of one model, or of all that anybody asked for."""
+        models = self._models.values() if ref is None else filter(None, [self._models.get(ref)])
+        return [model.status(self._clock()) for model in models]
+
+    def config(self, ref: ModelRef) -> ConfigReport:
+        model = self._models.get(ref) or self._new_model(ref)
+        return ConfigReport(ref, model.config, model.requires_reload)
+
+    def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        """Change a model's config: `load` holds at its next load, the rest at once."""
+        model = self._model(ref)
+        model.config, before = change.of(model.config), model.config
+        residence = model.residence
+        if residence and model.config.keep_alive_s != before.keep_alive_s:
+            residence.keep_alive_s = self._keep_alive_of(model)
+        self._expire_later(model)
+        self._placement.notify()
+        return self.config(ref)
+
+    async def plan(
+        self, ref: ModelRef, files: LocalModel, config: LoadConfig | None = None
+    ) -> LoadPlan:
+        """Return what a load would do now; loading right after does just that."""
+        model = self._models.get(ref) or self._new_model(ref)
+        return await self._placement.plan(model, files, config or model.config.load)
 
     @asynccontextmanager
     async def lease(
@@ -103,169 +142,327 @@ class HuggingFaceModelManager:
     ) -> AsyncGenerator[Engine, None]:
         """Give the engine of a model, loading it first if need be; it stays while the lease lasts.
 
-        `keep_alive_s` is how long the model stays once nobody uses it (negative: until its room
-        is needed, which is also what holds until some lease says otherwise). A model whose files
-        were replaced is loaded anew as soon as nobody uses the old one.
-
-        Raises ModelLoadFailed, ModelTooLarge, NoRoom (all others are in use), ShuttingDown.
+        Raises what `claim` does.
         """
-        while (entry := self._entries.get(ref)) and entry.state is ModelState.UNLOADING:
-            await entry.gone.wait()
-        if entry is not None and entry.files != files:
-            await self._unload_if_idle(entry)
-        entry = self._usable_entry(ref, files)
-        entry.leases += 1
+        async with self.claim(ref, files, keep_alive_s) as claim:
+            yield await claim.ready()
+
+    @asynccontextmanager
+    async def claim(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        keep_alive_s: float | None = None,
+        *,
+        as_configured: bool = False,
+    ) -> AsyncGenerator[Claim, None]:
+        """Give a claim on a model, which tells what it waits for until the model is there.
+
+        `keep_alive_s` is how long the model stays once nobody uses it (0: not at all, negative:
+        until its room is needed); the last one said holds. A model whose files were replaced is
+        loaded anew as soon as nobody uses the old one; `as_configured` also unloads one that is
+        loaded in another way than its config says. One that is being unloaded is loaded anew.
+
+        The claim raises ModelLoadFailed, ModelTooLarge, NoRoom (all others are in use or pinned),
+        ModelUnloaded (somebody unloaded it meanwhile), ShuttingDown.
+        """
+        claim = Claim(
+            self._model(ref),
+            files,
+            advance=self._advance,
+            clock=self._clock,
+            keep_alive_s=keep_alive_s,
+            as_configured=as_configured,
+        )
+        claim.model.queued += 1
         try:
-            await entry.settled.wait()
-            if entry.engine is None:
-                raise entry.error or ShuttingDown("The model is being unloaded.")
-            yield entry.engine
+            yield claim
+        except EngineFailed as error:
+            if claim.residence is not None and claim.residence.forced:
+                raise _unloaded(ref) from error
+            raise
         finally:
-            entry.leases -= 1
-            entry.last_used = self._clock()
-            if keep_alive_s is not None:
-                entry.keep_alive_s = keep_alive_s
-            if entry.leases == 0 and entry.keep_alive_s >= 0 and not self._closing:
-                self._tasks.start_soon(self._expire, entry, entry.last_used)
+            self._leave(claim)
+
+    async def load(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Have a model in memory as its config says, with these changes; raises as `claim`.
+
+        One that is loaded in another way is unloaded first, once its streams have finished.
+        """
+        self.configure(ref, ConfigChange(load=config, pinned=pinned))
+        async with self.claim(ref, files, keep_alive_s, as_configured=True) as claim:
+            await claim.ready()
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        """Have a model out of memory; returns once it is.
+
+        Streams that run may finish first, unless `force` ends them with ModelUnloaded. A load that
+        is under way is given up; who waits for it gets ModelUnloaded.
+        """
+        model = self._models.get(ref)
+        if model is None:
+            return
+        if attempt := model.attempt:
+            attempt.give_up(ModelUnloaded(f"The load of {ref} was cancelled: it was unloaded."))
+            self._placement.notify()
+            await attempt.done.wait()
+        if residence := model.residence:
+            residence.forced = residence.forced or force
+            self._begin_unload(residence)
+            await residence.gone.wait()
+        if model.state is ModelState.FAILED:
+            model.enter(ModelState.NOT_LOADED)
+
+    def record_failure(self, ref: ModelRef, error: GatewayError) -> None:
+        """Show a model as failed that could not even be found."""
+        model = self._model(ref)
+        if model.state in (ModelState.NOT_LOADED, ModelState.FAILED):
+            model.enter(ModelState.LOADING)
+            model.enter(ModelState.FAILED, error)
 
     async def aclose(self) -> None:
         """Unload everything. Streams that still run get EngineFailed."""
         self._closing = True
-        async with self._loading:
-            for entry in list(self._entries.values()):
-                if entry.state is ModelState.LOADED:
-                    await self._unload(entry)
+        self._alarm.cancel()
+        for model in self._models.values():
+            if model.attempt:
+                model.attempt.give_up(_shutting_down())
+            model.notify()
+        self._placement.notify()
+        for model in list(self._models.values()):
+            if model.attempt:
+                await model.attempt.done.wait()
+        for place in list(self._placement):
+            if place.residence:
+                self._begin_unload(place.residence)
+                await place.residence.gone.wait()
 
-    def _usable_entry(self, ref: ModelRef, files: LocalModel) -> _Entry:
-        """Return an entry that is loaded or being loaded. Awaits nothing, so nobody comes between
-        this and the lease."""
+    def _model(self, ref: ModelRef) -> Model:
+        if ref not in self._models:
+            self._models[ref] = self._new_model(ref)
+        return self._models[ref]
+
+    def _new_model(self, ref: ModelRef) -> Model:
+        return Model(ref, self._default_config, self._observe)
+
+    def _keep_alive_of(self, model: Model) -> float:
+        own = model.config.keep_alive_s
+        return self._keep_alive_s if own is None else own
+
+    def _advance(self, claim: Claim) -> bool:
+        """Do what can be done now for a claim; True once it has the model. Awaits nothing, so
+        nobody comes between looking and taking."""
         if self._closing:
-            raise ShuttingDown("The gateway is shutting down.")
-        entry = self._entries.get(ref)
-        if entry is not None and entry.state is ModelState.LOADED:
-            if entry.engine is not None and entry.engine.alive:
-                return entry
-            self._bury(entry)
-        if entry is None or entry.state is not ModelState.LOADING:
-            entry = self._begin_load(ref, files, entry.state if entry else ModelState.NOT_LOADED)
-        return entry
+            raise _shutting_down()
+        model, joined = claim.model, claim.attempt
+        if joined is not None and joined.error is not None:
+            raise joined.error.renewed()
+        residence = model.residence
+        if residence is not None and not residence.unloading:
+            if residence.engine is None or not residence.engine.alive:
+                self._bury(residence)
+            elif self._must_go(residence, claim):
+                self._begin_unload(residence)
+            else:
+                self._grant(claim, residence)
+                return True
+        if model.residence is None:
+            if model.attempt is None:
+                self._begin_load(model, claim.files)
+            if model.attempt is not None and not model.attempt.is_given_up:
+                claim.attempt = model.attempt
+        return False
 
-    def _bury(self, entry: _Entry) -> None:
+    def _must_go(self, residence: Residence, claim: Claim) -> bool:
+        """Tell whether the claim needs the model loaded anew."""
+        if claim.as_configured and residence.config != claim.model.config.load:
+            return True
+        # What this very claim had loaded is right, whatever has become of the files meanwhile.
+        return claim.attempt is None and residence.files != claim.files and residence.leases == 0
+
+    def _grant(self, claim: Claim, residence: Residence) -> None:
+        claim.residence = residence
+        claim.model.queued -= 1
+        residence.leases += 1
+        if claim.keep_alive_s is not None:
+            residence.keep_alive_s = claim.keep_alive_s
+
+    def _leave(self, claim: Claim) -> None:
+        model, residence = claim.model, claim.residence
+        if residence is None:
+            model.queued -= 1
+        else:
+            residence.leases -= 1
+            residence.last_used = self._clock()
+        model.notify()
+        self._placement.notify()
+        self._expire_later(model)
+
+    def _bury(self, residence: Residence) -> None:
         """Give up an engine that died; its last readers hold what is left of it."""
-        entry.engine = None
-        entry.error = EngineFailed(f"The engine of {entry.ref} died.")
-        self._set_state(entry, ModelState.UNLOADING)
-        self._set_state(entry, ModelState.FAILED)
+        model = residence.place.model
+        residence.unloading = True
+        model.enter(ModelState.UNLOADING)
+        model.residence = None
+        model.enter(ModelState.FAILED, EngineFailed(f"The engine of {model.ref} died."))
+        self._tasks.start_soon(self._take_down, residence, name=f"bury {model.ref}")
 
-    def _begin_load(self, ref: ModelRef, files: LocalModel, state: ModelState) -> _Entry:
-        entry = self._entries[ref] = _Entry(ref, files, state)
-        self._set_state(entry, ModelState.LOADING)
-        self._tasks.start_soon(self._run_load, entry, name=f"load {ref}")
-        return entry
+    def _begin_load(self, model: Model, files: LocalModel) -> None:
+        model.files_bytes = files.size_bytes
+        model.attempt = Attempt(model, files, model.config.load)
+        model.enter(ModelState.LOADING)
+        self._tasks.start_soon(self._run_load, model.attempt, name=f"load {model.ref}")
 
-    async def _run_load(self, entry: _Entry) -> None:
+    async def _run_load(self, attempt: Attempt) -> None:
         """Load in the manager's own task: nobody's leaving cancels a load that has begun."""
+        model = attempt.model
+        error: GatewayError | None = Internal(f"Loading {model.ref} failed inside the gateway.")
         try:
-            async with self._loading:
-                if entry.leases == 0:
-                    del self._entries[entry.ref]
-                    self._set_state(entry, ModelState.NOT_LOADED)
-                    return
-                self._under_way = entry
-                await self._load_engine(entry)
-                self._set_state(entry, ModelState.LOADED)
-        except GatewayError as error:
-            self._fail(entry, error)
+            model.residence = await self._load_residence(attempt)
+            error = None
+        except GatewayError as known:
+            error = attempt.error or known.renewed()
         except Exception:
-            logger.exception("loading %s failed", entry.ref)
-            self._fail(entry, Internal(f"Loading {entry.ref} failed inside the gateway."))
+            logger.exception("loading %s failed", model.ref)
+        try:
+            if error is not None and attempt.began_at is not None:
+                await self._collect()
         finally:
-            self._under_way = None
-            entry.last_used = self._clock()
-            entry.settled.set()
+            self._placement.leave_line(attempt)
+            if error is not None and attempt.place is not None:
+                self._placement.leave(attempt.place)
+            self._end_load(attempt, error)
 
-    async def _load_engine(self, entry: _Entry) -> None:
-        if self._closing:
-            raise ShuttingDown("The gateway is shutting down.")
-        started_at = self._clock()
-        await self._make_room(entry, entry.files.size_bytes)
-        engine = await self._open(entry.ref, entry.files)
-        try:
-            # Another dtype than the files' takes more (or less) than they promised.
-            await self._make_room(entry, engine.memory_bytes)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await engine.aclose()
-            raise
-        entry.engine = engine
-        logger.info("loaded %s in %.2f s", entry.ref, self._clock() - started_at)
+    def _end_load(self, attempt: Attempt, error: GatewayError | None) -> None:
+        model = attempt.model
+        model.attempt = None
+        attempt.error = error.renewed() if error else None
+        attempt.done.set()
+        if error is None:
+            model.enter(ModelState.LOADED)
+            self._expire_later(model)
+        elif attempt.is_given_up:
+            model.enter(ModelState.NOT_LOADED)
+        else:
+            logger.warning("loading %s failed: %s", model.ref, error.message)
+            model.enter(ModelState.FAILED, error)
 
-    async def _make_room(self, entry: _Entry, need_bytes: int) -> None:
-        """Unload idle models until `need_bytes` and a place are free; the load lock is held."""
-        if need_bytes > self._budget_bytes:
-            raise ModelTooLarge(
-                f"{entry.ref} needs {need_bytes} bytes; the budget for models is "
-                f"{self._budget_bytes} bytes."
-            )
-        # One at a time, then look again: what was idle may be leased while another unloads.
-        while victims := self._choose_victims(entry, need_bytes):
-            await self._unload(self._entries[victims[0]])
-
-    def _choose_victims(self, entry: _Entry, need_bytes: int) -> list[ModelRef]:
-        others = [resident for resident in self.residents() if resident.ref != entry.ref]
-        used_bytes = sum(resident.memory_bytes for resident in others)
-        try:
-            return choose_victims(
-                others,
-                need_bytes=need_bytes,
-                free_bytes=self._budget_bytes - used_bytes,
-                need_slots=len(others) + 1 - self._max_models,
-            )
-        except NoRoom:
-            names = ", ".join(str(resident.ref) for resident in others)
-            raise NoRoom(f"There is no room for {entry.ref}; in use: {names}.") from None
-
-    async def _unload(self, entry: _Entry) -> None:
-        self._set_state(entry, ModelState.UNLOADING)
-        engine, entry.engine = entry.engine, None
-        assert engine is not None, "only a loaded model is unloaded"
-        try:
-            await engine.aclose()
-            del engine
-            if not self._closing:
-                await anyio.to_thread.run_sync(gc.collect)
-        finally:
-            del self._entries[entry.ref]
-            self._set_state(entry, ModelState.NOT_LOADED)
-            entry.gone.set()
-
-    async def _expire(self, entry: _Entry, last_used: float) -> None:
-        """Unload the model after its keep-alive, unless somebody used it meanwhile."""
-        await anyio.sleep(entry.keep_alive_s)
-        if entry.last_used == last_used:
-            await self._unload_if_idle(entry)
-
-    async def _unload_if_idle(self, entry: _Entry) -> None:
+    async def _load_residence(self, attempt: Attempt) -> Residence:
+        model = attempt.model
+        await self._placement.take(attempt)
+        place = attempt.place
+        assert place is not None, "it was taken above"
+        if self._loading.locked():
+            self._placement.tell_positions()
         async with self._loading:
-            if entry.state is ModelState.LOADED and entry.leases == 0:
-                await self._unload(entry)
+            attempt.require_wanted()
+            attempt.began_at = began_at = self._clock()
+            self._placement.leave_line(attempt)
+            model.notify()
+            engine = await self._open(
+                model.ref, attempt.files, attempt.config, attempt.progress, place.share
+            )
+            try:
+                await self._placement.settle(attempt, engine.memory_bytes)
+                attempt.require_wanted()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await engine.aclose()
+                raise
+        seconds = self._clock() - began_at
+        model.remember(attempt, engine.memory_bytes, seconds)
+        logger.info("loaded %s in %.2f s", model.ref, seconds)
+        place.share.on_shortage = self._shortage_of(place)
+        residence = Residence(attempt, place, engine)
+        residence.last_used = self._clock()
+        residence.keep_alive_s = self._keep_alive_of(model)
+        return residence
 
-    def _fail(self, entry: _Entry, error: GatewayError) -> None:
-        entry.error = error
-        self._set_state(entry, ModelState.FAILED)
+    def _shortage_of(self, place: Place) -> Callable[[int], None]:
+        """Return what an engine's thread calls when its cache finds no room to grow."""
+        # A thread of its own has no context that a task could be started in.
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
-    def _set_state(self, entry: _Entry, state: ModelState) -> None:
-        entry.state = require_transition(entry.state, state)
-        message = entry.error.message if entry.error else None
-        self._observe(ModelStateChange(entry.ref, state, entry.memory_bytes, message))
+        def relieve(size_bytes: int) -> None:
+            if not (self._closing or place.is_being_relieved):
+                place.is_being_relieved = True
+                self._tasks.start_soon(self._placement.relieve, place, size_bytes)
+
+        def call(size_bytes: int) -> None:
+            with suppress(RuntimeError):  # the loop is closed: there is nobody to make room
+                loop.call_soon_threadsafe(relieve, size_bytes, context=context)
+
+        return call
+
+    def _begin_unload(self, residence: Residence) -> None:
+        if residence.unloading:
+            residence.place.model.notify()
+            return
+        residence.unloading = True
+        model = residence.place.model
+        model.enter(ModelState.UNLOADING)
+        self._tasks.start_soon(self._take_down, residence, name=f"unload {model.ref}")
+
+    async def _take_down(self, residence: Residence) -> None:
+        """Free a model as soon as nobody uses it, or at once where that is forced."""
+        model = residence.place.model
+        while residence.leases and not (residence.forced or self._closing):
+            await model.changed.wait()
+        try:
+            if residence.engine is not None:
+                await residence.engine.aclose()
+            # Readers that saw the end let go of what they hold.
+            while residence.leases and not self._closing:
+                await model.changed.wait()
+            residence.engine = None
+            await self._collect()
+        finally:
+            residence.engine = None
+            self._placement.leave(residence.place)
+            residence.gone.set()
+            if model.residence is residence:
+                model.residence = None
+                model.enter(ModelState.NOT_LOADED)
+
+    async def _collect(self) -> None:
+        """Free what a model left behind; who closes has the process's end before him."""
+        if not self._closing:
+            await anyio.to_thread.run_sync(gc.collect)
+
+    def _expire_later(self, model: Model) -> None:
+        """See to it that an idle model goes when its time is over, and at once if it is."""
+        at = model.residence.expires_at if model.residence else None
+        if at is None or self._closing:
+            return
+        if at <= self._clock():
+            self._expire()
+        else:
+            self._alarm.set(at)
+
+    def _expire(self) -> None:
+        """Unload the models whose time is over, and come back for the next."""
+        for place in list(self._placement):
+            residence = place.residence
+            at = residence.expires_at if residence else None
+            if residence is None or at is None:
+                continue
+            if at <= self._clock():
+                self._begin_unload(residence)
+            else:
+                self._alarm.set(at)
 
 
-def _resident(entry: _Entry) -> Resident:
-    return Resident(
-        ref=entry.ref,
-        memory_bytes=entry.memory_bytes,
-        leases=entry.leases,
-        last_used=entry.last_used,
-        # What is coming or going is nobody's victim.
-        pinned=entry.state is not ModelState.LOADED,
-    )
+def _unloaded(ref: ModelRef) -> ModelUnloaded:
+    return ModelUnloaded(f"{ref} was unloaded while it answered.")
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("The gateway is shutting down.")

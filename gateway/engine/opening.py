@@ -5,10 +5,13 @@ from pathlib import Path
 import anyio.to_thread
 import msgspec
 
+from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.engine.engine import Engine, TransformersEngine
-from gateway.engine.loader import LoadConfig, load_model
+from gateway.engine.loader import load_model
+from gateway.engine.memory import Memory
+from gateway.engine.progress import LoadProgress
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
@@ -19,19 +22,28 @@ class EngineSpec(msgspec.Struct, frozen=True):
     load: LoadConfig
     max_active: int
     max_queue: int
+    threads: int = 0
+    prompt_cache_bytes: int = 0
 
 
-async def open_engine(spec: EngineSpec) -> Engine:
+async def open_engine(
+    spec: EngineSpec,
+    progress: LoadProgress | None = None,
+    memory: Memory | None = None,
+) -> Engine:
     """Load the model in a thread and return the engine that answers with it.
 
-    Raises ModelLoadFailed with the reason for a person.
+    The engine's cache takes its bytes from `memory` (None: nobody counts them). Raises
+    ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
     """
     path = Path(spec.files.path)
-    loaded = await anyio.to_thread.run_sync(load_model, str(spec.ref), path, spec.load)
+    loaded = await anyio.to_thread.run_sync(load_model, str(spec.ref), path, spec.load, progress)
     return TransformersEngine(
         spec.ref,
         loaded,
         max_active=spec.max_active,
         max_queue=spec.max_queue,
-        threads=spec.load.threads,
+        threads=spec.threads,
+        prompt_cache_bytes=spec.prompt_cache_bytes,
+        memory=memory,
     )

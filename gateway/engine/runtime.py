@@ -4,6 +4,9 @@ import os
 import threading
 
 SMALL_BYTES = 32 * 2**20
+MACHINE_SHARE = 0.6
+GPU_SHARE = 0.9
+"""What models may take of a memory when the operator gives no budget."""
 
 _lock = threading.Lock()
 
@@ -39,3 +42,13 @@ def bound_threads(threads: int, memory_bytes: int) -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(min(threads or cores or 1, cores or 1))
+
+
+def default_budget(device: str) -> int:
+    """Return the bytes that models may take on a device; on a GPU it imports torch."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(int(index or 0)).total_memory * GPU_SHARE)
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MACHINE_SHARE)

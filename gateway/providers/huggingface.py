@@ -1,34 +1,39 @@
 """HuggingFaceService: transformers models in this process, from the files on this machine."""
 
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import anyio.to_thread
-import msgspec
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
-from gateway.core.errors import ModelNotFound
-from gateway.core.events import Event, Started, Waiting
+from gateway.core.errors import GatewayError, InvalidRequest, ModelNotFound
+from gateway.core.events import Event, Started
+from gateway.core.loading import (
+    ConfigChange,
+    ConfigReport,
+    LoadConfig,
+    LoadPlan,
+    ModelConfig,
+    ModelStatus,
+)
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
-from gateway.core.names import ModelRef
+from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
-from gateway.core.states import ModelState
+from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
-from gateway.engine.loader import LoadConfig
+from gateway.engine.loader import choose_device
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.runtime import import_torch
+from gateway.engine.progress import LoadProgress
+from gateway.engine.runtime import default_budget, import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_BUDGET = 0.6
-"""The share of this machine's memory that models may take when the operator gives no budget."""
 
 
 class HuggingFaceService:
@@ -36,13 +41,30 @@ class HuggingFaceService:
 
     name = "huggingface"
 
-    def __init__(self, library: ModelLibrary, manager: HuggingFaceModelManager) -> None:
+    def __init__(
+        self, library: ModelLibrary, manager: HuggingFaceModelManager, usual: LoadConfig
+    ) -> None:
+        """`usual` is how the operator wants models loaded."""
         self._library = library
         self._manager = manager
+        self._usual = usual
 
     def warm_up(self, tasks: TaskGroup) -> None:
         """Import torch in the background, so that the first request need not wait for it."""
         tasks.start_soon(self._import_torch, name="import torch")
+
+    def preload(self, names: Sequence[str], tasks: TaskGroup) -> None:
+        """Load models in the background; one that fails is logged, and seen as failed."""
+        for name in names:
+            ref = parse_ref(self.name, name.removeprefix(f"{self.name}/"))
+            tasks.start_soon(self._preload, ref, name=f"preload {ref}")
+
+    async def _preload(self, ref: ModelRef) -> None:
+        try:
+            await self.load(ref)
+        except GatewayError as error:
+            logger.error("%s was to be preloaded: %s", ref, error.message)
+            self._manager.record_failure(ref, error)
 
     async def _import_torch(self) -> None:
         try:
@@ -58,23 +80,58 @@ class HuggingFaceService:
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         """Yield the model's answer; loads it first, together with others who wait for it.
 
-        Raises ModelNotFound, ModelLoadFailed, ModelTooLarge, NoRoom, Overloaded, and what the
-        engine says of the request.
+        Raises ModelNotFound, ModelLoadFailed, ModelTooLarge, ModelUnloaded, NoRoom, Overloaded, and
+        what the engine says of the request.
         """
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
         began_at = time.monotonic()
-        if self._manager.state_of(ref)[0] is not ModelState.LOADED:
-            yield Waiting("loading")
-        async with self._manager.lease(ref, files, request.keep_alive_s) as engine:
+        async with self._manager.claim(ref, files, request.keep_alive_s) as claim:
+            async with aclosing(claim.waits()) as waits:
+                async for waiting in waits:
+                    yield waiting
             load_ms = (time.monotonic() - began_at) * 1000
-            async with aclosing(engine.stream(request)) as events:
+            defaults = self._manager.config(ref).config.defaults
+            request = replace(request, options=request.options.over(defaults))
+            async with aclosing(claim.engine.stream(request)) as events:
                 async for event in events:
                     if isinstance(event, Started):
-                        event = msgspec.structs.replace(event, load_ms=load_ms)
+                        event = replace(event, load_ms=load_ms)
                     yield event
 
     async def resident(self) -> Sequence[Resident]:
         return self._manager.residents()
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        ref, files = await anyio.to_thread.run_sync(self._find, ref)
+        config = self._complete(config, files)
+        await self._manager.load(ref, files, config, pinned=pinned, keep_alive_s=keep_alive_s)
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        ref, _ = await anyio.to_thread.run_sync(self._find, ref)
+        await self._manager.unload(ref, force=force)
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        ref, files = await anyio.to_thread.run_sync(self._find, ref)
+        return await self._manager.plan(ref, files, self._complete(config, files))
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        return self._manager.statuses(ref)
+
+    async def config(self, ref: ModelRef) -> ConfigReport:
+        ref, _ = await anyio.to_thread.run_sync(self._find, ref)
+        return self._manager.config(ref)
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        ref, files = await anyio.to_thread.run_sync(self._find, ref)
+        change = replace(change, load=self._complete(change.load, files))
+        return self._manager.configure(ref, change)
 
     async def aclose(self) -> None:
         await self._manager.aclose()
@@ -90,6 +147,26 @@ class HuggingFaceService:
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
         return ModelRef(self.name, ref.model, None if is_default else files.revision), files
+
+    def _complete(self, config: LoadConfig | None, files: LocalModel) -> LoadConfig | None:
+        """Return the config with the operator's own choices for `auto`.
+
+        Raises InvalidRequest for a context that is longer than the model's.
+        """
+        if config is None:
+            return None
+        most = files.card.context_length
+        if config.context_length and most and config.context_length > most:
+            raise InvalidRequest(
+                f"'context_length' is {config.context_length}; {files.name} has {most}.",
+                param="context_length",
+            )
+        usual = self._usual
+        return replace(
+            config,
+            device=usual.device if config.device == "auto" else config.device,
+            dtype=usual.dtype if config.dtype == "auto" else config.dtype,
+        )
 
     def _describe(self, model: LocalModel) -> ModelInfo:
         ref = ModelRef(self.name, model.name)
@@ -118,31 +195,38 @@ class HuggingFaceService:
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background."""
-    config = LoadConfig(settings.hf_device, settings.hf_dtype, settings.hf_threads)
+    usual = LoadConfig(settings.hf_device, settings.hf_dtype)
 
-    async def open(ref: ModelRef, files: LocalModel) -> Engine:
-        return await open_engine(
-            EngineSpec(
-                ref=ref,
-                files=files,
-                load=config,
-                max_active=settings.hf_max_active,
-                max_queue=settings.hf_max_queue,
-            )
+    async def open(
+        ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
+    ) -> Engine:
+        spec = EngineSpec(
+            ref=ref,
+            files=files,
+            load=config,
+            max_active=settings.hf_max_active,
+            max_queue=settings.hf_max_queue,
+            threads=settings.hf_threads,
+            prompt_cache_bytes=settings.hf_prompt_cache_bytes,
         )
+        return await open_engine(spec, progress, share)
+
+    def total_of(device: str) -> int:
+        return settings.hf_memory_budget_bytes or default_budget(device)
 
     manager = HuggingFaceModelManager(
         open=open,
+        choose_device=lambda config: choose_device(config.device),
+        budgets=DeviceBudgets(total_of),
         task_group=context.task_group,
         observe=context.observe,
         max_models=settings.hf_max_models,
-        budget_bytes=settings.hf_memory_budget_bytes or int(_memory_bytes() * DEFAULT_BUDGET),
+        place_wait_s=settings.hf_place_wait_s,
+        keep_alive_s=settings.hf_keep_alive_s,
+        default_config=ModelConfig(load=usual),
         clock=context.clock,
     )
-    service = HuggingFaceService(context.library, manager)
+    service = HuggingFaceService(context.library, manager, usual)
     service.warm_up(context.task_group)
+    service.preload(settings.hf_preload, context.task_group)
     return service
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -6,17 +6,19 @@ the `ollama_*_wire` modules.
 
 import io
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
-from time import monotonic
+from contextlib import aclosing, suppress
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 import aiohttp
 import anyio
 import msgspec
+from msgspec.structs import replace
 from yarl import URL
 
-from gateway.core.errors import GatewayError, ProviderTimeout
+from gateway.core.errors import GatewayError, ProviderTimeout, UnsupportedCapability
 from gateway.core.events import Event
+from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
@@ -29,7 +31,13 @@ from gateway.providers.ollama_fault_wire import (
     describe_transport,
     encoded_answer,
 )
+from gateway.providers.ollama_lifecycle_wire import (
+    ModelConfigs,
+    find_running,
+    require_loadable,
+)
 from gateway.providers.ollama_listing_wire import (
+    Running,
     Tag,
     Traits,
     index_running,
@@ -47,6 +55,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 _LARGE_BODY_BYTES = 1024 * 1024
 _SHOWS_AT_ONCE = 4
 _END_GRACE_S = 0.25
+_UNLOAD_LOOK_S = 0.2
 
 
 class OllamaTimeouts(msgspec.Struct, frozen=True):
@@ -91,11 +100,14 @@ class OllamaService:
         *,
         num_ctx: int | None = None,
         clock: Callable[[], float] = monotonic,
+        now: Callable[[], float] = time,
     ) -> None:
+        """`now` is Unix seconds."""
         self._base_url = base_url.rstrip("/")
         self._timeouts = timeouts or OllamaTimeouts()
-        self._num_ctx = num_ctx
+        self._configs = ModelConfigs(num_ctx)
         self._clock = clock
+        self._now = now
         self._control = ControlPlane(self._base_url, self._timeouts.control_s)
         self._session = _open_session(self._timeouts)
         self._traits: dict[str, Traits] = {}
@@ -133,10 +145,11 @@ class OllamaService:
 
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         """Generate; closing the generator closes the connection, Ollama's only way to cancel."""
+        request = self._configs.apply(request, ref)
         # Ollama's own refusal comes after it has loaded the model: look first.
         if known := self._listed.get(name_key(ref)):
             require_capabilities(request, known)
-        path, body = encode_request(request, ref, self._num_ctx)
+        path, body = encode_request(request, ref, self._configs.num_ctx(ref))
         reader = AnswerReader(request.id, ref)
         last_line = self._clock()
         response = await self._open(path, body, ref)
@@ -155,6 +168,85 @@ class OllamaService:
         finally:
             response.close()
         yield reader.finished
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Have Ollama load the model: a request without a prompt. Raises what `stream` does, and
+        UnsupportedCapability for a config or a pin that Ollama cannot follow."""
+        self._configs.change(ref, ConfigChange(load=config, pinned=pinned))
+        await self._run_empty(ref, keep_alive_s)
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        """Have Ollama unload the model once nobody uses it; returns when it is gone.
+
+        Raises UnsupportedCapability for `force`, and ProviderTimeout when it is still in use after
+        the time that a load may take.
+        """
+        if force:
+            raise UnsupportedCapability(
+                f"{ref} cannot be taken from its readers: Ollama waits for them.", param="force"
+            )
+        if await self._running(ref) is None:
+            return
+        await self._run_empty(ref, 0)
+        try:
+            with anyio.fail_after(self._timeouts.first_byte_s):
+                while await self._running(ref) is not None:  # noqa: ASYNC110 - only asking tells
+                    await anyio.sleep(_UNLOAD_LOOK_S)
+        except TimeoutError as error:
+            raise ProviderTimeout(PROVIDER, f"Ollama still uses {ref}.") from error
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        """Return what is known of a load; what it takes and who goes for it only Ollama knows."""
+        require_loadable(ref, config)
+        running = await self._running(ref)
+        if running is not None:
+            resident = read_resident(running)
+            is_same = config is None or config.context_length in (None, running.context_length)
+            need_bytes = resident.memory_bytes if resident else None
+            return LoadPlan(ref, need_bytes=need_bytes, fits=True, already_loaded=is_same)
+        await self._control.traits(ref.model, ref)  # raises for a model that is not installed
+        listed = self._listed.get(name_key(ref))
+        return LoadPlan(
+            ref,
+            need_bytes=listed.size_bytes if listed else None,
+            reason="Ollama decides by itself which models go to make room.",
+        )
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        """Return the models in Ollama's memory, or the one of them that is asked for."""
+        running = await self._control.running()
+        found = [self._configs.status(model, self._now()) for model in running]
+        return [
+            replace(each, ref=ref or each.ref)
+            for each in found
+            if each and (ref is None or name_key(each.ref) == name_key(ref))
+        ]
+
+    async def config(self, ref: ModelRef) -> ConfigReport:
+        return self._configs.report(ref, await self._running(ref))
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        running = await self._running(ref)
+        self._configs.change(ref, change)
+        return self._configs.report(ref, running)
+
+    async def _running(self, ref: ModelRef) -> Running | None:
+        return find_running(await self._control.running(), ref)
+
+    async def _run_empty(self, ref: ModelRef, keep_alive_s: float | None) -> None:
+        request = GenerateRequest(
+            id="control", model=str(ref), prompt="", keep_alive_s=keep_alive_s
+        )
+        async with aclosing(self.stream(request, ref)) as events:
+            async for _ in events:
+                pass
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 import anyio
 import httpx
+import msgspec
 import ollama
 import pydantic
 
 from gateway.core.errors import GatewayError, ProviderProtocolError, ProviderTimeout
+from gateway.core.names import ModelRef
 from gateway.providers.ollama_fault_wire import (
     PROVIDER,
     describe_status,
@@ -47,9 +49,9 @@ class ControlPlane:
         """Return the models in memory."""
         return (await self._ask(self._client.ps)).models
 
-    async def traits(self, model: str) -> Traits:
-        """Return what a look at one model tells."""
-        return read_traits(await self._ask(lambda: self._client.show(model)))
+    async def traits(self, model: str, ref: ModelRef | None = None) -> Traits:
+        """Return what a look at one model tells; `ref` is who is not found if it is not there."""
+        return read_traits(await self._ask(lambda: self._client.show(model), ref))
 
     async def tags_and_running(self) -> tuple[Sequence[Tag], Sequence[Running]]:
         """Return the installed models and those in memory, asked for at once."""
@@ -82,7 +84,7 @@ class ControlPlane:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, call: Callable[[], Awaitable[_T]]) -> _T:
+    async def _ask(self, call: Callable[[], Awaitable[_T]], ref: ModelRef | None = None) -> _T:
         """Await a call of the control client; raises only our own errors, in bounded time."""
         try:
             with anyio.fail_after(self._timeout_s):
@@ -93,7 +95,11 @@ class ControlPlane:
                 f"Ollama at {self._base_url} did not answer within {self._timeout_s:g} s.",
             ) from error
         except ollama.ResponseError as error:
-            raise describe_status(error.status_code, str(error.error).encode(), None) from error
+            # The package took the text out of Ollama's JSON; a wrong server's page is no JSON.
+            text = str(error.error)
+            is_ollamas = text.startswith("model ")
+            said = msgspec.json.encode({"error": text}) if is_ollamas else text.encode()
+            raise describe_status(error.status_code, said, ref) from error
         except (ConnectionError, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise unreachable(self._base_url) from error
         # The package hands any JSON to pydantic by keyword: a list or a number fails as it may.

@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
 from gateway.services.catalog import Catalog
+from gateway.services.control import ModelControlService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
@@ -19,6 +20,7 @@ class Gateway(msgspec.Struct, frozen=True):
     provider_names: Sequence[str]
     catalog: Catalog
     router: ModelRouterService
+    control: ModelControlService
     streams: StreamService
     recorder: SessionRecorder
     tracker: ModelStateTracker

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message, Options
 from gateway.core.names import ModelRef
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.loader import LoadedModel, load_model
 from tests.tiny_models import build_model
 
 StartEngine = Callable[..., AbstractAsyncContextManager[TransformersEngine]]

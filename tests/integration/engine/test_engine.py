@@ -23,9 +23,10 @@ from gateway.core.errors import (
     UnsupportedCapability,
 )
 from gateway.core.events import Event, Finished, Generation, Started, TextDelta, Waiting, collect
+from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from gateway.core.loading import LoadConfig
 from gateway.engine import linear
 from gateway.engine.linear import PackedLinear, can_pack, pack_linears
-from gateway.engine.loader import LoadConfig, load_model
+from gateway.engine.loader import load_model
 from tests.tiny_models import build_model
 
 

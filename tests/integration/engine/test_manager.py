@@ -1,8 +1,9 @@
 """HuggingFaceModelManager over real tiny models: joined loads, leases, eviction, failures."""
 
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -19,68 +20,17 @@ from gateway.core.errors import (
     ShuttingDown,
 )
 from gateway.core.events import collect
-from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.engine import Engine
-from gateway.engine.loader import LoadConfig, LoadedModel
-from gateway.engine.manager import HuggingFaceModelManager
-from gateway.engine.opening import EngineSpec, open_engine
+from gateway.engine.loader import LoadedModel
 from tests.integration.engine.conftest import ask
-
-A, B, C = (ModelRef("huggingface", name) for name in "abc")
-
-
-class House:
-    """A manager, what it was seen doing, and a gate that loads can be made to wait at."""
-
-    def __init__(self, folder: Path) -> None:
-        size = (folder / "model.safetensors").stat().st_size
-        self.files = LocalModel("tiny", str(folder), size)
-        self.loads: list[ModelRef] = []
-        self.changes: list[tuple[ModelRef, ModelState]] = []
-        self.began = anyio.Event()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.manager: HuggingFaceModelManager
-
-    async def open(self, ref: ModelRef, files: LocalModel) -> Engine:
-        self.loads.append(ref)
-        self.began.set()
-        assert await anyio.to_thread.run_sync(self.gate.wait, 30)
-        config = LoadConfig(device="cpu")
-        return await open_engine(EngineSpec(ref, files, config, max_active=4, max_queue=4))
-
-    def observe(self, change: ModelStateChange) -> None:
-        self.changes.append((change.ref, change.state))
-
-    def states_of(self, ref: ModelRef) -> list[ModelState]:
-        return [state for changed, state in self.changes if changed == ref]
-
-    async def use(self, ref: ModelRef) -> str:
-        async with self.manager.lease(ref, self.files) as engine:
-            return (await collect(engine.stream(ask(max_tokens=2)))).text
+from tests.integration.engine.house import A, B, C, House, keeping_house
 
 
 @pytest.fixture
-def open_house(llama_folder: Path) -> Callable[..., object]:
-    @asynccontextmanager
-    async def open_(*, max_models: int = 2, budget: int = 10**9) -> AsyncIterator[House]:
-        house = House(llama_folder)
-        async with anyio.create_task_group() as tasks:
-            house.manager = HuggingFaceModelManager(
-                open=house.open,
-                task_group=tasks,
-                observe=house.observe,
-                max_models=max_models,
-                budget_bytes=budget,
-            )
-            yield house
-            house.gate.set()
-            await house.manager.aclose()
-            assert house.manager.residents() == []
-
-    return open_
+def open_house(llama_folder: Path) -> Callable[..., AbstractAsyncContextManager[House]]:
+    return partial(keeping_house, llama_folder, by_hand=False)
 
 
 async def test_a_model_is_loaded_once_and_stays(open_house) -> None:
@@ -226,7 +176,7 @@ async def test_a_closing_manager_loads_nothing_more(open_house) -> None:
 
 async def test_a_defect_in_a_load_is_internal_and_not_shown(open_house) -> None:
     async with open_house() as house:
-        house.manager._open = lambda ref, files: 1 / 0
+        house.manager._open = lambda *_: 1 / 0
         with pytest.raises(Exception, match="inside the gateway"):
             await house.use(A)
 
@@ -245,8 +195,8 @@ async def test_a_victim_that_is_leased_while_another_unloads_stays(open_house) -
     async with open_house(max_models=2) as house:
         await house.use(A)
         await house.use(B)
-        house.manager._max_models = 1  # so that both must go
-        engine = house.manager._entries[A].engine
+        house.manager._placement._max_models = 1  # so that both must go
+        engine = house.manager._models[A].residence.engine
         close, leased = engine.aclose, anyio.Event()
 
         async def close_when_b_is_leased() -> None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from gateway.core.sessions import Session
 from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
+from gateway.services.control import ModelControlService
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
@@ -123,6 +124,7 @@ def build_gateway(
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
+        control=ModelControlService(by_name, catalog, tasks, aliases=settings.aliases),
         streams=streams,
         recorder=recorder,
         tracker=tracker,

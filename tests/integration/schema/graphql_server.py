@@ -15,6 +15,7 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ProviderStore, SessionStore
 from gateway.core.states import ModelState
 from gateway.services.catalog import Catalog
+from gateway.services.control import ModelControlService
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
@@ -91,6 +92,7 @@ class GraphQLServer:
             provider_names=tuple(self.providers),
             catalog=catalog,
             router=router,
+            control=ModelControlService(self.providers, catalog, tasks, aliases={}),
             streams=StreamService(
                 router, recorder, tasks, node=NODE, max_streams=8, buffer_events=8
             ),

@@ -9,9 +9,10 @@ from gateway.core.events import Event
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
+from tests.scripted_provider import Uncontrolled
 
 
-class ListingProvider:
+class ListingProvider(Uncontrolled):
     """Answers listings from `listed`; `error` is raised instead, `hangs` never answers."""
 
     def __init__(self, name: str, listed: Sequence[ModelInfo] = ()) -> None:

@@ -5,12 +5,12 @@ Only click is imported at the start, so that `--help` answers at once; commands 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway import __version__
+from gateway.cli.models import models
 from gateway.core.errors import GatewayError, Misconfigured
 
 if TYPE_CHECKING:
@@ -97,32 +97,7 @@ def revision() -> None:
     click.echo(f"database: {migrate.current(_database_url())}\nnewest:   {migrate.head()}")
 
 
-@main.group()
-def models() -> None:
-    """The models of the running gateway."""
-
-
-@models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print the listing as JSON.")
-def list_models(as_json: bool) -> None:
-    """List the models of every provider, and the providers that do not answer."""
-    listing = _ask("/api/v1/models")
-    if as_json:
-        click.echo(json.dumps(listing, indent=2))
-        return
-    for model in listing["models"]:
-        size = model["size_bytes"]
-        shown = f"{size / 1e6:,.1f} MB" if size is not None else "-"
-        can = ",".join(model["capabilities"])
-        click.echo(f"{model['id']:<48} {model['state']:<11} {shown:>13}  {can}")
-    for fault in listing["provider_errors"]:
-        click.echo(f"{fault['provider']}: {fault['message']}", err=True)
-
-
-def _settings() -> Settings:
-    from gateway.settings import load_settings
-
-    return load_settings()
+main.add_command(models)
 
 
 def _checked_settings() -> Settings:
@@ -134,20 +109,3 @@ def _checked_settings() -> Settings:
 
 def _database_url() -> str:
     return _checked_settings().resolved_database_url
-
-
-def _ask(path: str) -> Any:
-    """Return the JSON that the running gateway answers to a GET."""
-    import httpx
-
-    settings = _settings()
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    try:
-        reply = httpx.get(url + path, timeout=10, trust_env=False)
-        reply.raise_for_status()
-        return reply.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise click.ClickException(
-            f"the gateway at {url} did not answer: {error}\nStart it with `gateway serve`."
-        ) from None

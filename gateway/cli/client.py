@@ -1,0 +1,72 @@
+"""Talks to the running gateway as any client does, and says in words what went wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import httpx
+
+    from gateway.settings import Settings
+
+TIMEOUT_S = 60.0
+"""The first look at a device imports torch, which takes seconds."""
+
+
+class GatewayClient:
+    """Sends JSON to the gateway that the settings name, and returns the JSON it answers.
+
+    Raises click.ClickException with the gateway's own sentence, or how to start one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+    def get(self, path: str, **query: str) -> Any:
+        return self._send("GET", path, params=query)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._send("POST", path, json=body)
+
+    def put(self, path: str, body: dict[str, Any], **query: str) -> Any:
+        return self._send("PUT", path, json=body, params=query)
+
+    def _send(self, method: str, path: str, **content: Any) -> Any:
+        import httpx
+
+        try:
+            reply = httpx.request(
+                method, self._url + path, timeout=TIMEOUT_S, trust_env=False, **content
+            )
+            answer = reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise click.ClickException(
+                f"the gateway at {self._url} did not answer: {error}\n"
+                "Start it with `gateway serve`."
+            ) from None
+        if reply.is_error:
+            raise click.ClickException(_refusal(reply, answer))
+        return answer
+
+
+def client() -> GatewayClient:
+    """Return a client for the gateway of these settings; raises Misconfigured."""
+    from gateway.settings import load_settings
+
+    return GatewayClient(load_settings())
+
+
+def describe_error(error: dict[str, Any]) -> str:
+    """Return an error object of the gateway as text: the sentence, and the hint below it."""
+    hint = error.get("hint")
+    return f"{error['message']}\n{hint}" if hint else str(error["message"])
+
+
+def _refusal(reply: httpx.Response, answer: Any) -> str:
+    try:
+        return describe_error(answer["error"])
+    except (KeyError, TypeError):
+        return f"{reply.request.url} answered {reply.status_code}"

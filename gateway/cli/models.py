@@ -1,0 +1,228 @@
+"""`gateway models`: lists, loads, unloads and configures the models of the running gateway."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from gateway.cli.client import GatewayClient, client, describe_error
+
+LOOK_EVERY_S = 0.2
+_BAR_STEPS = 1000
+_LOAD_KEYS = ("device", "dtype", "quantization", "context_length")
+_OWN_KEYS = ("keep_alive", "pinned")
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def models() -> None:
+    """The models of the running gateway."""
+
+
+@models.command("list")
+@as_json_option
+def list_models(as_json: bool) -> None:
+    """List the models of every provider, and the providers that do not answer."""
+    listing = client().get("/api/v1/models")
+    if as_json:
+        _print_json(listing)
+        return
+    for model in listing["models"]:
+        can = ",".join(model["capabilities"])
+        size = _size(model["size_bytes"])
+        click.echo(f"{model['id']:<48} {model['state']:<11} {size:>13}  {can}")
+    for fault in listing["provider_errors"]:
+        click.echo(f"{fault['provider']}: {fault['message']}", err=True)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; auto is the best there is.")
+@click.option("--dtype", help="float32, bfloat16, float16; auto is the files' own.")
+@click.option("--quantization", help="none; int8 and int4 are not there yet.")
+@click.option("--context-length", type=int, help="Most tokens of prompt and answer together.")
+@click.option("--pin/--unpin", "pinned", default=None, help="Keep it in memory, or no longer.")
+@click.option("--keep-alive", help="How long it stays once idle: seconds, 5m, -1 for ever.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is loaded.")
+@as_json_option
+def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any) -> None:
+    """Load MODEL and wait until it is there; exit 1 when it fails."""
+    config = {key: wanted[key] for key in _LOAD_KEYS if wanted[key] is not None}
+    body = {key: wanted[key] for key in _OWN_KEYS if wanted[key] is not None}
+    body |= {"model": model, "dry_run": dry_run} | ({"config": config} if config else {})
+    gateway = client()
+    answer = gateway.post("/api/v1/models/load", body)
+    if dry_run:
+        _print_json(answer) if as_json else click.echo(_describe_plan(answer))
+        return
+    if not no_wait:
+        answer = _watch(gateway, answer, "LOADING")
+    _print_json(answer) if as_json else click.echo(_describe_status(answer))
+    _exit_unless(answer, "LOADING" if no_wait else "LOADED", "LOADED")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--force", is_flag=True, help="End the streams that use it.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is gone.")
+@as_json_option
+def unload(model: str, force: bool, no_wait: bool, as_json: bool) -> None:
+    """Unload MODEL once its streams have finished, and wait until it is gone."""
+    gateway = client()
+    answer = gateway.post("/api/v1/models/unload", {"model": model, "force": force})
+    if not no_wait:
+        answer = _watch(gateway, answer, "UNLOADING")
+    _print_json(answer) if as_json else click.echo(_describe_status(answer))
+    _exit_unless(answer, "UNLOADING" if no_wait else "NOT_LOADED", "NOT_LOADED")
+
+
+@models.command()
+@click.argument("model", required=False)
+@as_json_option
+def status(model: str | None, as_json: bool) -> None:
+    """Show what is in memory or on its way there, or one MODEL."""
+    gateway = client()
+    query = {} if model is None else {"model": model}
+    answer = gateway.get("/api/v1/models/status", **query)
+    if as_json:
+        _print_json(answer)
+        return
+    statuses = [answer] if model is not None else answer["models"]
+    for each in statuses:
+        click.echo(_describe_status(each))
+    if not statuses:
+        click.echo("No model is loaded.")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Decide something.")
+@click.option("--unset", "removed", multiple=True, metavar="KEY", help="Go back to the default.")
+@as_json_option
+def config(model: str, changes: tuple[str, ...], removed: tuple[str, ...], as_json: bool) -> None:
+    """Show what is decided for MODEL, or decide more of it.
+
+    KEY is device, dtype, quantization or context_length (true after a reload), keep_alive, pinned,
+    or an option such as temperature, which then is the default of new requests.
+    """
+    gateway = client()
+    path = "/api/v1/models/config"
+    answer = gateway.get(path, model=model)
+    if changes or removed:
+        body = _change(answer["config"], changes, removed)
+        answer = gateway.put(path, body, model=model)
+    if as_json:
+        _print_json(answer)
+        return
+    click.echo(json.dumps(answer["config"], indent=2))
+    if answer["requires_reload"]:
+        click.echo("It is loaded in another way: load it again to make this true.", err=True)
+
+
+def _change(
+    config: dict[str, Any], changes: tuple[str, ...], removed: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return `config` with the changes, as a whole."""
+    given = dict(_read_pair(pair) for pair in changes)
+    for key, value in {**given, **dict.fromkeys(removed)}.items():
+        part = config if key in _OWN_KEYS else config["load" if key in _LOAD_KEYS else "defaults"]
+        part[key] = False if key == "pinned" and value is None else value
+    return config
+
+
+def _read_pair(pair: str) -> tuple[str, Any]:
+    key, separator, text = pair.partition("=")
+    if not separator or not key:
+        raise click.UsageError(f"'{pair}' is not of the form KEY=VALUE")
+    try:
+        return key, json.loads(text)
+    except ValueError:
+        return key, text
+
+
+def _watch(gateway: GatewayClient, status: dict[str, Any], passing: str) -> dict[str, Any]:
+    """Look at the model until it is no longer on its way; show how far it is meanwhile."""
+    with _bar(status) as show:
+        while status["state"] == passing:
+            show(status)
+            time.sleep(LOOK_EVERY_S)
+            status = gateway.get("/api/v1/models/status", model=status["model"])
+    return status
+
+
+@contextmanager
+def _bar(status: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that shows a status; click hides the bar where nobody watches."""
+    with click.progressbar(
+        length=_BAR_STEPS,
+        label=status["model"],
+        file=sys.stderr,
+        show_eta=False,
+        update_min_steps=0,
+    ) as bar:
+
+        def show(now: dict[str, Any]) -> None:
+            done = int(_BAR_STEPS * (now["fraction"] or 0.0))
+            eta_s = now["eta_s"]
+            text = now["state"].lower() if eta_s is None else f"{eta_s:.1f} s left"
+            bar.label = f"{now['model']}  {text}"
+            bar.update(max(0, done - bar.pos))
+
+        yield show
+
+
+def _exit_unless(status: dict[str, Any], *fine: str) -> None:
+    if status["state"] in fine:
+        return
+    if status["error"] is not None:
+        raise click.ClickException(describe_error(status["error"]))
+    raise click.ClickException(f"{status['model']} is {status['state']}")
+
+
+def _describe_status(status: dict[str, Any]) -> str:
+    parts = [f"{status['model']:<48} {status['state']:<11}"]
+    if status["memory_bytes"]:
+        parts.append(_size(status["memory_bytes"]))
+    if status["device"]:
+        parts.append(f"on {status['device']}")
+    if status["leases"]:
+        parts.append(f"in use by {status['leases']}")
+    if status["queued"]:
+        parts.append(f"{status['queued']} waiting")
+    if status["fraction"] is not None:
+        parts.append(f"{status['fraction']:.0%}")
+    if status["pinned"]:
+        parts.append("pinned")
+    if status["expires_in_s"] is not None:
+        parts.append(f"for {status['expires_in_s']:.0f} s more")
+    if status["error"] is not None:
+        parts.append(status["error"]["message"])
+    return "  ".join(parts)
+
+
+def _describe_plan(plan: dict[str, Any]) -> str:
+    if plan["already_loaded"]:
+        return f"{plan['model']} is loaded already."
+    lines = [f"{plan['model']} needs {_size(plan['need_bytes'])}"]
+    if plan["budget_bytes"] is not None:
+        lines[0] += f"; free are {_size(plan['free_bytes'])} of {_size(plan['budget_bytes'])}"
+    lines += [f"unloads {name}" for name in plan["evictions"]]
+    if plan["reason"]:
+        lines.append(plan["reason"])
+    return "\n".join(lines)
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,115 @@
+"""A manager over real tiny models, what it was seen doing, and a gate that loads can wait at."""
+
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from gateway.core.events import collect
+from gateway.core.loading import LoadConfig
+from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
+from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.engine import Engine
+from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.opening import EngineSpec, open_engine
+from gateway.engine.progress import LoadProgress
+from tests.hand_clock import HandClock
+from tests.integration.engine.conftest import ask
+
+A, B, C = (ModelRef("huggingface", name) for name in "abc")
+
+
+class House:
+    """`began` is set when a load is in its thread; while `gate` is not set it stays there."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        size = (folder / "model.safetensors").stat().st_size
+        self.files = LocalModel("tiny", str(folder), size)
+        self.loads: list[ModelRef] = []
+        self.configs: list[LoadConfig] = []
+        self.changes: list[tuple[ModelRef, ModelState]] = []
+        self.shares: dict[ModelRef, Share] = {}
+        self.budgets = DeviceBudgets(lambda device: budget)
+        self.clock = HandClock()
+        self.began = anyio.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.manager: HuggingFaceModelManager
+
+    async def open(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        config: LoadConfig,
+        progress: LoadProgress,
+        share: Share,
+    ) -> Engine:
+        self.loads.append(ref)
+        self.configs.append(config)
+        self.shares[ref] = share
+        self.began.set()
+        assert await anyio.to_thread.run_sync(self.gate.wait, 30)
+        spec = EngineSpec(ref, files, config, max_active=4, max_queue=4)
+        return await open_engine(spec, progress, share)
+
+    def observe(self, change: ModelStateChange) -> None:
+        self.changes.append((change.ref, change.state))
+
+    def states_of(self, ref: ModelRef) -> list[ModelState]:
+        return [state for changed, state in self.changes if changed == ref]
+
+    def state_of(self, ref: ModelRef) -> ModelState:
+        return self.manager.state_of(ref)[0]
+
+    @property
+    def resident(self) -> set[ModelRef]:
+        return {resident.ref for resident in self.manager.residents()}
+
+    @property
+    def used_bytes(self) -> int:
+        return self.budgets.of("cpu").used_bytes
+
+    async def use(self, ref: ModelRef, keep_alive_s: float | None = None) -> str:
+        async with self.manager.lease(ref, self.files, keep_alive_s) as engine:
+            return (await collect(engine.stream(ask(max_tokens=2)))).text
+
+    async def load_all(self, refs: Sequence[ModelRef]) -> None:
+        for ref in refs:
+            await self.manager.load(ref, self.files)
+
+
+@asynccontextmanager
+async def keeping_house(
+    folder: Path,
+    *,
+    max_models: int = 2,
+    budget: int = 10**9,
+    by_hand: bool = True,
+    **options: float,
+) -> AsyncIterator[House]:
+    """A house that is left empty: no model and no byte stays behind. Its clock is turned by hand,
+    or else the machine's own."""
+    house = House(folder, budget)
+    async with anyio.create_task_group() as tasks:
+        house.manager = HuggingFaceModelManager(
+            open=house.open,
+            choose_device=lambda config: "cpu",
+            budgets=house.budgets,
+            task_group=tasks,
+            observe=house.observe,
+            max_models=max_models,
+            clock=house.clock if by_hand else time.monotonic,
+            sleep=house.clock.sleep if by_hand else anyio.sleep,
+            **options,
+        )
+        yield house
+        house.gate.set()
+        await house.manager.aclose()
+        assert house.manager.residents() == []
+        assert house.used_bytes == 0

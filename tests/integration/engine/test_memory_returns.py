@@ -1,0 +1,50 @@
+"""What a model took comes back: the memory of a process that loads and unloads all the time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import build_model
+
+LOADS = 102
+MODELS = 3
+MAX_GROWTH = 0.05
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Three models of 17 to 48 MB in float32: large enough to be seen among torch's own pages."""
+    return [
+        build_model(
+            tmp_path / f"m{layers}",
+            num_hidden_layers=layers,
+            hidden_size=512,
+            intermediate_size=2048,
+            seed=layers,
+        )
+        for layers in (1, 2, 3)
+    ]
+
+
+@pytest.mark.timeout(400)
+def test_memory_comes_back_after_a_hundred_loads_of_three_models(folders: list[Path]) -> None:
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
+    assert max(sizes) > 30_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.engine.memory_child", str(LOADS), *folders],
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    unloaded = report["unloaded"]
+    after_first = unloaded[MODELS - 1]
+    assert max(unloaded[MODELS:]) <= after_first * (1 + MAX_GROWTH)
+    # The largest is seen to come, so it would be seen to stay.
+    largest = MODELS - 1
+    assert report["loaded"][largest] - unloaded[largest] > sizes[largest] * 0.7

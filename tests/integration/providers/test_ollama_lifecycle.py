@@ -1,0 +1,150 @@
+"""Loading, unloading and configuring Ollama's models, against the scripted server."""
+
+from datetime import datetime
+
+import anyio
+import pytest
+
+from gateway.core.errors import (
+    GatewayError,
+    ModelNotFound,
+    ProviderTimeout,
+    ProviderUnavailable,
+    UnsupportedCapability,
+)
+from gateway.core.loading import ConfigChange, LoadConfig
+from gateway.core.messages import Options
+from gateway.core.names import parse_ref
+from gateway.core.states import ModelState
+from gateway.providers.ollama import OllamaService
+from tests.integration.ollama_peer import FOREVER, SOON, OllamaPeer
+from tests.integration.providers.ollama_support import REF, ask, read, serving
+
+NOBODY = parse_ref("ollama", "nobody")
+
+
+async def test_a_load_is_a_request_without_a_prompt_and_an_unload_one_with_keep_alive_0(
+    ollama_peer: OllamaPeer,
+) -> None:
+    ollama_peer.add_model("llama3.2")
+    async with serving(ollama_peer.url) as service:
+        assert await service.status() == []
+        await service.load(REF, keep_alive_s=300)
+        asked = ollama_peer.seen("/api/generate")[0].body
+        assert (asked["model"], asked["prompt"], asked["keep_alive"]) == (
+            "llama3.2:latest",
+            "",
+            300,
+        )
+        [status] = await service.status(REF)
+        assert (status.ref, status.state) == (REF, ModelState.LOADED)
+        assert status.memory_bytes > 2_000_000_000
+        await service.unload(REF)
+        assert ollama_peer.seen("/api/generate")[1].body["keep_alive"] == 0
+        assert await service.status(REF) == []
+        await service.unload(REF)
+        assert len(ollama_peer.seen("/api/generate")) == 2
+
+
+async def test_the_status_tells_when_a_model_goes(ollama_peer: OllamaPeer) -> None:
+    ollama_peer.add_model("llama3.2")
+    ollama_peer.add_model("other")
+    ollama_peer.load("llama3.2")
+    ollama_peer.load("other", FOREVER)
+    now = datetime.fromisoformat(SOON[:26] + SOON[-6:]).timestamp() - 100
+    service = OllamaService(ollama_peer.url, now=lambda: now)
+    try:
+        left = {status.ref.model: status.expires_in_s for status in await service.status()}
+    finally:
+        await service.aclose()
+    assert left["llama3.2:latest"] == pytest.approx(100, abs=0.01)
+    assert left["other:latest"] is None
+
+
+async def test_a_plan_tells_what_is_known(ollama_peer: OllamaPeer) -> None:
+    ollama_peer.add_model("llama3.2", size=123)
+    async with serving(ollama_peer.url) as service:
+        await service.models()
+        plan = await service.plan(REF)
+        assert (plan.need_bytes, plan.fits, plan.already_loaded) == (123, None, False)
+        assert plan.reason is not None and not plan.is_too_large
+        ollama_peer.load("llama3.2")
+        assert (await service.plan(REF)).already_loaded
+        assert not (await service.plan(REF, LoadConfig(context_length=8192))).already_loaded
+        with pytest.raises(ModelNotFound):
+            await service.plan(NOBODY)
+
+
+async def test_defaults_and_the_context_length_go_with_every_request(
+    ollama_peer: OllamaPeer,
+) -> None:
+    ollama_peer.add_model("llama3.2")
+    async with serving(ollama_peer.url, num_ctx=2048) as service:
+        change = ConfigChange(
+            load=LoadConfig(context_length=8192), defaults=Options(top_k=3), keep_alive_s=60
+        )
+        assert not (await service.configure(REF, change)).requires_reload
+        await read(service, ask(options=Options(temperature=0.5)))
+        sent = ollama_peer.requests[-1].body
+        assert sent["options"] == {"temperature": 0.5, "top_k": 3, "num_ctx": 8192}
+        assert sent["keep_alive"] == 60
+        # The server says that it runs with another context than was asked for.
+        assert (await service.config(REF)).requires_reload
+        await read(service, ask(keep_alive_s=5), parse_ref("ollama", "LLAMA3.2"))
+        assert ollama_peer.requests[-1].body["keep_alive"] == 5
+        await service.configure(REF, ConfigChange(load=LoadConfig()))
+        await read(service, ask())
+        assert ollama_peer.requests[-1].body["options"]["num_ctx"] == 2048
+
+
+@pytest.mark.parametrize("field", ["device", "dtype", "quantization", "pinned", "force"])
+async def test_what_ollama_cannot_be_told_is_refused_by_its_name(
+    ollama_peer: OllamaPeer, field: str
+) -> None:
+    ollama_peer.add_model("llama3.2")
+    configs = {
+        "device": LoadConfig(device="cpu"),
+        "dtype": LoadConfig(dtype="float32"),
+        "quantization": LoadConfig(quantization="int4"),
+    }
+    async with serving(ollama_peer.url) as service:
+        with pytest.raises(UnsupportedCapability) as caught:
+            if field == "force":
+                await service.unload(REF, force=True)
+            else:
+                await service.load(REF, configs.get(field), pinned=field == "pinned")
+        assert caught.value.param == field
+        assert ollama_peer.seen("/api/generate") == []
+
+
+async def test_an_unload_that_never_ends_is_told_so(ollama_peer: OllamaPeer) -> None:
+    ollama_peer.add_model("llama3.2")
+    ollama_peer.load("llama3.2")
+
+    async def still_busy(exchange) -> None:  # type: ignore[no-untyped-def]
+        await exchange.json(200, {"model": "llama3.2", "done": True, "done_reason": "unload"})
+
+    ollama_peer.script("llama3.2", still_busy)
+    async with serving(ollama_peer.url, first_byte_s=0.5) as service:
+        with pytest.raises(ProviderTimeout, match="still uses"):
+            await service.unload(REF)
+
+
+async def test_a_server_that_is_away_is_told_by_every_call(ollama_peer: OllamaPeer) -> None:
+    async with serving(ollama_peer.url) as service:
+        await ollama_peer.stop()
+        errors: list[GatewayError] = []
+        for call in (
+            service.load(REF),
+            service.unload(REF),
+            service.plan(REF),
+            service.status(),
+            service.config(REF),
+            service.configure(REF, ConfigChange()),
+        ):
+            try:
+                with anyio.fail_after(5):
+                    await call
+            except GatewayError as error:
+                errors.append(error)
+        assert [type(error) for error in errors] == [ProviderUnavailable] * 6
