@@ -190,6 +190,9 @@ class Settings(BaseModel):
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Largest image, encoded.")
     max_image_pixels: int = Field(50_000_000, ge=1, description="Most pixels of an image.")
     max_streams: int = Field(2048, ge=1, description="Streams open at once; above it: 503.")
+    max_subscriptions: int = Field(
+        1024, ge=1, description="GraphQL subscriptions at once, and as many WebSockets."
+    )
     stream_buffer_events: int = Field(256, ge=1, description="Events held for a slow reader.")
     send_timeout_s: Positive = Field(30.0, description="Seconds until a stalled reader is cut.")
     ping_interval_s: Positive = Field(15.0, description="Seconds between pings of a stream.")

@@ -7,6 +7,7 @@ import msgspec
 from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.feed import ModelFeed
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
@@ -24,9 +25,15 @@ class Gateway(msgspec.Struct, frozen=True):
     streams: StreamService
     recorder: SessionRecorder
     tracker: ModelStateTracker
+    feed: ModelFeed
     sessions: SessionStore
     model_states: ModelStateStore
     provider_states: ProviderStore
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new work, end the subscriptions at once and the streams after `grace_s`."""
+        self.feed.close()
+        await self.streams.drain(grace_s)
 
     def unready_reasons(self) -> list[str]:
         """Return why no new request should be sent here; empty when ready."""

@@ -11,12 +11,14 @@ from gateway.core.errors import DatabaseUnavailable
 from gateway.core.models import ModelStateChange
 from gateway.core.ports import ModelStateStore, ProviderStore
 from gateway.services.catalog import Catalog, Listing, describe_providers
+from gateway.services.feed import ModelFeed
 
 logger = logging.getLogger(__name__)
 
 
 class ModelStateTracker:
-    """Records every transition at once, and the whole truth at the start and every `interval_s`.
+    """Records every transition at once, and the whole truth at the start and every `interval_s`;
+    the feed is told both before the database is.
 
     A change that could not be written is not retried: the next reconciliation brings the truth.
     """
@@ -26,6 +28,7 @@ class ModelStateTracker:
         catalog: Catalog,
         models: ModelStateStore,
         providers: ProviderStore,
+        feed: ModelFeed,
         *,
         provider_names: Sequence[str],
         node: str,
@@ -35,6 +38,7 @@ class ModelStateTracker:
         self._catalog = catalog
         self._models = models
         self._providers = providers
+        self._feed = feed
         self._provider_names = provider_names
         self._node = node
         self._interval_s = interval_s
@@ -47,6 +51,7 @@ class ModelStateTracker:
     def observe(self, change: ModelStateChange) -> None:
         """Take note of a transition; never blocks. A core.ports.ModelObserver."""
         self._catalog.forget()
+        self._feed.observe(change)
         self._changes.append(change)
         self._changed.set()
 
@@ -61,14 +66,15 @@ class ModelStateTracker:
 
     async def reconcile(self) -> None:
         """Look at every provider and write what is there: states of providers and of models."""
+        begun = self._feed.mark()
         listing = await self._catalog.listing(fresh=True)
         at = self._now()
+        truths = _states_by_provider(listing, self._provider_names)
+        self._feed.reconcile(truths, since=begun)
         statuses = describe_providers(listing, self._provider_names, at=at)
         await self._providers.put(self._node, statuses)
-        silent = {fault.provider for fault in listing.faults}
-        for name in self._provider_names:
-            if name not in silent:
-                await self._models.reconcile(self._node, name, _states(listing, name), at)
+        for name, truth in truths.items():
+            await self._models.reconcile(self._node, name, truth, at)
 
     async def write_changes(self) -> None:
         """Write the transitions observed since the last call."""
@@ -95,8 +101,16 @@ class ModelStateTracker:
             self.healthy = True
 
 
-def _states(listing: Listing, provider: str) -> list[ModelStateChange]:
-    return [
-        ModelStateChange(model.ref, model.state, model.size_bytes, model.message)
-        for model in listing.of(provider)
-    ]
+def _states_by_provider(
+    listing: Listing, providers: Sequence[str]
+) -> dict[str, list[ModelStateChange]]:
+    """Return the states that each provider told; one that did not answer is left out."""
+    silent = {fault.provider for fault in listing.faults}
+    return {
+        name: [
+            ModelStateChange(model.ref, model.state, model.size_bytes, model.message)
+            for model in listing.of(name)
+        ]
+        for name in providers
+        if name not in silent
+    }

@@ -17,6 +17,7 @@ from gateway.core.sessions import Session
 from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
@@ -111,10 +112,12 @@ def build_gateway(
         max_streams=settings.max_streams,
         buffer_events=settings.stream_buffer_events,
     )
+    feed = ModelFeed(max_subscribers=settings.max_subscriptions)
     tracker = ModelStateTracker(
         catalog,
         models,
         statuses,
+        feed,
         provider_names=settings.providers,
         node="test",
         interval_s=settings.reconcile_interval_s,
@@ -128,6 +131,7 @@ def build_gateway(
         streams=streams,
         recorder=recorder,
         tracker=tracker,
+        feed=feed,
         sessions=sessions,
         model_states=models,
         provider_states=statuses,

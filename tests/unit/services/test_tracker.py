@@ -5,6 +5,7 @@ from gateway.core.models import ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState, ProviderState
 from gateway.services.catalog import Catalog
+from gateway.services.feed import ModelFeed
 from gateway.services.tracker import ModelStateTracker
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore
 from tests.scripted_provider import ECHO, ScriptedProvider
@@ -15,11 +16,13 @@ class House:
         self.provider = ScriptedProvider()
         self.models = MemoryModelStateStore()
         self.providers = MemoryProviderStore()
+        self.feed = ModelFeed(max_subscribers=8)
         named = {self.provider.name: self.provider}
         self.tracker = ModelStateTracker(
             Catalog(named, timeout_s=1, ttl_s=60),
             self.models,
             self.providers,
+            self.feed,
             provider_names=list(named),
             node="n",
             interval_s=60,
@@ -88,3 +91,20 @@ async def test_a_dead_database_makes_it_unhealthy_until_it_answers() -> None:
     house.models.apply = original  # type: ignore[method-assign]
     await house.tracker.write_last()
     assert house.tracker.healthy
+
+
+async def test_the_feed_is_told_even_while_the_database_is_away() -> None:
+    house = House()
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    house.providers.put = fail  # type: ignore[method-assign, assignment]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.tracker.run)
+        await anyio.wait_all_tasks_blocked()
+        assert [state.state for state in house.feed.states()] == [ModelState.LOADED]
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.UNLOADING))
+        assert [state.state for state in house.feed.states()] == [ModelState.UNLOADING]
+        tasks.cancel_scope.cancel()
+    assert not house.tracker.healthy
