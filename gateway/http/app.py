@@ -73,5 +73,5 @@ def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
     if is_loopback(settings.host):
         stack.append(Middleware(RefuseForeignHosts, allowed=settings.allowed_hosts))
     stack.append(Middleware(RefuseForeignPages, allowed=settings.cors_origins))
-    stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams))
+    stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams, readable=["/graphql"]))
     return stack

@@ -29,6 +29,9 @@ _ALWAYS = {
     "X-Frame-Options": "DENY",
 }
 
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+"""The messages that carry the headers of a reply."""
+
 
 class RequestIds:
     """Gives each request an id, the caller's own if it is usable, and puts it on the reply."""
@@ -44,7 +47,7 @@ class RequestIds:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _STARTS:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 for name, value in _ALWAYS.items():
@@ -59,7 +62,8 @@ class RequestIds:
 
 
 class RefuseForeignPages:
-    """Keeps web pages of other origins from acting: a browser sends their POSTs without asking.
+    """Keeps web pages of other origins from acting: a browser sends their POSTs, and opens their
+    WebSockets, without asking.
 
     A page that the gateway served, or whose origin the operator allowed, may. Programs send no
     Origin and pass.
@@ -70,7 +74,7 @@ class RefuseForeignPages:
         self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._may_pass(scope):
+        if scope["type"] == "lifespan" or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
         problem = describe(ForeignOrigin("A page of another origin may not do this."))
@@ -79,7 +83,8 @@ class RefuseForeignPages:
     def _may_pass(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        # A WebSocket has no method: whoever opens one may do anything with it.
+        if origin is None or scope.get("method") in ("GET", "HEAD", "OPTIONS"):
             return True
         is_own = origin.partition("://")[2] == headers.get("host")
         return is_own or bool(self._allowed & {origin, "*"})
@@ -93,8 +98,9 @@ class RefuseForeignHosts:
         self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else "localhost"
-        if may_be_called(host, self._allowed):
+        is_lifespan = scope["type"] == "lifespan"
+        host = "" if is_lifespan else Headers(scope=scope).get("host", "")
+        if is_lifespan or may_be_called(host, self._allowed):
             await self._app(scope, receive, send)
             return
         problem = describe(
@@ -107,19 +113,28 @@ class RefuseForeignHosts:
 
 
 class RefuseWhileDraining:
-    """Answers new work with 503 while the gateway shuts down; what only looks still works."""
+    """Answers new work with 503 while the gateway shuts down; what only looks still works.
 
-    def __init__(self, app: ASGIApp, streams: StreamService) -> None:
+    So do POSTs to `readable`, where a POST may be a query: that face looks for itself.
+    """
+
+    def __init__(self, app: ASGIApp, streams: StreamService, readable: Collection[str]) -> None:
         self._app = app
         self._streams = streams
+        self._readable = frozenset(readable)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and self._streams.draining:
+        if self._streams.draining and self._is_work(scope):
             problem = describe(ShuttingDown("The gateway is shutting down."))
             reply = error_response(scope["path"], problem, {"Connection": "close"})
             await reply(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _is_work(self, scope: Scope) -> bool:
+        if scope["type"] == "http":
+            return bool(scope["method"] == "POST" and scope["path"] not in self._readable)
+        return bool(scope["type"] == "websocket")
 
 
 class UnexpectedErrors:
@@ -129,7 +144,7 @@ class UnexpectedErrors:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         started = False
@@ -144,7 +159,7 @@ class UnexpectedErrors:
         except ClientDisconnect:
             pass  # nobody is there to be told
         except Exception as error:
-            logger.exception("%s %r failed", scope["method"], scope["path"])
+            logger.exception("%s %r failed", scope.get("method", "WebSocket"), scope["path"])
             if not started:
                 await error_response(scope["path"], describe(error))(scope, receive, send)
             # Else the reply stays incomplete, on which the server cuts the connection.
