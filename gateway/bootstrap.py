@@ -21,6 +21,7 @@ from gateway.http.server import DrainingServer, listen
 from gateway.hub.cache import FileLibrary
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
@@ -36,6 +37,7 @@ from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
 from gateway.telemetry import configure_logging
 from schema import create_graphql
+from schema.body import MAX_BODY_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             finally:
                 with anyio.CancelScope(shield=True):
                     was_drained = gateway.streams.draining
-                    await gateway.streams.drain(0 if was_drained else settings.drain_grace_s)
+                    await gateway.drain(0 if was_drained else settings.drain_grace_s)
                     await gateway.recorder.flush(FLUSH_S)
                     for provider in built.values():
                         await provider.aclose()
@@ -85,10 +87,12 @@ def _assemble(
     )
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
+    feed = ModelFeed(max_subscribers=settings.max_subscriptions)
     tracker = ModelStateTracker(
         catalog,
         model_states,
         provider_states,
+        feed,
         provider_names=settings.providers,
         node=node,
         interval_s=settings.reconcile_interval_s,
@@ -119,6 +123,7 @@ def _assemble(
         streams=streams,
         recorder=recorder,
         tracker=tracker,
+        feed=feed,
         sessions=sessions,
         model_states=model_states,
         provider_states=provider_states,
@@ -140,7 +145,7 @@ def _build_providers(
 
 def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:
     """Return the whole ASGI application: every face over one gateway."""
-    graphql = create_graphql(gateway, ide=settings.environment == "development")
+    graphql = create_graphql(gateway, settings)
     return http.create_app(gateway, settings, graphql)
 
 
@@ -171,11 +176,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            ws="websockets-sansio",
+            ws_max_size=MAX_BODY_BYTES,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=CLOSE_S,
         )
         server = DrainingServer(
             config,
-            drain=gateway.streams.drain,
+            drain=gateway.drain,
             grace_s=settings.drain_grace_s,
             started=_say_hello,
         )

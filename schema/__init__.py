@@ -1,16 +1,24 @@
-"""The GraphQL face: types, queries and the view. Translates between GraphQL and the services."""
-
-from starlette.types import ASGIApp
+"""The GraphQL face: types, operations and the view. Translates between GraphQL and the services."""
 
 from gateway.services.gateway import Gateway
+from gateway.settings import Settings
+from schema.execution import Executor
 from schema.page import load_page
-from schema.query import build_schema
+from schema.root import build_schema
+from schema.socket import SocketLimits, Sockets
 from schema.view import GraphQLView
 
 
-def create_graphql(gateway: Gateway, *, ide: bool) -> ASGIApp:
-    """Return the GraphQL endpoint over `gateway`; with `ide`, browsers see GraphiQL there."""
-    return GraphQLView(build_schema(), gateway, load_page() if ide else None)
+def create_graphql(gateway: Gateway, settings: Settings) -> GraphQLView:
+    """Return the GraphQL endpoint over `gateway`; in development, browsers see GraphiQL there."""
+    executor = Executor(build_schema(), gateway)
+    limits = SocketLimits(
+        sockets=settings.max_subscriptions,
+        ping_interval_s=settings.ping_interval_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
+    page = load_page() if settings.environment == "development" else None
+    return GraphQLView(executor, Sockets(executor, gateway.feed, limits), page, settings)
 
 
 __all__ = ["create_graphql"]

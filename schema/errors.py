@@ -9,11 +9,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from graphql import GraphQLError
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
 from gateway import problems
 from gateway.core.errors import GatewayError, InvalidRequest
 
 logger = logging.getLogger(__name__)
+
+_DOCUMENT_FAULTS = (CannotGetOperationTypeError, InvalidOperationTypeError)
+"""Strawberry's own, without a message: that is in the GraphQLError around them."""
 
 
 def render_error(error: GraphQLError) -> dict[str, Any]:
@@ -30,6 +34,11 @@ def render_error(error: GraphQLError) -> dict[str, Any]:
         "retryable": problem.retryable,
     }
     return rendered
+
+
+def render_cause(error: GatewayError) -> dict[str, Any]:
+    """Return an error that belongs to no place in a document, as the reply shows it."""
+    return render_error(GraphQLError(error.message, original_error=error))
 
 
 def log_defects(errors: Iterable[GraphQLError]) -> None:
@@ -53,6 +62,8 @@ def _shown_cause(error: GraphQLError) -> BaseException:
 def _root_cause(error: GraphQLError) -> BaseException:
     cause: BaseException = error
     while isinstance(cause, GraphQLError) and cause.original_error is not None:
+        if isinstance(cause.original_error, _DOCUMENT_FAULTS):
+            break
         cause = cause.original_error
     return cause
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
 HTML = "text/html"
+EVENT_STREAM = "text/event-stream"
 
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 
@@ -34,6 +35,11 @@ def choose_media_type(accept: str) -> str | None:
 def is_browser(accept: str) -> bool:
     """Tell whether a person is looking: only browsers name HTML."""
     return dict(_ranges(accept)).get(HTML, 0) > 0
+
+
+def accepts_events(accept: str) -> bool:
+    """Tell whether a stream of events may be the answer: only clients that can read one name it."""
+    return dict(_ranges(accept)).get(EVENT_STREAM, 0) > 0
 
 
 def is_json(content_type: str) -> bool:

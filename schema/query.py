@@ -1,4 +1,4 @@
-"""The root of every query, and the schema built from it.
+"""The root of every query.
 
 A field that needs the database is nullable: a database that does not answer costs that field
 only, never the models beside it.
@@ -7,18 +7,12 @@ only, never the models beside it.
 from typing import Annotated
 
 import strawberry
-from graphql import GraphQLError
-from strawberry.schema.config import StrawberryConfig
-from strawberry.types import ExecutionContext
 
 import gateway
-from schema.checks import DocumentChecks
 from schema.context import Info
-from schema.errors import log_defects
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
 from schema.sessions import Session, require_first
-from schema.types import LONG, Long
 
 _Filter = Annotated[ModelFilter | None, strawberry.argument(description="Which models to list.")]
 _First = Annotated[int, strawberry.argument(description="The most models of a page; up to 500.")]
@@ -66,21 +60,3 @@ class Query:
         description="The newest streams, newest first; running ones too.",
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")
-
-
-class GatewaySchema(strawberry.Schema):
-    """Strawberry's schema with the gateway's own log of what went wrong."""
-
-    def process_errors(
-        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
-    ) -> None:
-        log_defects(errors)
-
-
-def build_schema() -> GatewaySchema:
-    """Return the executable schema; it needs no services before it is asked something."""
-    return GatewaySchema(
-        query=Query,
-        extensions=[DocumentChecks],
-        config=StrawberryConfig(scalar_map={Long: LONG}, batching_config=None),
-    )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from schema.query import build_schema
+from schema.root import build_schema
 
 SDL_FILE = Path(__file__).with_name("schema.graphql")
 

@@ -4,24 +4,28 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import Route
+from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
-from gateway.core.models import Capability, ModelInfo
+from gateway.core.models import Capability, ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.ports import ProviderStore, SessionStore
 from gateway.core.states import ModelState
+from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
+from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
 from schema import create_graphql
 from tests.integration.schema.listing_provider import ListingProvider
@@ -51,39 +55,65 @@ SMOL = ModelInfo(
 
 @dataclass
 class GraphQLServer:
-    """What a test may set up before `serving`, and the address once it is served."""
+    """What a test may set up before `serving`, and what is there once it is served."""
 
     providers: Mapping[str, ListingProvider] = field(default_factory=dict)
     sessions: SessionStore = field(default_factory=MemorySessionStore)
     provider_states: ProviderStore = field(default_factory=MemoryProviderStore)
     catalog_timeout_s: float = 0.8
     ide: bool = False
+    is_tracking: bool = False
+    """Whether states are recorded, which is what subscriptions begin with."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    """Other limits of the WebSockets than the application's."""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Serve `/graphql` at a free port; yield the URL of the server."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        """Serve the whole application at a free port; yield its URL."""
+        settings = Settings(
+            environment="development" if self.ide else "production",
+            providers=tuple(self.providers) or ("none",),
+            **self.settings,
+        )
+        with _listen() as listener:
             async with anyio.create_task_group() as tasks:
-                app = create_graphql(self._gateway(tasks), ide=self.ide)
+                self.gateway = self._build(settings, tasks)
+                self.view = create_graphql(self.gateway, settings)
+                self.sockets = self.view.sockets
+                self.sockets.limits = replace(self.sockets.limits, **self.limits)
                 server = uvicorn.Server(
                     uvicorn.Config(
-                        Starlette(routes=[Route("/graphql", app)]),
+                        create_app(self.gateway, settings, self.view),
                         lifespan="off",
-                        ws="none",
                         log_config=None,
                         access_log=False,
+                        ws_per_message_deflate=False,
+                        timeout_graceful_shutdown=2,
                     )
                 )
-                tasks.start_soon(server.serve, [listener])
+                done = anyio.Event()
+                if self.is_tracking:
+                    tasks.start_soon(self.gateway.tracker.run)
+                tasks.start_soon(_serve, server, listener, done)
                 try:
                     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
                 finally:
-                    server.should_exit = True
+                    with anyio.CancelScope(shield=True):
+                        server.should_exit = True
+                        await done.wait()
+                    tasks.cancel_scope.cancel()
 
-    def _gateway(self, tasks: anyio.abc.TaskGroup) -> Gateway:
+    def change(self, model: ModelInfo, *states: ModelState) -> None:
+        """Let a provider tell transitions of one of its models."""
+        for state in states:
+            self.gateway.tracker.observe(ModelStateChange(model.ref, state))
+
+    def _build(self, settings: Settings, tasks: TaskGroup) -> Gateway:
         catalog = Catalog(self.providers, timeout_s=self.catalog_timeout_s, ttl_s=0)
         model_states = MemoryModelStateStore()
         recorder = SessionRecorder(self.sessions)
+        feed = ModelFeed(max_subscribers=settings.max_subscriptions)
         router = ModelRouterService(
             self.providers, catalog, aliases={}, images=ImagePolicy(2**20, 10**6)
         )
@@ -101,14 +131,31 @@ class GraphQLServer:
                 catalog,
                 model_states,
                 self.provider_states,
+                feed,
                 provider_names=tuple(self.providers),
                 node=NODE,
                 interval_s=60,
             ),
+            feed=feed,
             sessions=self.sessions,
             model_states=model_states,
             provider_states=self.provider_states,
         )
+
+
+def _listen() -> socket.socket:
+    # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms a reply.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
+    return listener
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, done: anyio.Event) -> None:
+    try:
+        await server.serve([listener])
+    finally:
+        done.set()
 
 
 def make_server() -> GraphQLServer:

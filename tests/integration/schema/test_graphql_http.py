@@ -97,9 +97,9 @@ async def test_other_methods_are_told_what_is_allowed(http: httpx.AsyncClient, m
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/html", "image/*", f"{JSON};q=0", "text/event-stream", "application/xml"]
+    "accept", ["text/html", "image/*", f"{JSON};q=0", "text/event-stream;q=0", "application/xml"]
 )
-async def test_a_client_that_reads_no_json_is_told_406(
+async def test_a_client_that_reads_no_json_and_no_events_is_told_406(
     http: httpx.AsyncClient, accept: str
 ) -> None:
     answer = await post(http, {"query": "{ version }"}, accept=accept)

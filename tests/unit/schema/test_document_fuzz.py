@@ -6,7 +6,7 @@ from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
 from schema.errors import render_error
-from schema.query import build_schema
+from schema.root import build_schema
 
 SCHEMA = build_schema()
 # No field that needs the services: there are none here.

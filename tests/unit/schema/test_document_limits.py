@@ -5,7 +5,7 @@ from graphql import GraphQLError, get_introspection_query, parse
 from strawberry.types import ExecutionResult
 
 from schema.limits import LIMITS, require_cheap, require_short
-from schema.query import GatewaySchema, build_schema
+from schema.root import GatewaySchema, build_schema
 
 
 @pytest.fixture(scope="module")

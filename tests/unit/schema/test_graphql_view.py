@@ -1,8 +1,12 @@
 """schema.view: what it does with connections that no HTTP client makes on purpose."""
 
-from typing import Any, cast
+from typing import Any
 
+import pytest
+
+from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
+from gateway.settings import Settings
 from schema import create_graphql
 
 
@@ -18,15 +22,19 @@ async def call(scope: dict[str, Any], *received: dict[str, Any]) -> list[Any]:
         sent.append(message)
 
     # These requests end before any service is asked.
-    app = create_graphql(cast(Gateway, None), ide=False)
+    services: dict[str, Any] = dict.fromkeys(Gateway.__struct_fields__)
+    services["feed"] = ModelFeed(max_subscribers=1)
+    app = create_graphql(Gateway(**services), Settings())
     await app(scope, receive, send)
     return sent
 
 
-async def test_a_websocket_is_turned_away() -> None:
-    scope = {"type": "websocket", "path": "/graphql", "headers": [], "subprotocols": []}
-    [closed] = await call(scope, {"type": "websocket.connect"})
-    assert closed["type"] == "websocket.close"
+@pytest.mark.parametrize("offered", [[], ["graphql-ws"], ["chat", "graphql-ws"]])
+async def test_a_websocket_of_another_protocol_is_turned_away(offered: list[str]) -> None:
+    scope = {"type": "websocket", "path": "/graphql", "headers": [], "subprotocols": offered}
+    accepted, closed = await call(scope, {"type": "websocket.connect"})
+    assert accepted["subprotocol"] is None
+    assert (closed["type"], closed["code"]) == ("websocket.close", 4406)
 
 
 async def test_a_client_that_leaves_while_it_sends_is_let_go() -> None:

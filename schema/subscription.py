@@ -1,0 +1,104 @@
+"""The root of every subscription."""
+
+from collections.abc import AsyncGenerator, Collection
+from typing import Annotated
+
+import strawberry
+
+from gateway.core.errors import InvalidRequest
+from gateway.core.models import ModelStateChange
+from gateway.core.names import ModelRef, parse_ref
+from gateway.services.feed import Interest, StateUpdate
+from schema.context import Info
+from schema.types import ModelState
+
+_Models = Annotated[
+    list[strawberry.ID] | None,
+    strawberry.argument(description="Only these models, by their full names."),
+]
+_Providers = Annotated[
+    list[str] | None, strawberry.argument(description="Only the models of these providers.")
+]
+
+
+@strawberry.type(description="A model and where its weights are now.")
+class ModelStateEntry:
+    id: strawberry.ID = strawberry.field(description="Its full name: provider/name.")
+    provider: str = strawberry.field(description="The provider that has it.")
+    name: str = strawberry.field(description="Its name at that provider.")
+    state: ModelState = strawberry.field(description="Where its weights are.")
+    message: str | None = strawberry.field(description="Why it failed, if it did.")
+
+    @classmethod
+    def of(cls, change: ModelStateChange) -> "ModelStateEntry":
+        return cls(
+            id=strawberry.ID(str(change.ref)),
+            provider=change.ref.provider,
+            name=change.ref.qualified_model,
+            state=ModelState[change.state.name],
+            message=change.message,
+        )
+
+
+@strawberry.type(description="What is new of the models that were asked for.")
+class ModelStateUpdate:
+    snapshot: bool = strawberry.field(
+        description="True: forget what was told before, this is the present. Comes first, when "
+        "more changed than was read, and when a model went away. Where there are very many models "
+        "the next updates tell the rest."
+    )
+    models: list[ModelStateEntry] = strawberry.field(
+        description="The models and their states, in the order of the changes."
+    )
+
+    @classmethod
+    def of(cls, update: StateUpdate) -> "ModelStateUpdate":
+        return cls(
+            snapshot=update.is_snapshot,
+            models=[ModelStateEntry.of(change) for change in update.states],
+        )
+
+
+async def watch_states(
+    info: Info, models: _Models = None, providers: _Providers = None
+) -> AsyncGenerator[ModelStateUpdate, None]:
+    gateway = info.context.gateway
+    interest = _read_interest(models or (), providers or (), gateway.provider_names)
+    with gateway.feed.subscribe(interest) as subscription:
+        while True:
+            yield ModelStateUpdate.of(await subscription.read())
+
+
+@strawberry.type(description="What the gateway tells as it happens.")
+class Subscription:
+    model_state_changed: AsyncGenerator[ModelStateUpdate, None] = strawberry.subscription(
+        resolver=watch_states,
+        description="The present states of the models first, then each change. Where both "
+        "arguments are there, both must fit.",
+    )
+
+
+def _read_interest(
+    models: Collection[str], providers: Collection[str], known: Collection[str]
+) -> Interest:
+    """Return whom to watch; raise InvalidRequest for names that no model could ever have."""
+    for provider in providers:
+        if provider not in known:
+            raise InvalidRequest(
+                f"There is no provider '{provider}'.",
+                hint=f"There are: {', '.join(known)}.",
+                param="providers",
+            )
+    refs = frozenset(_read_id(model, known) for model in models)
+    return Interest(models=refs, providers=frozenset(providers))
+
+
+def _read_id(model: str, known: Collection[str]) -> ModelRef:
+    provider, slash, name = model.partition("/")
+    if not slash or provider not in known:
+        raise InvalidRequest(
+            f"'{model}' is not the id of a model.",
+            hint="Pass ids as availableModels tells them: provider/name.",
+            param="models",
+        )
+    return parse_ref(provider, name)
