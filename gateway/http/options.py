@@ -1,4 +1,4 @@
-"""Sampling options and keep_alive as they are written in bodies, with the ranges they may have."""
+"""Sampling options and keep_alive as they are written in bodies."""
 
 import re
 
@@ -6,24 +6,9 @@ import msgspec
 
 from gateway.core.errors import InvalidRequest
 from gateway.core.messages import Options
+from gateway.core.options import require_in_range
 
-MAX_STOPS = 16
-_INT32 = 2**31 - 1
 _FOREVER_S = 1e9
-
-# Lowest and highest value allowed.
-_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "top_k": (0, _INT32),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 10),
-    "frequency_penalty": (-2, 2),
-    "presence_penalty": (-2, 2),
-    "max_tokens": (1, _INT32),
-    "seed": (-(2**63), 2**64 - 1),
-}
-_NOT_ZERO = frozenset({"top_p"})
 
 # Source: Go's time.ParseDuration, which Ollama's keep_alive follows.
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -49,9 +34,7 @@ class OptionsBody(msgspec.Struct, kw_only=True):
 def to_options(body: OptionsBody | None, prefix: str = "") -> Options:
     """Return the options; raises InvalidRequest with the range of the first that is outside."""
     body = body or OptionsBody()
-    for name in _RANGES:
-        _require_range(name, getattr(body, name), prefix)
-    return Options(
+    options = Options(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
@@ -61,8 +44,10 @@ def to_options(body: OptionsBody | None, prefix: str = "") -> Options:
         presence_penalty=body.presence_penalty,
         seed=body.seed,
         max_tokens=body.max_tokens,
-        stop=_to_stops(body.stop, prefix),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
     )
+    require_in_range(options, prefix)
+    return options
 
 
 def first_of(*sources: OptionsBody | None) -> OptionsBody:
@@ -95,22 +80,3 @@ def _parse_duration(text: str) -> float:
         )
     seconds = sum(float(n) * _UNITS_S[unit] for n, unit in _PIECE.findall(match[2]))
     return -seconds if match[1] == "-" else seconds
-
-
-def _require_range(name: str, value: float | None, prefix: str) -> None:
-    low, high = _RANGES[name]
-    if value is None or (low <= value <= high and not (value == 0 and name in _NOT_ZERO)):
-        return
-    span = f"above 0 and at most {high}" if name in _NOT_ZERO else f"from {low} to {high}"
-    raise InvalidRequest(f"'{name}' is {value}; it must be {span}.", param=prefix + name)
-
-
-def _to_stops(stop: str | list[str] | None, prefix: str) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS:
-        raise InvalidRequest(
-            f"'stop' has {len(stops)} strings; {MAX_STOPS} are allowed.", param=prefix + "stop"
-        )
-    if "" in stops:
-        raise InvalidRequest("'stop' holds an empty string.", param=prefix + "stop")
-    return stops
