@@ -1,7 +1,7 @@
 """The root of every query.
 
-A field that needs the database is nullable: a database that does not answer costs that field
-only, never the models beside it.
+A field that may fail by itself is nullable: a database that does not answer, or a model that
+nobody has, costs that field only, never what stands beside it.
 """
 
 from typing import Annotated
@@ -9,7 +9,10 @@ from typing import Annotated
 import strawberry
 
 import gateway
+from gateway.core.states import ModelState
 from schema.context import Info
+from schema.control import ConfigReport, LoadPlan, ModelStatus
+from schema.inputs import LoadConfigInput
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
 from schema.sessions import Session, require_first
@@ -20,6 +23,13 @@ _After = Annotated[
     str | None, strawberry.argument(description="`pageInfo.endCursor` of the page before.")
 ]
 _Newest = Annotated[int, strawberry.argument(description="How many, newest first; up to 200.")]
+
+_Name = Annotated[
+    str, strawberry.argument(description="The model's name, in any form that requests may use.")
+]
+_Config = Annotated[LoadConfigInput | None, strawberry.argument(description="How to load it.")]
+
+_IN_MEMORY = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.UNLOADING})
 
 
 async def list_models(
@@ -40,6 +50,24 @@ async def list_sessions(info: Info, first: _Newest = 20) -> list[Session] | None
     return [Session.of(session) for session in recent]
 
 
+async def tell_status(info: Info, model: _Name) -> ModelStatus | None:
+    return ModelStatus.of(await info.context.gateway.control.status(model))
+
+
+async def list_loaded(info: Info) -> list[ModelStatus]:
+    statuses = await info.context.gateway.control.statuses()
+    return [ModelStatus.of(status) for status in statuses if status.state in _IN_MEMORY]
+
+
+async def tell_config(info: Info, model: _Name) -> ConfigReport | None:
+    return ConfigReport.of(await info.context.gateway.control.config(model))
+
+
+async def plan_load(info: Info, model: _Name, config: _Config = None) -> LoadPlan | None:
+    wanted = None if config is None else config.to_core()
+    return LoadPlan.of(await info.context.gateway.control.plan(model, wanted))
+
+
 def tell_version() -> str:
     return gateway.__version__
 
@@ -58,5 +86,19 @@ class Query:
     sessions: list[Session] | None = strawberry.field(
         resolver=list_sessions,
         description="The newest streams, newest first; running ones too.",
+    )
+    model_status: ModelStatus | None = strawberry.field(
+        resolver=tell_status, description="What one model is doing now."
+    )
+    loaded_models: list[ModelStatus] = strawberry.field(
+        resolver=list_loaded,
+        description="The models that are in memory, on their way there or on their way out. A "
+        "provider that does not answer is left out.",
+    )
+    model_config: ConfigReport | None = strawberry.field(
+        resolver=tell_config, description="What is decided for a model."
+    )
+    plan_load: LoadPlan | None = strawberry.field(
+        resolver=plan_load, description="What loadModel would do now, without doing it."
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

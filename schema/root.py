@@ -7,6 +7,7 @@ from strawberry.types import ExecutionContext
 
 from schema.checks import DocumentChecks
 from schema.errors import log_defects
+from schema.mutation import Mutation
 from schema.query import Query
 from schema.subscription import Subscription
 from schema.types import LONG, Long
@@ -25,6 +26,7 @@ def build_schema() -> GatewaySchema:
     """Return the executable schema; it needs no services before it is asked something."""
     return GatewaySchema(
         query=Query,
+        mutation=Mutation,
         subscription=Subscription,
         extensions=[DocumentChecks],
         config=StrawberryConfig(scalar_map={Long: LONG}, batching_config=None),

@@ -9,14 +9,24 @@ from typing import NewType
 
 import strawberry
 
+from gateway import problems
+from gateway.core.errors import GatewayError
+
 Long = NewType("Long", int)
+
+
+def _parse_long(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("Long cannot represent a value that is no whole number.")
+    return value
+
 
 LONG = strawberry.scalar(
     name="Long",
     description="A whole number beyond 32 bits, written as a JSON number; exact to 2^53 in any "
     "client.",
     serialize=int,
-    parse_value=int,
+    parse_value=_parse_long,
 )
 """The built-in Int ends at 2 GiB when it counts bytes; text would sort and add up wrongly."""
 
@@ -57,6 +67,39 @@ class StreamEnd(Enum):
     CANCELLED = strawberry.enum_value("CANCELLED", description="The client left or cancelled.")
     ERROR = strawberry.enum_value("ERROR", description="It failed; see errorCode.")
     INTERRUPTED = strawberry.enum_value("INTERRUPTED", description="The gateway died under it.")
+
+
+@strawberry.enum(description="The number format of a model's weights.")
+class Dtype(Enum):
+    AUTO = strawberry.enum_value("AUTO", description="As the operator set, else as stored.")
+    FLOAT32 = strawberry.enum_value("FLOAT32", description="32 bits.")
+    BFLOAT16 = strawberry.enum_value("BFLOAT16", description="16 bits, the range of FLOAT32.")
+    FLOAT16 = strawberry.enum_value("FLOAT16", description="16 bits, half precision.")
+
+
+@strawberry.enum(description="How far a model's weights are quantized when it is loaded.")
+class Quantization(Enum):
+    NONE = strawberry.enum_value("NONE", description="Not at all.")
+    INT8 = strawberry.enum_value("INT8", description="To 8 bits.")
+    INT4 = strawberry.enum_value("INT4", description="To 4 bits.")
+
+
+@strawberry.type(description="What is wrong.")
+class Problem:
+    code: str = strawberry.field(description="What is wrong, for programs.")
+    message: str = strawberry.field(description="What is wrong, for people.")
+    hint: str | None = strawberry.field(description="What to do about it.")
+    retryable: bool = strawberry.field(description="Whether trying again makes sense.")
+
+    @classmethod
+    def of(cls, error: GatewayError) -> "Problem":
+        problem = problems.describe(error)
+        return cls(
+            code=problem.code,
+            message=problem.message,
+            hint=problem.hint,
+            retryable=problem.retryable,
+        )
 
 
 def to_datetime(unix_s: float) -> datetime:

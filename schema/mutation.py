@@ -1,0 +1,69 @@
+"""The root of every mutation: what changes which models are in memory, and how.
+
+Each field is nullable: one that fails costs only itself, never what was done beside it.
+"""
+
+from typing import Annotated
+
+import strawberry
+
+from gateway.core.errors import ShuttingDown
+from gateway.services.control import ModelControlService
+from schema.context import Info
+from schema.control import ConfigReport, ModelStatus
+from schema.inputs import (
+    ConfigureModelInput,
+    LoadModelInput,
+    UnloadModelInput,
+    require_seconds,
+)
+
+_Load = Annotated[LoadModelInput, strawberry.argument(description="Which model, and how.")]
+_Unload = Annotated[UnloadModelInput, strawberry.argument(description="Which model, and how.")]
+_Configure = Annotated[
+    ConfigureModelInput, strawberry.argument(description="Which model, and what to decide.")
+]
+
+
+async def load_model(info: Info, input: _Load) -> ModelStatus | None:
+    status = await _control(info).load(
+        input.model,
+        None if input.config is None else input.config.to_core(),
+        pinned=input.pinned,
+        keep_alive_s=require_seconds(input.keep_alive_seconds),
+        wait=input.wait,
+    )
+    return ModelStatus.of(status)
+
+
+async def unload_model(info: Info, input: _Unload) -> ModelStatus | None:
+    status = await _control(info).unload(input.model, force=input.force, wait=input.wait)
+    return ModelStatus.of(status)
+
+
+async def configure_model(info: Info, input: _Configure) -> ConfigReport | None:
+    return ConfigReport.of(await _control(info).configure(input.model, input.to_core()))
+
+
+@strawberry.type(description="What can be changed.")
+class Mutation:
+    load_model: ModelStatus | None = strawberry.field(
+        resolver=load_model,
+        description="Begin to load a model; the answer comes at once, modelStateChanged tells the "
+        "rest. `planLoad` is the same without doing it.",
+    )
+    unload_model: ModelStatus | None = strawberry.field(
+        resolver=unload_model,
+        description="Begin to unload a model; requests that use it may finish.",
+    )
+    configure_model: ConfigReport | None = strawberry.field(
+        resolver=configure_model,
+        description="Decide how a model is loaded and kept, and with which options it answers.",
+    )
+
+
+def _control(info: Info) -> ModelControlService:
+    """Return what carries the changes out; a gateway that shuts down begins nothing new."""
+    if info.context.gateway.streams.draining:
+        raise ShuttingDown("The gateway is shutting down.")
+    return info.context.gateway.control
