@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any, TypeAlias, cast
 
-from graphql import GraphQLError
+from graphql import GraphQLError, located_error
 from strawberry.http import GraphQLRequestData
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import ExecutionResult
@@ -13,7 +13,7 @@ from strawberry.types.graphql import OperationType
 
 from gateway.services.gateway import Gateway
 from schema.context import Context
-from schema.errors import is_request_error, render_error
+from schema.errors import is_request_error, log_defects, render_error
 from schema.root import GatewaySchema
 
 Reply: TypeAlias = dict[str, Any]
@@ -44,10 +44,16 @@ class Executor:
         self, asked: GraphQLRequestData, allowed: Collection[OperationType]
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of any operation; one without `data` is the last."""
-        results = await self._schema.stream(asked.query, **self._arguments(asked, allowed))
-        async with aclosing(results):
-            async for result in results:
-                yield _render(cast(ExecutionResult, result))
+        try:
+            results = await self._schema.stream(asked.query, **self._arguments(asked, allowed))
+            async with aclosing(results):
+                async for result in results:
+                    yield _render(cast(ExecutionResult, result))
+        except Exception as error:
+            # Unlike `execute`, Strawberry lets out what the checks of the document raise.
+            fault = located_error(error)
+            log_defects([fault])
+            yield _render(ExecutionResult(data=None, errors=[fault]))
 
     def _arguments(
         self, asked: GraphQLRequestData, allowed: Collection[OperationType]

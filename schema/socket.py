@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.http import GraphQLRequestData
 from strawberry.types.graphql import OperationType
 
-from gateway.core.errors import GatewayError, Internal, Overloaded
+from gateway.core.errors import GatewayError, Overloaded
 from gateway.services.feed import ModelFeed
 from schema.body import MAX_BODY_BYTES, Refusal, parse_body
 from schema.errors import render_cause, render_error
@@ -166,10 +166,6 @@ class _Connection:
                 last = await self._tell_replies(id, asked)
                 self._forget(id, scope)
                 await self._send(last)
-        except Exception:
-            logger.exception("a GraphQL operation failed")
-            self._forget(id, scope)
-            await self._refuse(id, Internal("Something went wrong inside the gateway."))
         finally:
             self._forget(id, scope)
         if self._is_leaving:

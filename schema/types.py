@@ -8,6 +8,7 @@ from enum import Enum
 from typing import NewType
 
 import strawberry
+from graphql import GraphQLError
 
 from gateway import problems
 from gateway.core.errors import GatewayError
@@ -17,7 +18,7 @@ Long = NewType("Long", int)
 
 def _parse_long(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("Long cannot represent a value that is no whole number.")
+        raise GraphQLError("Long cannot represent a value that is no whole number.")
     return value
 
 

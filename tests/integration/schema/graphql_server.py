@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import uvicorn
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
 from schema import create_graphql
 from tests.integration.schema.listing_provider import ListingProvider
+from tests.integration.schema.loading_provider import LoadingProvider
 
 NODE = "test-node"
 LLAMA = ModelInfo(
@@ -51,6 +53,8 @@ SMOL = ModelInfo(
     capabilities=(Capability.CHAT, Capability.COMPLETION),
     message="The weights are torn.",
 )
+
+TINY = ModelInfo(ModelRef("memory", "tiny"), size_bytes=1000)
 
 
 @dataclass
@@ -79,6 +83,9 @@ class GraphQLServer:
         with _listen() as listener:
             async with anyio.create_task_group() as tasks:
                 self.gateway = self._build(settings, tasks)
+                for provider in self.providers.values():
+                    if isinstance(provider, LoadingProvider):
+                        provider.observe = self.gateway.tracker.observe
                 self.view = create_graphql(self.gateway, settings)
                 self.sockets = self.view.sockets
                 self.sockets.limits = replace(self.sockets.limits, **self.limits)
@@ -108,6 +115,12 @@ class GraphQLServer:
         """Let a provider tell transitions of one of its models."""
         for state in states:
             self.gateway.tracker.observe(ModelStateChange(model.ref, state))
+
+    async def until_idle(self) -> None:
+        """Wait until nobody subscribes and no WebSocket is open."""
+        with anyio.fail_after(5):
+            while self.gateway.feed.subscriber_count or self.sockets.count:
+                await anyio.lowlevel.checkpoint()
 
     def _build(self, settings: Settings, tasks: TaskGroup) -> Gateway:
         catalog = Catalog(self.providers, timeout_s=self.catalog_timeout_s, ttl_s=0)
@@ -166,3 +179,9 @@ def make_server() -> GraphQLServer:
             "huggingface": ListingProvider("huggingface", [SMOL]),
         }
     )
+
+
+def make_loading_server(**settings: Any) -> GraphQLServer:
+    """Return a server that records states, with one model that can be loaded: `memory/tiny`."""
+    provider = LoadingProvider("memory", [TINY])
+    return GraphQLServer({"memory": provider}, is_tracking=True, settings=settings)
