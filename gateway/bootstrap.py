@@ -119,7 +119,9 @@ def _assemble(
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
-        control=ModelControlService(built, catalog, tasks, aliases=settings.aliases),
+        control=ModelControlService(
+            built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+        ),
         streams=streams,
         recorder=recorder,
         tracker=tracker,

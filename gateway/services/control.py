@@ -62,7 +62,10 @@ class ModelControlService:
         task_group: TaskGroup,
         *,
         aliases: Mapping[str, str],
+        look_again: Callable[[], None] | None = None,
     ) -> None:
+        """`look_again` is called when a load or an unload is over: not every provider tells."""
+        self._look_again = look_again or catalog.forget
         self._providers = providers
         self._catalog = catalog
         self._tasks = task_group
@@ -190,7 +193,7 @@ class ModelControlService:
                 del jobs[ref]
             if job.error is not None and not isinstance(job.error, ModelUnloaded):
                 self._failures[ref] = job.error
-            self._catalog.forget()
+            self._look_again()
             job.done.set()
 
     async def _status_of(self, provider: Provider, ref: ModelRef) -> ModelStatus:

@@ -45,6 +45,7 @@ class ModelStateTracker:
         self._now = now
         self._changes: deque[ModelStateChange] = deque()
         self._changed = anyio.Event()
+        self._must_look = False
         self._writing = anyio.Lock()
         self.healthy = True
 
@@ -55,12 +56,19 @@ class ModelStateTracker:
         self._changes.append(change)
         self._changed.set()
 
+    def look_again(self) -> None:
+        """Have the providers looked at now: something changed that no transition told."""
+        self._catalog.forget()
+        self._must_look = True
+        self._changed.set()
+
     async def run(self) -> None:
         """Keep the database true for ever; end it by cancelling."""
         while True:
+            self._must_look = False
             await self._guarded(self.reconcile)
             with anyio.move_on_after(self._interval_s):
-                while True:
+                while not self._must_look:
                     await self._changed.wait()
                     await self._guarded(self.write_changes)
 

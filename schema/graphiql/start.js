@@ -1,6 +1,8 @@
 const fetcher = GraphiQL.createFetcher({
   url: window.location.pathname,
   headers: { accept: "application/graphql-response+json" },
+  // The graphql-ws client is part of GraphiQL's script.
+  subscriptionUrl: window.location.origin.replace(/^http/, "ws") + window.location.pathname,
 });
 const query = `# Every model, and why any provider is missing
 {

@@ -24,9 +24,12 @@ from gateway.http.options import OptionsBody, to_options
 from gateway.http.stream import StreamBody
 from gateway.http.wire import MessageBody
 from gateway.problems import Problem, describe
+from gateway.services.feed import BUFFER_CHANGES, MAX_STATES
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
 from schema.limits import LIMITS
+from schema.messages import Close
+from schema.socket import SocketLimits
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -181,6 +184,25 @@ def test_graphql_limits_are_what_is_enforced() -> None:
         else:
             [shown] = [count for what, count in listed.items() if what.startswith(name)]
             assert int(shown) == most
+
+
+def test_the_ends_and_limits_of_subscriptions_are_what_the_code_says() -> None:
+    text = section("Subscriptions")
+    assert [int(row[0]) for row in rows(text) if row[0].isdecimal()] == sorted(Close)
+    limits = SocketLimits(sockets=1, ping_interval_s=1, send_timeout_s=1)
+    assert f"at most {limits.operations} operations" in text
+    assert f"within {limits.init_timeout_s:g} s" in text
+    assert f"behind by more than {BUFFER_CHANGES}\n" in text
+    assert f"Beyond\n  {MAX_STATES} models" in text
+
+
+def test_every_field_of_the_roots_is_named() -> None:
+    schema = build_schema((ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8"))
+    roots = (schema.query_type, schema.mutation_type, schema.subscription_type)
+    table = {row[0]: row[1] for row in rows(section("GraphQL")) if len(row) == 2}
+    for kind, root in zip(("queries", "mutations", "subscriptions"), roots, strict=True):
+        assert root is not None
+        assert ticked(table[kind]) == set(root.fields)
 
 
 def test_graphql_examples_are_valid_queries() -> None:

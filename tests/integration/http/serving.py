@@ -127,7 +127,9 @@ def build_gateway(
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
-        control=ModelControlService(by_name, catalog, tasks, aliases=settings.aliases),
+        control=ModelControlService(
+            by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+        ),
         streams=streams,
         recorder=recorder,
         tracker=tracker,

@@ -130,25 +130,28 @@ class GraphQLServer:
         router = ModelRouterService(
             self.providers, catalog, aliases={}, images=ImagePolicy(2**20, 10**6)
         )
+        tracker = ModelStateTracker(
+            catalog,
+            model_states,
+            self.provider_states,
+            feed,
+            provider_names=tuple(self.providers),
+            node=NODE,
+            interval_s=60,
+        )
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
             catalog=catalog,
             router=router,
-            control=ModelControlService(self.providers, catalog, tasks, aliases={}),
+            control=ModelControlService(
+                self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
+            ),
             streams=StreamService(
                 router, recorder, tasks, node=NODE, max_streams=8, buffer_events=8
             ),
             recorder=recorder,
-            tracker=ModelStateTracker(
-                catalog,
-                model_states,
-                self.provider_states,
-                feed,
-                provider_names=tuple(self.providers),
-                node=NODE,
-                interval_s=60,
-            ),
+            tracker=tracker,
             feed=feed,
             sessions=self.sessions,
             model_states=model_states,

@@ -108,3 +108,18 @@ async def test_the_feed_is_told_even_while_the_database_is_away() -> None:
         assert [state.state for state in house.feed.states()] == [ModelState.UNLOADING]
         tasks.cancel_scope.cancel()
     assert not house.tracker.healthy
+
+
+async def test_it_looks_again_when_it_is_told_to() -> None:
+    house = House()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.tracker.run)
+        await anyio.wait_all_tasks_blocked()
+        house.provider.listed = [ModelInfo(ECHO, state=ModelState.NOT_LOADED)]
+        house.tracker.look_again()
+        await anyio.wait_all_tasks_blocked()
+        assert await house.states() == {"scripted/echo": ModelState.NOT_LOADED}
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADING))
+        await anyio.wait_all_tasks_blocked()
+        assert await house.states() == {"scripted/echo": ModelState.LOADING}
+        tasks.cancel_scope.cancel()
