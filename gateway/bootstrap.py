@@ -21,6 +21,7 @@ from gateway.http.server import DrainingServer, listen
 from gateway.hub.cache import FileLibrary
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
@@ -123,6 +124,7 @@ def _assemble(
             built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
         ),
         streams=streams,
+        embeddings=EmbeddingService(router, max_open=settings.max_embeds),
         recorder=recorder,
         tracker=tracker,
         feed=feed,

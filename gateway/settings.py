@@ -194,6 +194,8 @@ class Settings(BaseModel):
         1024, ge=1, description="GraphQL subscriptions at once, and as many WebSockets."
     )
     stream_buffer_events: int = Field(256, ge=1, description="Events held for a slow reader.")
+    max_embeds: int = Field(256, ge=1, description="Embedding requests at once; above it: 503.")
+    max_embed_inputs: int = Field(2048, ge=1, description="Inputs of one embedding request.")
     send_timeout_s: Positive = Field(30.0, description="Seconds until a stalled reader is cut.")
     ping_interval_s: Positive = Field(15.0, description="Seconds between pings of a stream.")
     drain_grace_s: float = Field(7.0, ge=0, description="Seconds streams may go on at shutdown.")

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import anyio
 
+from gateway.core.embeddings import Embeddings, EmbedRequest, pack_vector
 from gateway.core.errors import GatewayError, UnsupportedCapability
 from gateway.core.events import Event, Finished, ReasoningDelta, Started, TextDelta, Usage
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
@@ -66,6 +67,9 @@ class ScriptedProvider(Uncontrolled):
             )
         ]
         self.listing_error: GatewayError | None = None
+        self.embed_requests: list[EmbedRequest] = []
+        self.embed_gate: anyio.Event | None = None
+        self.embed_error: GatewayError | None = None
         self.opened = anyio.Event()
         self.closed = anyio.Event()
         self.said = 0
@@ -89,6 +93,20 @@ class ScriptedProvider(Uncontrolled):
                     yield step
         finally:
             self.closed.set()
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Return for each input its place and its length, once the gate is open."""
+        self.embed_requests.append(request)
+        self.opened.set()
+        try:
+            if self.embed_gate is not None:
+                await self.embed_gate.wait()
+            if self.embed_error is not None:
+                raise self.embed_error
+        finally:
+            self.closed.set()
+        pairs = [(float(place), float(len(item))) for place, item in enumerate(request.inputs)]
+        return Embeddings(ref, tuple(map(pack_vector, pairs)), Usage(7))
 
     async def resident(self) -> Sequence[Resident]:
         return []

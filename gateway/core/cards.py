@@ -7,6 +7,16 @@ import msgspec
 
 # The last part of an architecture's name that says it continues text.
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
+# The families whose models read a whole text at once: without a head that says otherwise, what
+# they are used for is embeddings.
+# fmt: off
+_ENCODERS = frozenset({
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+    "eurobert", "gte", "jina_embeddings_v3", "modernbert", "mpnet", "nomic_bert", "roberta",
+    "roformer", "xlm-roberta", "xlm-roberta-xl",
+})
+# fmt: on
+_BARE = ("Model", "ForMaskedLM")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -18,14 +28,35 @@ class ModelCard(msgspec.Struct, frozen=True):
     dtype: str | None = None
     context_length: int | None = None
     has_chat_template: bool = False
+    has_pooling: bool = False
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model's files make it one for embeddings, and so for nothing else."""
+        is_bare = bool(self.architecture and self.architecture.endswith(_BARE))
+        is_encoder = is_bare and not self._is_generative and self.family in _ENCODERS
+        return self.has_pooling or is_encoder
 
     @property
     def generates_text(self) -> bool:
+        return self._is_generative and not self.embeds
+
+    @property
+    def _is_generative(self) -> bool:
         return bool(self.architecture and self.architecture.endswith(_GENERATIVE))
 
 
-def read_card(config: Mapping[str, Any], *, has_chat_template: bool) -> ModelCard:
-    """Return what config.json says; anything missing or of a wrong type is None."""
+def read_card(
+    config: Mapping[str, Any],
+    *,
+    has_chat_template: bool,
+    has_pooling: bool = False,
+    max_length: int | None = None,
+) -> ModelCard:
+    """Return what config.json says; anything missing or of a wrong type is None.
+
+    `has_pooling` and `max_length` are what the files of sentence-transformers add to it.
+    """
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     dtype = config.get("dtype", config.get("torch_dtype"))
@@ -33,8 +64,9 @@ def read_card(config: Mapping[str, Any], *, has_chat_template: bool) -> ModelCar
         architecture=first if isinstance(first, str) else None,
         family=_text(config.get("model_type")),
         dtype=_text(dtype),
-        context_length=read_context_length(config),
+        context_length=_shortest(max_length, read_context_length(config)),
         has_chat_template=has_chat_template,
+        has_pooling=has_pooling,
     )
 
 
@@ -47,6 +79,10 @@ def read_context_length(config: Mapping[str, Any]) -> int | None:
             if isinstance(value, int) and value > 0:
                 return value
     return None
+
+
+def _shortest(*lengths: int | None) -> int | None:
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _text(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.events import Event
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
@@ -32,6 +33,10 @@ class Provider(Protocol):
 
     def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         """Generate; closing the generator stops the model within a token."""
+        ...
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Return one vector for each input; being cancelled stops the model."""
         ...
 
     async def resident(self) -> Sequence[Resident]:

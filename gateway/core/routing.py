@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import UnsupportedCapability
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, ModelInfo
@@ -18,7 +19,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def choose_route(
-    request: GenerateRequest,
+    request: GenerateRequest | EmbedRequest,
     *,
     providers: Collection[str],
     catalogue: Sequence[ModelInfo],
@@ -60,12 +61,15 @@ def resolve_route(
     return Route(ref, info)
 
 
-def require_capabilities(request: GenerateRequest, info: ModelInfo) -> None:
+def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:
     """Raise UnsupportedCapability for the first thing asked for that the model cannot do.
 
     A model whose capabilities are unknown is trusted: its provider will say no.
     """
     if not info.capabilities:
+        return
+    if isinstance(request, EmbedRequest):
+        _require_embedding(info)
         return
     needs = {
         Capability.VISION: request.has_images,
@@ -82,11 +86,31 @@ def require_capabilities(request: GenerateRequest, info: ModelInfo) -> None:
                 param=_PARAMS[capability],
             )
     if not {Capability.CHAT, Capability.COMPLETION} & set(info.capabilities):
-        raise UnsupportedCapability(
-            f"{info.id} does not generate text.",
-            hint="Choose a model that can chat or complete.",
-            param="model",
-        )
+        raise cannot_generate(info.id)
+
+
+def _require_embedding(info: ModelInfo) -> None:
+    # Ollama embeds with more models than those that it lists as made for it, so it is asked.
+    if Capability.EMBEDDING not in info.capabilities and info.ref.provider != "ollama":
+        raise cannot_embed(info.id)
+
+
+def cannot_embed(name: str) -> UnsupportedCapability:
+    """Return the error for a model that was asked for embeddings and makes none."""
+    return UnsupportedCapability(
+        f"{name} does not make embeddings.",
+        hint="GET /api/v1/models?capability=embedding lists models that do.",
+        param="model",
+    )
+
+
+def cannot_generate(name: str) -> UnsupportedCapability:
+    """Return the error for a model that was asked for text and writes none."""
+    return UnsupportedCapability(
+        f"{name} does not generate text.",
+        hint="Choose a model that can chat or complete.",
+        param="model",
+    )
 
 
 _ASKED = {

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import anyio
 import anyio.to_thread
 
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
@@ -14,7 +15,7 @@ from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
-from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.memory import Memory
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
@@ -25,7 +26,7 @@ CHANNEL_EVENTS = 64
 
 
 class Engine(Protocol):
-    """One loaded model that answers requests."""
+    """One loaded model: what the manager knows of it. It is a Generator or an Embedder."""
 
     @property
     def memory_bytes(self) -> int:
@@ -42,13 +43,31 @@ class Engine(Protocol):
         """False once it can answer no more and must be loaded anew."""
         ...
 
+    async def aclose(self) -> None:
+        """Stop and free the memory; requests still running get EngineFailed."""
+        ...
+
+
+@runtime_checkable
+class Generator(Engine, Protocol):
+    """A model that writes text."""
+
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Yield `Waiting* Started Delta* Finished`. Closing it stops the model within a token, and
         returns only when the model no longer works for it."""
         ...
 
-    async def aclose(self) -> None:
-        """Stop and free the memory; streams still running get EngineFailed."""
+
+@runtime_checkable
+class Embedder(Engine, Protocol):
+    """A model that turns texts into vectors."""
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Return one vector for each input. Being cancelled stops the model within a batch, and
+        returns only when the model no longer works for it.
+
+        Raises ContextLengthExceeded, InvalidRequest, Overloaded, EngineFailed.
+        """
         ...
 
 
@@ -64,15 +83,15 @@ class TransformersEngine:
         max_queue: int,
         threads: int = 0,
         prompt_cache_bytes: int = 0,
-        memory: Memory | None = None,
+        memory: Memory,
     ) -> None:
-        """The state of sequences takes its bytes from `memory` (None: nobody counts them); past
-        prompts take up to `prompt_cache_bytes` of them."""
+        """The state of sequences takes its bytes from `memory`; past prompts take up to
+        `prompt_cache_bytes` of them."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._is_batched = loaded.runner.is_batched
-        loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
+        loaded.runner.attach(memory, prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),
             loaded.runner,

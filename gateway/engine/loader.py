@@ -51,11 +51,7 @@ def load_model(
     Raises ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
-    if not any(path.glob("*.safetensors")):
-        raise ModelLoadFailed(
-            f"{name} has no safetensors files.",
-            hint="Only safetensors are loaded: other formats can run code.",
-        )
+    require_safetensors(name, path)
     import_torch()
     if config.quantization != "none":
         raise ModelLoadFailed(
@@ -71,7 +67,7 @@ def load_model(
         raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
-        raise ModelLoadFailed(f"{name} could not be loaded: {_first_line(error)}") from error
+        raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
     return LoadedModel(
         model=model,
         runner=choose_runner(model),
@@ -79,7 +75,7 @@ def load_model(
         eos_ids=_eos_ids(model, tokenizer),
         vocabulary_size=model.get_input_embeddings().num_embeddings,
         context_length=_context_length(model, config),
-        memory_bytes=_tensor_bytes(model) + packed_bytes,
+        memory_bytes=tensor_bytes(model) + packed_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -115,6 +111,15 @@ def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
     return reload(), 0
 
 
+def require_safetensors(name: str, path: Path) -> None:
+    """Raise ModelLoadFailed for a folder whose weights are in no format that is safe to read."""
+    if not any(path.glob("*.safetensors")):
+        raise ModelLoadFailed(
+            f"{name} has no safetensors files.",
+            hint="Only safetensors are loaded: other formats can run code.",
+        )
+
+
 def choose_device(wanted: str) -> str:
     """Return the device to load on: `cpu`, `mps`, `cuda:0`, ... Blocking: imports torch.
 
@@ -145,12 +150,14 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(eos) for eos in ids | {tokenizer.eos_token_id} if eos is not None)
 
 
-def _tensor_bytes(model: Any) -> int:
+def tensor_bytes(model: Any) -> int:
+    """Return what the weights and buffers of a torch module take; shared ones count once."""
     tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's text as a sentence."""
     lines = str(error).strip().splitlines()
     sentence = (lines[0] if lines else type(error).__name__)[:300]
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

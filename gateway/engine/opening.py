@@ -8,9 +8,11 @@ import msgspec
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
+from gateway.engine.embedder import EmbeddingEngine
+from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
 from gateway.engine.loader import load_model
-from gateway.engine.memory import Memory
+from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.progress import LoadProgress
 
 
@@ -31,11 +33,25 @@ async def open_engine(
     progress: LoadProgress | None = None,
     memory: Memory | None = None,
 ) -> Engine:
-    """Load the model in a thread and return the engine that answers with it.
+    """Load the model in a thread and return the engine that answers with it: one that embeds, if
+    that is what the model's files are for, else one that generates.
 
     The engine's cache takes its bytes from `memory` (None: nobody counts them). Raises
     ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
     """
+    open = _open_embedder if spec.files.card.embeds else _open_generator
+    return await open(spec, progress, memory or Unlimited())
+
+
+async def _open_embedder(spec: EngineSpec, progress: LoadProgress | None, memory: Memory) -> Engine:
+    path = Path(spec.files.path)
+    loaded = await anyio.to_thread.run_sync(load_embedder, str(spec.ref), path, spec.load, progress)
+    return EmbeddingEngine(spec.ref, loaded, max_queue=spec.max_queue, threads=spec.threads)
+
+
+async def _open_generator(
+    spec: EngineSpec, progress: LoadProgress | None, memory: Memory
+) -> Engine:
     path = Path(spec.files.path)
     loaded = await anyio.to_thread.run_sync(load_model, str(spec.ref), path, spec.load, progress)
     return TransformersEngine(

@@ -7,6 +7,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.control import ControlFace
+from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
 from gateway.http.hosts import is_loopback
@@ -44,6 +45,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *ModelsFace(gateway).routes(),
         *ControlFace(gateway, settings).routes(),
         *OpenAIFace(gateway, settings).routes(),
+        *EmbeddingsFace(gateway, settings).routes(),
         Route("/graphql", endpoint, name="graphql"),
         WebSocketRoute("/graphql", endpoint, name="graphql-ws"),
     ]

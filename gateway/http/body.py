@@ -85,7 +85,9 @@ async def _discard(request: Request) -> None:
                 return
 
 
-def decode_body(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def decode_body(
+    data: bytes, decoder: msgspec.json.Decoder[T], *, max_values: int = MAX_VALUES
+) -> T:
     """Return the decoded body.
 
     Raises InvalidRequest with a sentence that names the place of the first mistake, and
@@ -105,11 +107,11 @@ def decode_body(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise InvalidRequest("The body is not UTF-8.") from None
     except msgspec.DecodeError as error:
         _raise_malformed(data, str(error))
-    require_clean(body)
+    require_clean(body, max_values)
     return body
 
 
-def require_clean(body: object) -> None:
+def require_clean(body: object, max_values: int = MAX_VALUES) -> None:
     """Raise for a NUL or a lone surrogate in any text, for integers beyond 64 bits, and for more
     levels or values than anybody means to send."""
     pending: list[tuple[object, str, int]] = [(body, "", 0)]
@@ -119,8 +121,8 @@ def require_clean(body: object) -> None:
         seen += 1
         if depth > MAX_DEPTH:
             raise _too_deep()
-        if seen > MAX_VALUES:
-            raise InvalidRequest(f"The body holds more than {MAX_VALUES} values.")
+        if seen > max_values:
+            raise InvalidRequest(f"The body holds more than {max_values} values.")
         if isinstance(value, str):
             require_clean_text(value, path)
         elif isinstance(value, int) and abs(value) >= _BIGGEST_INT:

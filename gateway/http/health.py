@@ -11,6 +11,7 @@ from gateway.services.gateway import Gateway
 FACES = {
     "native": "/api/v1/stream",
     "generate": "/api/v1/generate",
+    "embed": "/api/v1/embed",
     "models": "/api/v1/models",
     "openai": "/v1",
     "graphql": "/graphql",

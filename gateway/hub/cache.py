@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.core.cards import ModelCard, read_card
 from gateway.core.models import LocalModel
+from gateway.core.pooling import has_pooling, read_max_length
 
 MAX_DEPTH = 3
 """How deep a model may lie below the models folder."""
@@ -28,10 +29,12 @@ class FileLibrary:
         self._builtin = dict(builtin or {})
 
     def scan(self) -> Sequence[LocalModel]:
-        """Return every model that generates text; what is broken or of another kind is left out."""
+        """Return every model that generates text or embeds; what is broken or of another kind is
+        left out."""
         found: dict[str, LocalModel] = {}
         for model in (*self._scan_local(), *self._scan_hub(), *self._scan_builtin()):
-            if model.card.generates_text and model.size_bytes > 0:
+            is_served = model.card.generates_text or model.card.embeds
+            if is_served and model.size_bytes > 0:
                 found.setdefault(model.name, model)
         return list(found.values())
 
@@ -103,7 +106,12 @@ def _read_card(folder: Path) -> ModelCard:
     has_template = (folder / "chat_template.jinja").exists() or "chat_template" in _read_object(
         folder / "tokenizer_config.json"
     )
-    return read_card(_read_object(folder / "config.json"), has_chat_template=has_template)
+    return read_card(
+        _read_object(folder / "config.json"),
+        has_chat_template=has_template,
+        has_pooling=has_pooling(_read_json(folder / "modules.json")),
+        max_length=read_max_length(_read_object(folder / "sentence_bert_config.json")),
+    )
 
 
 def _model_folders(root: Path, depth: int) -> Iterator[Path]:
@@ -152,8 +160,13 @@ def _read_text(file: Path) -> str | None:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    value = _read_json(file)
     return value if isinstance(value, dict) else {}
+
+
+def _read_json(file: Path) -> Any:
+    """Return what a JSON file holds; None for one that is not there or cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -9,6 +9,8 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
+from gateway.core.cards import ModelCard
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, InvalidRequest, ModelNotFound
 from gateway.core.events import Event, Started
 from gateway.core.loading import (
@@ -23,8 +25,9 @@ from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
+from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
-from gateway.engine.engine import Engine
+from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.loader import choose_device
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
@@ -37,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class HuggingFaceService:
-    """Lists the library's models and streams from them, loading and evicting as needed."""
+    """Lists the library's models, streams from them and embeds, loading and evicting as needed."""
 
     name = "huggingface"
 
@@ -84,6 +87,8 @@ class HuggingFaceService:
         what the engine says of the request.
         """
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
+        if files.card.embeds:  # said before it is loaded for nothing
+            raise cannot_generate(str(ref))
         began_at = time.monotonic()
         async with self._manager.claim(ref, files, request.keep_alive_s) as claim:
             async with aclosing(claim.waits()) as waits:
@@ -92,11 +97,27 @@ class HuggingFaceService:
             load_ms = (time.monotonic() - began_at) * 1000
             defaults = self._manager.config(ref).config.defaults
             request = replace(request, options=request.options.over(defaults))
-            async with aclosing(claim.engine.stream(request)) as events:
+            engine = claim.engine
+            if not isinstance(engine, Generator):  # its files were others a moment ago
+                raise cannot_generate(str(ref))
+            async with aclosing(engine.stream(request)) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         event = replace(event, load_ms=load_ms)
                     yield event
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Return the model's vectors; loads it first, together with others who wait for it.
+
+        Raises what `stream` raises, and UnsupportedCapability for a model that generates text.
+        """
+        ref, files = await anyio.to_thread.run_sync(self._find, ref)
+        if not files.card.embeds:
+            raise cannot_embed(str(ref))
+        async with self._manager.lease(ref, files, request.keep_alive_s) as engine:
+            if not isinstance(engine, Embedder):
+                raise cannot_embed(str(ref))
+            return await engine.embed(request)
 
     async def resident(self) -> Sequence[Resident]:
         return self._manager.residents()
@@ -183,14 +204,18 @@ class HuggingFaceService:
             state=state,
             size_bytes=model.size_bytes,
             context_length=model.card.context_length,
-            capabilities=(
-                (Capability.CHAT, Capability.COMPLETION)
-                if model.card.has_chat_template
-                else (Capability.COMPLETION,)
-            ),
+            capabilities=_capabilities(model.card),
             metadata=tuple((key, value) for key, value in facts.items() if value),
             message=message,
         )
+
+
+def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
+    if card.embeds:
+        return (Capability.EMBEDDING,)
+    if card.has_chat_template:
+        return (Capability.CHAT, Capability.COMPLETION)
+    return (Capability.COMPLETION,)
 
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:

@@ -1,4 +1,4 @@
-"""The Ollama provider: the `ollama` package lists models, a lean aiohttp session streams.
+"""The Ollama provider: the `ollama` package lists models, a lean aiohttp session does the rest.
 
 Owns the connections to one Ollama server and their deadlines. What goes over them is described in
 the `ollama_*_wire` modules.
@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import anyio
+import anyio.to_thread
 import msgspec
 from msgspec.structs import replace
 from yarl import URL
 
-from gateway.core.errors import GatewayError, ProviderTimeout, UnsupportedCapability
+from gateway.core.embeddings import Embeddings, EmbedRequest
+from gateway.core.errors import (
+    GatewayError,
+    ProviderProtocolError,
+    ProviderTimeout,
+    UnsupportedCapability,
+)
 from gateway.core.events import Event
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
@@ -25,6 +32,7 @@ from gateway.core.names import ModelRef
 from gateway.core.routing import require_capabilities
 from gateway.providers import ProviderContext
 from gateway.providers.ollama_control_wire import ControlPlane
+from gateway.providers.ollama_embed_wire import encode_embed, max_answer_bytes, read_embeddings
 from gateway.providers.ollama_fault_wire import (
     PROVIDER,
     describe_status,
@@ -248,6 +256,16 @@ class OllamaService:
             async for _ in events:
                 pass
 
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Embed; being cancelled closes the connection, on which Ollama stops."""
+        body = await anyio.to_thread.run_sync(encode_embed, request, ref, self._num_ctx)
+        response = await self._open("/api/embed", body, ref)
+        try:
+            answer = await self._read_whole(response, max_answer_bytes(request))
+        finally:
+            response.close()
+        return await anyio.to_thread.run_sync(read_embeddings, answer, request, ref)
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._session.close()
@@ -277,6 +295,19 @@ class OllamaService:
         if response.status != 200:
             said = await self._read_error(response)
             raise describe_status(response.status, said, ref, response.headers.get("Retry-After"))
+
+    async def _read_whole(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+        """Return the whole body of an answer that has begun."""
+        answer = bytearray()
+        try:
+            with anyio.fail_after(self._timeouts.idle_s):
+                while chunk := await response.content.readany():
+                    answer += chunk
+                    if len(answer) > max_bytes:
+                        raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
+        except (aiohttp.ClientError, OSError) as error:
+            raise describe_transport(error, self._base_url, started=True) from error
+        return bytes(answer)
 
     async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
         """Return what there is of an error's body: the status tells the most, so none is fine."""

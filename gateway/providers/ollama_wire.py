@@ -138,7 +138,7 @@ def encode_request(
         stream=True,
         format=_encode_format(request.response_format),
         options=_encode_options(request.options, num_ctx),
-        keep_alive=_encode_keep_alive(request.keep_alive_s),
+        keep_alive=encode_keep_alive(request.keep_alive_s),
         think=_require_think(request.think),
     )
     messages = request.messages
@@ -259,11 +259,11 @@ class AnswerReader:
         counted = self._tokens if part.eval_count is None else part.eval_count
         return Finished(
             reason="tool_calls" if self._calls else reason,
-            usage=Usage(_read_count(part.prompt_eval_count or 0), _read_count(counted)),
+            usage=Usage(read_count(part.prompt_eval_count or 0), read_count(counted)),
         )
 
 
-def _read_count(count: int) -> int:
+def read_count(count: int) -> int:
     """Return a count that everybody downstream can hold, whatever the server says."""
     return max(0, min(count, 2**31 - 1))
 
@@ -304,7 +304,8 @@ def _encode_options(options: Options, num_ctx: int | None) -> _OptionsBody:
     )
 
 
-def _encode_keep_alive(seconds: float | None) -> float | int | None:
+def encode_keep_alive(seconds: float | None) -> float | int | None:
+    """Return `keep_alive` as Ollama takes it: whole seconds as an integer."""
     if seconds is None:
         return None
     if not math.isfinite(seconds):

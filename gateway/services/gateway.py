@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import anyio
 import msgspec
 
 from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
@@ -23,6 +25,7 @@ class Gateway(msgspec.Struct, frozen=True):
     router: ModelRouterService
     control: ModelControlService
     streams: StreamService
+    embeddings: EmbeddingService
     recorder: SessionRecorder
     tracker: ModelStateTracker
     feed: ModelFeed
@@ -34,6 +37,10 @@ class Gateway(msgspec.Struct, frozen=True):
         """Refuse new work, end the subscriptions at once and the streams after `grace_s`."""
         self.feed.close()
         await self.streams.drain(grace_s)
+        """Refuse new work, let what runs finish for `grace_s`, then end it."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.streams.drain, grace_s)
+            tasks.start_soon(self.embeddings.drain, grace_s)
 
     def unready_reasons(self) -> list[str]:
         """Return why no new request should be sent here; empty when ready."""

@@ -1,8 +1,9 @@
-"""ModelRouterService: one `generate` and one `stream` over unlike providers."""
+"""ModelRouterService: one `generate`, one `stream`, one `embed` over unlike providers."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import IncompleteStream, ModelNotFound, ProviderUnavailable
 from gateway.core.events import Event, Finished, Generation, Routed, collect
 from gateway.core.messages import GenerateRequest
@@ -11,6 +12,8 @@ from gateway.core.ports import Provider
 from gateway.core.routing import Route, choose_route
 from gateway.services.catalog import Catalog, Listing
 from gateway.services.images import ImagePolicy
+
+AnyRequest = GenerateRequest | EmbedRequest
 
 
 class ModelRouterService:
@@ -60,14 +63,27 @@ class ModelRouterService:
                 raise await self._unless_guessed(request, route, error) from error
         raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
 
-    async def _route(self, request: GenerateRequest) -> Route:
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Return one vector for each input; being cancelled stops the model.
+
+        Raises a GatewayError for a request that nobody can serve and for a provider that fails.
+        """
+        route = await self._route(request)
+        try:
+            return await self._providers[route.ref.provider].embed(request, route.ref)
+        except ModelNotFound as error:
+            raise await self._not_found(request, error) from error
+        except ProviderUnavailable as error:
+            raise await self._unless_guessed(request, route, error) from error
+
+    async def _route(self, request: AnyRequest) -> Route:
         try:
             return self._choose(request, await self._catalog.known())
         except ModelNotFound:
             # It may have come since the last look.
             return self._choose(request, await self._catalog.listing())
 
-    def _choose(self, request: GenerateRequest, listing: Listing) -> Route:
+    def _choose(self, request: AnyRequest, listing: Listing) -> Route:
         return choose_route(
             request,
             providers=self._providers,
@@ -75,14 +91,14 @@ class ModelRouterService:
             aliases=self._aliases,
         )
 
-    async def _not_found(self, request: GenerateRequest, error: ModelNotFound) -> ModelNotFound:
+    async def _not_found(self, request: AnyRequest, error: ModelNotFound) -> ModelNotFound:
         """Return the error in the caller's own words, with the nearest names of all providers."""
         listing = await self._catalog.listing()
         nearest = nearest_names(request.model, [model.ref for model in listing.models])
         return ModelNotFound(request.model, nearest or error.nearest)
 
     async def _unless_guessed(
-        self, request: GenerateRequest, route: Route, error: ProviderUnavailable
+        self, request: AnyRequest, route: Route, error: ProviderUnavailable
     ) -> ProviderUnavailable:
         """Return the error; for a bare name that nobody is known to have, say so first."""
         if route.info is not None or request.model.startswith(f"{error.provider}/"):

@@ -17,6 +17,7 @@ from gateway.core.sessions import Session
 from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
@@ -131,6 +132,7 @@ def build_gateway(
             by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
         ),
         streams=streams,
+        embeddings=EmbeddingService(router, max_open=settings.max_embeds),
         recorder=recorder,
         tracker=tracker,
         feed=feed,

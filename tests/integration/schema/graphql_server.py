@@ -19,6 +19,7 @@ from gateway.core.states import ModelState
 from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
@@ -150,6 +151,7 @@ class GraphQLServer:
             streams=StreamService(
                 router, recorder, tasks, node=NODE, max_streams=8, buffer_events=8
             ),
+            embeddings=EmbeddingService(router, max_open=8),
             recorder=recorder,
             tracker=tracker,
             feed=feed,

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import anyio
 
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import ProviderRejected
 from gateway.core.events import Event
 from gateway.core.messages import GenerateRequest
@@ -35,6 +36,9 @@ class ListingProvider(Uncontrolled):
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         raise ProviderRejected(self._name, "A scripted provider does not generate.")
         yield
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        raise ProviderRejected(self._name, "A scripted provider does not embed.")
 
     async def resident(self) -> Sequence[Resident]:
         return ()

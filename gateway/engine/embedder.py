@@ -1,0 +1,228 @@
+"""The engine that embeds: the inputs of all requests to one model share its batches.
+
+One worker thread does all that touches the model. The requests take turns, so one with a thousand
+inputs does not hold up one with a single input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from gateway.core.embeddings import (
+    Embeddings,
+    EmbedRequest,
+    cut_vector,
+    pack_vector,
+    require_dimensions,
+)
+from gateway.core.errors import EngineFailed, GatewayError, Overloaded
+from gateway.core.events import Usage
+from gateway.core.names import ModelRef
+from gateway.engine.batching import choose_batch
+from gateway.engine.embedding_loader import LoadedEmbedder
+from gateway.engine.runtime import bound_threads
+
+logger = logging.getLogger(__name__)
+
+
+class _Job:
+    """One request. `lengths` and `order` are those of its inputs that wait, shortest first."""
+
+    def __init__(self, inputs: list[list[int]], dimensions: int | None) -> None:
+        self.inputs = inputs
+        self.dimensions = dimensions
+        self.order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+        self.lengths = [len(inputs[index]) for index in self.order]
+        self.vectors: dict[int, bytes] = {}
+        self.error: GatewayError | None = None
+        self.cancelled = False
+        self.settled = anyio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self.cancelled or self.error is not None or len(self.vectors) == len(self.inputs)
+
+    def take(self, part: slice) -> list[int]:
+        """Return the indexes of a part of what waits; it waits no more."""
+        taken = self.order[part]
+        del self.order[part], self.lengths[part]
+        return taken
+
+
+class EmbeddingEngine:
+    """A model behind its worker. Create it on the event loop; `max_queue` requests may wait."""
+
+    is_batched = True
+
+    def __init__(
+        self, ref: ModelRef, loaded: LoadedEmbedder, *, max_queue: int, threads: int = 0
+    ) -> None:
+        self._ref = ref
+        self._loaded: LoadedEmbedder | None = loaded
+        self._memory_bytes = loaded.memory_bytes
+        self._worker = _Worker(
+            str(ref),
+            loaded,
+            max_queue=max_queue,
+            bound_threads=partial(bound_threads, threads, loaded.memory_bytes),
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.alive
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Return the vectors; see `gateway.engine.engine.Embedder`."""
+        job = await anyio.to_thread.run_sync(self._prepare, request)
+        self._worker.submit(job)
+        try:
+            await job.settled.wait()
+        finally:
+            self._worker.cancel(job)
+            # The lease on the model must outlast the worker's use of it: at most one batch.
+            with anyio.CancelScope(shield=True):
+                await job.settled.wait()
+        if job.error is not None:
+            raise job.error
+        vectors = tuple(job.vectors[index] for index in range(len(job.inputs)))
+        return Embeddings(self._ref, vectors, Usage(sum(map(len, job.inputs))))
+
+    async def aclose(self) -> None:
+        """Stop and free the memory; requests still there get EngineFailed."""
+        await anyio.to_thread.run_sync(self._worker.close)
+        self._loaded = None
+
+    def _prepare(self, request: EmbedRequest) -> _Job:
+        """Encode and check a request, so that nothing bad ever reaches the worker."""
+        loaded = self._loaded
+        if loaded is None:
+            raise EngineFailed("The model was unloaded.")
+        if request.dimensions is not None:
+            require_dimensions(request.dimensions, loaded.dimensions)
+        return _Job(loaded.encoder.encode(request), request.dimensions)
+
+
+class _Worker:
+    """The thread. `submit` and `cancel` are for the event loop.
+
+    An input that raises fails its own request alone. Should the loop itself die, every request
+    gets EngineFailed and `alive` turns false.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loaded: LoadedEmbedder,
+        *,
+        max_queue: int,
+        bound_threads: Callable[[], None],
+    ) -> None:
+        self._model: LoadedEmbedder | None = loaded
+        self._batch_tokens = loaded.batch_tokens
+        self._max_queue = max_queue
+        self._bound_threads = bound_threads
+        self._jobs: deque[_Job] = deque()
+        self._condition = threading.Condition()
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self.alive = True
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: _Job) -> None:
+        """Raises Overloaded when too many wait, EngineFailed when the worker is gone."""
+        with self._condition:
+            if not self.alive or self._closing:
+                raise EngineFailed("The engine of this model stopped.")
+            if len(self._jobs) > self._max_queue:
+                raise Overloaded(f"{len(self._jobs)} requests already wait for this model.")
+            self._jobs.append(job)
+            self._condition.notify()
+
+    def cancel(self, job: _Job) -> None:
+        """Let the worker drop the job before its next batch; harmless after its end."""
+        with self._condition:
+            job.cancelled = True
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Stop; jobs still there get EngineFailed. Blocking: at most one batch."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        reason = "The model was unloaded."
+        try:
+            self._bound_threads()
+            while batch := self._next_batch():
+                self._compute(batch)
+        except BaseException:
+            # Not a fault of one input: those are caught in _compute.
+            logger.exception("the engine's loop died")
+            reason = "The engine of this model died."
+        finally:
+            self._model = None
+            self._end_all(reason)
+
+    def _next_batch(self) -> list[tuple[_Job, int]]:
+        """Return what is computed next, waiting for it; nothing when the worker shall stop."""
+        with self._condition:
+            while not self._closing:
+                self._settle([job for job in self._jobs if job.is_over])
+                if self._jobs:
+                    parts = choose_batch([job.lengths for job in self._jobs], self._batch_tokens)
+                    pairs = list(zip(self._jobs, parts, strict=True))
+                    self._jobs.rotate(-1)
+                    return [(job, index) for job, part in pairs for index in job.take(part)]
+                self._condition.wait()
+        return []
+
+    def _compute(self, batch: Sequence[tuple[_Job, int]]) -> None:
+        """Compute a batch; should it fail, find out whose fault it was, and let only him fail."""
+        assert self._model is not None
+        try:
+            vectors = self._model.run([job.inputs[index] for job, index in batch]).tolist()
+        except Exception:
+            if len(batch) > 1:
+                logger.exception("a batch failed; its inputs go on one by one")
+                for pair in batch:
+                    self._compute([pair])
+            else:
+                logger.exception("an input failed")
+                batch[0][0].error = EngineFailed("The model failed on this request.")
+            return
+        for (job, index), vector in zip(batch, vectors, strict=True):
+            job.vectors[index] = pack_vector(cut_vector(vector, job.dimensions))
+
+    def _settle(self, jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            self._jobs.remove(job)
+        if jobs and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_tell, jobs)
+
+    def _end_all(self, reason: str) -> None:
+        with self._condition:
+            self.alive = False
+            for job in self._jobs:
+                if not job.is_over:
+                    job.error = EngineFailed(reason)
+            self._settle(list(self._jobs))
+
+
+def _tell(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.settled.set()
