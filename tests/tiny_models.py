@@ -1,5 +1,6 @@
 """Builds tiny random models with a real byte-level tokenizer, for tests of the engine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,98 @@ def build_model(
         model = model.to(dtype)
     model.save_pretrained(folder)
     return folder
+
+
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "gateway",
+    "embeds",
+    "texts",
+    "of",
+    "any",
+    "length",
+    "into",
+    "vectors",
+    "and",
+    "nothing",
+    "else",
+]
+BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def build_encoder(
+    folder: Path,
+    *,
+    family: str = "bert",
+    seed: int = 0,
+    modules: list[dict[str, Any]] | None = None,
+    pooling: dict[str, Any] | None = None,
+    max_seq_length: int | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a random encoder with a word tokenizer, and the files of sentence-transformers.
+
+    `pooling` alone is that after the transformer; neither it nor `modules` leaves them out.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: index for index, token in enumerate([*BERT_SPECIALS, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    sizes = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.5,
+        "pad_token_id": 0,
+    }
+    config = AutoConfig.for_model(family, **{**sizes, **overrides})
+    torch.manual_seed(seed)
+    AutoModel.from_config(config).save_pretrained(folder)
+    write_modules(folder, modules=modules, pooling=pooling, max_seq_length=max_seq_length)
+    return folder
+
+
+def write_modules(
+    folder: Path,
+    *,
+    modules: list[dict[str, Any]] | None = None,
+    pooling: dict[str, Any] | None = None,
+    max_seq_length: int | None = None,
+) -> None:
+    """Write modules.json and the files that it leads to, as sentence-transformers names them."""
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+        modules = modules or [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")]
+    if modules is not None:
+        (folder / "modules.json").write_text(json.dumps(modules))
+    if max_seq_length is not None:
+        limits = {"max_seq_length": max_seq_length, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(limits))
+
+
+def module(index: int, kind: str, path: str) -> dict[str, Any]:
+    """Return an entry of modules.json."""
+    kind = f"sentence_transformers.models.{kind}"
+    return {"idx": index, "name": str(index), "path": path, "type": kind}

@@ -14,20 +14,27 @@ def choose_batch(queues: Sequence[Sequence[int]], budget_tokens: int) -> list[sl
     """Return the part of each queue that makes the next batch.
 
     A queue is the lengths of one request's inputs, shortest first; none is empty. The first has
-    its turn: its longest input is in the batch, whatever the budget. The longest of the others
-    that fit beside it, padding counted, fill the batch up; what would be padding for a quarter of
-    its row waits for company of its own length.
+    its turn: its longest input is in the batch, whatever the budget. Others of about its length,
+    the longest first, fill the budget up, padding counted; an input that would be padded by more
+    than a third of its length waits for better company, unless it is short.
     """
-    longest = queues[0][-1]
+    turn = queues[0][-1]
+    longest = max(_longest_within(queue, max(turn * 4 // 3, turn + SMALL_GAP)) for queue in queues)
     shortest = min(longest * 3 // 4, longest - SMALL_GAP)
-    room = max(1, budget_tokens // longest)
     stops = [bisect_right(queue, longest) for queue in queues]
     candidates = (
-        _downwards(queue, number, bisect_left(queue, shortest), stops[number])
+        # The last of the first queue is in already.
+        _downwards(queue, number, bisect_left(queue, shortest), stops[number] - (number == 0))
         for number, queue in enumerate(queues)
     )
-    taken = Counter(number for _, number in islice(merge(*candidates), room))
+    others = islice(merge(*candidates), max(0, budget_tokens // longest - 1))
+    taken = Counter([0, *(number for _, number in others)])
     return [slice(stop - taken[number], stop) for number, stop in enumerate(stops)]
+
+
+def _longest_within(queue: Sequence[int], most: int) -> int:
+    place = bisect_right(queue, most)
+    return queue[place - 1] if place else 0
 
 
 def _downwards(

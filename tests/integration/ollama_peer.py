@@ -13,6 +13,7 @@ import binascii
 import contextlib
 import hashlib
 import json
+import math
 import socket
 import struct
 import sys
@@ -401,6 +402,7 @@ class OllamaPeer:
             "/api/show": ("POST", self._show),
             "/api/chat": ("POST", self._chat),
             "/api/generate": ("POST", self._generate),
+            "/api/embed": ("POST", self._embed),
         }
         if path not in routes:
             return await answer(404, b"404 page not found", "text/plain")(exchange)
@@ -527,6 +529,29 @@ class OllamaPeer:
                 await asyncio.sleep(self._token_delay_s)
         await exchange.write(b"0\r\n\r\n")
 
+    async def _embed(self, exchange: Exchange) -> None:
+        body = exchange.seen.body
+        asked = body.get("model", "")
+        model = self._find(asked)
+        if model is None:
+            text = f'model "{asked}" not found, try pulling it first'
+            return await exchange.error(404, text)
+        if "embedding" not in (model.capabilities or ["embedding"]):
+            return await exchange.error(400, f'"{asked}" does not support embeddings')
+        given = body["input"]
+        texts = [given] if isinstance(given, str) else given
+        if not all(isinstance(text, str) for text in texts):
+            return await exchange.error(400, "invalid input type")
+        words = [text.split() for text in texts]
+        if any(len(each) > model.context_length for each in words):
+            if body.get("truncate") is False:
+                return await exchange.error(400, "the input length exceeds the context length")
+            words = [each[: model.context_length] for each in words]
+        vectors = [_unit([len(each), *map(len, each[:2]), 1.0, 2.0, 3.0][:4]) for each in words]
+        counted = sum(map(len, words))
+        found = {"model": asked, "embeddings": vectors, "total_duration": 5_000_000}
+        await exchange.json(200, found | ({"prompt_eval_count": counted} if counted else {}))
+
     def _find(self, asked: str) -> Model | None:
         try:
             return self.models.get(normalise_ollama_name(asked).lower())
@@ -560,6 +585,11 @@ def _refusal(body: dict[str, Any], model: Model, asked: str, verb: str) -> tuple
     if isinstance(body.get("keep_alive"), str) and body["keep_alive"].isdigit():
         return 400, f'time: missing unit in duration "{body["keep_alive"]}"'
     return None
+
+
+def _unit(numbers: Sequence[float]) -> list[float]:
+    length = math.hypot(*numbers)
+    return [number / length for number in numbers]
 
 
 def _words(body: dict[str, Any], model: Model, verb: str) -> list[str]:
