@@ -258,7 +258,9 @@ class OllamaService:
 
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
         """Embed; being cancelled closes the connection, on which Ollama stops."""
-        body = await anyio.to_thread.run_sync(encode_embed, request, ref, self._num_ctx)
+        body = await anyio.to_thread.run_sync(
+            encode_embed, request, ref, self._configs.num_ctx(ref)
+        )
         response = await self._open("/api/embed", body, ref)
         try:
             answer = await self._read_whole(response, max_answer_bytes(request))

@@ -19,6 +19,7 @@ from gateway.core.models import Capability
 from gateway.core.states import ModelState
 from gateway.http import errors as http_errors
 from gateway.http.app import create_app
+from gateway.http.embeddings import MAX_VALUES, EmbedBody
 from gateway.http.openai_wire import ChatBody, CompletionBody
 from gateway.http.options import OptionsBody, to_options
 from gateway.http.stream import StreamBody
@@ -143,11 +144,16 @@ def test_the_route_table_is_what_the_application_serves() -> None:
         ("Request", MessageBody),
         ("OpenAI", ChatBody),
         ("OpenAI", CompletionBody),
+        ("Embeddings", EmbedBody),
     ],
 )
 def test_every_field_of_a_body_is_in_its_section(title: str, body: type[msgspec.Struct]) -> None:
     named = {name.partition(".")[0] for name in ticked(section(title))}
     assert set(body.__struct_fields__) <= named
+
+
+def test_the_values_of_an_embedding_body_are_as_many_as_documented() -> None:
+    assert f"may hold {MAX_VALUES:,} values" in section("Embeddings")
 
 
 def test_options_have_the_ranges_of_their_table() -> None:

@@ -1,5 +1,6 @@
 import pytest
 
+from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import ModelNotFound, UnsupportedCapability
 from gateway.core.messages import GenerateRequest, ImagePart, Message, ResponseFormat, Tool
 from gateway.core.models import Capability, ModelFilter, ModelInfo, select_models
@@ -19,7 +20,7 @@ EMBED = ModelInfo(ModelRef("ollama", "embed:latest"), capabilities=(Capability.E
 CATALOGUE = [DEMO, LLAVA, EMBED]
 
 
-def route(request: GenerateRequest) -> ModelRef:
+def route(request: GenerateRequest | EmbedRequest) -> ModelRef:
     return choose_route(
         request,
         providers=("huggingface", "ollama"),
@@ -102,3 +103,14 @@ def test_a_filter_keeps_what_matches_every_part(
     wanted: ModelFilter, found: list[ModelInfo]
 ) -> None:
     assert select_models(CATALOGUE, wanted) == found
+
+
+def embed(model: str) -> EmbedRequest:
+    return EmbedRequest("r", model, ("hi",))
+
+
+def test_a_model_that_does_not_embed_is_refused_unless_ollama_shall_say_so() -> None:
+    with pytest.raises(UnsupportedCapability, match="huggingface/demo does not make embeddings"):
+        route(embed("demo"))
+    assert route(embed("ollama/llava")) == LLAVA.ref
+    assert route(embed("embed")) == EMBED.ref

@@ -151,3 +151,20 @@ def test_folders_whose_names_cannot_be_sent_are_left_out(
     put_model(Path(os.fsdecode(os.fsencode(tmp_path / "models") + b"/z\xff")))
     put_model(tmp_path / "models/.hidden")
     assert names(library) == ["demo"]
+
+
+def test_a_model_that_embeds_is_found_with_what_its_other_files_say(
+    library: FileLibrary, tmp_path: Path
+) -> None:
+    config = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512}
+    put_model(tmp_path / "models/bare", config=config)
+    put_model(tmp_path / "models/ranker", config={**config, "architectures": ["BertForRanking"]})
+    pooled = put_model(tmp_path / "models/pooled", config={**CONFIG})
+    kinds = (("Transformer", ""), ("Pooling", "1_Pooling"))
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": p} for kind, p in kinds]
+    (pooled / "modules.json").write_text(json.dumps(modules))
+    (pooled / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64}))
+    found = {model.name: model.card for model in library.scan()}
+    assert {name for name, card in found.items() if card.embeds} == {"bare", "pooled"}
+    assert set(found) == {"bare", "pooled", "demo"}
+    assert (found["bare"].context_length, found["pooled"].context_length) == (512, 64)
