@@ -207,11 +207,12 @@ def _positions(model: Any) -> int:
     (RoBERTa, MPNet) has that many fewer."""
     from torch.nn import Embedding
 
+    most = read_context_length(model.config.to_dict()) or UNKNOWN_CONTEXT
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, Embedding):
             padding = module.padding_idx
-            return module.num_embeddings - (0 if padding is None else padding + 1)
-    return read_context_length(model.config.to_dict()) or UNKNOWN_CONTEXT
+            return min(most, module.num_embeddings - (0 if padding is None else padding + 1))
+    return most
 
 
 def _has_weights(step: Any) -> bool:

@@ -193,6 +193,20 @@ async def test_families_give_the_same_vectors_alone_and_together(
     assert longest.usage.prompt_tokens == room
 
 
+async def test_a_model_that_padding_disturbs_is_given_one_input_at_a_time(
+    tmp_path: Path, start: StartEmbedder
+) -> None:
+    # Its convolutions see the padding, whatever the mask says.
+    loaded = load(build_encoder(tmp_path / "m", family="convbert", pooling={}))
+    async with start(loaded) as engine:
+        together = rows(await engine.embed(ask(*TEXTS)))
+        alone = [rows(await engine.embed(ask(text)))[0] for text in TEXTS]
+    assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(
+        loaded.run([bert_ids(text) for text in TEXTS]), torch.stack(alone), atol=1e-2
+    )
+
+
 async def test_a_decoder_s_last_token_speaks_for_the_text(
     tmp_path: Path, start: StartEmbedder
 ) -> None:
