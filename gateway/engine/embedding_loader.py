@@ -138,7 +138,7 @@ def _load_model(path: Path, dtype: str, device: str) -> Any:
 
     options = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(path, **options)
-    kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    kind = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
     model, report = kind.from_pretrained(
         path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
