@@ -15,7 +15,7 @@ from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
-from gateway.engine.memory import Memory
+from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
@@ -83,15 +83,15 @@ class TransformersEngine:
         max_queue: int,
         threads: int = 0,
         prompt_cache_bytes: int = 0,
-        memory: Memory,
+        memory: Memory | None = None,
     ) -> None:
-        """The state of sequences takes its bytes from `memory`; past prompts take up to
-        `prompt_cache_bytes` of them."""
+        """The state of sequences takes its bytes from `memory` (None: nobody counts them); past
+        prompts take up to `prompt_cache_bytes` of them."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._is_batched = loaded.runner.is_batched
-        loaded.runner.attach(memory, prompt_cache_bytes)
+        loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),
             loaded.runner,

@@ -12,7 +12,7 @@ from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
 from gateway.engine.loader import load_model
-from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.memory import Memory
 from gateway.engine.progress import LoadProgress
 
 
@@ -40,17 +40,19 @@ async def open_engine(
     ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
     """
     open = _open_embedder if spec.files.card.embeds else _open_generator
-    return await open(spec, progress, memory or Unlimited())
+    return await open(spec, progress, memory)
 
 
-async def _open_embedder(spec: EngineSpec, progress: LoadProgress | None, memory: Memory) -> Engine:
+async def _open_embedder(
+    spec: EngineSpec, progress: LoadProgress | None, memory: Memory | None
+) -> Engine:
     path = Path(spec.files.path)
     loaded = await anyio.to_thread.run_sync(load_embedder, str(spec.ref), path, spec.load, progress)
     return EmbeddingEngine(spec.ref, loaded, max_queue=spec.max_queue, threads=spec.threads)
 
 
 async def _open_generator(
-    spec: EngineSpec, progress: LoadProgress | None, memory: Memory
+    spec: EngineSpec, progress: LoadProgress | None, memory: Memory | None
 ) -> Engine:
     path = Path(spec.files.path)
     loaded = await anyio.to_thread.run_sync(load_model, str(spec.ref), path, spec.load, progress)

@@ -25,10 +25,10 @@ from gateway.core.errors import (
     ModelLoadFailed,
     Overloaded,
 )
+from gateway.core.loading import LoadConfig
 from gateway.core.names import ModelRef
 from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import LoadedEmbedder, load_embedder
-from gateway.engine.loader import LoadConfig
 from tests.tiny_models import WORDS, build_encoder, build_model, module, write_modules
 
 REF = ModelRef("huggingface", "tiny")
