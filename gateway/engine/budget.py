@@ -50,7 +50,10 @@ class MemoryBudget:
 
 
 class Share:
-    """What one loaded model holds of its device: its weights, and its cache as it is now."""
+    """What one loaded model holds of its device: its weights, and its cache as it is now.
+
+    A `Memory` for the engine's state.
+    """
 
     def __init__(self, ref: ModelRef, budget: MemoryBudget) -> None:
         self.ref = ref

@@ -72,6 +72,7 @@ class Placement:
         self._sleep = sleep
         self._places: list[Place] = []
         self._line: list[Attempt] = []
+        self._arrival = anyio.Lock()
         self._turn = anyio.Lock()
         self._changed = anyio.Event()
 
@@ -88,7 +89,9 @@ class Placement:
 
         Raises ModelTooLarge, NoRoom, and what `attempt.require_wanted` does.
         """
-        device, budget = await self._device(attempt.config)
+        # In the order of their coming, whichever thread is back first.
+        async with self._arrival:
+            device, budget = await self._device(attempt.config)
         model = attempt.model
         need_bytes = model.need_bytes(attempt.files, attempt.config)
 
