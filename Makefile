@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test check format bench demo lock clean
+.PHONY: run test test-gguf check format bench demo lock clean
 
 run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=95
+
+test-gguf: $(VENV)/.installed-gguf  ## the tests of GGUF files, with llama.cpp (compiles it)
+	$(BIN)/python -m pytest tests -m gguf
 
 check: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff check .
@@ -54,4 +57,8 @@ $(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-gguf: $(VENV)/.installed-dev
+	$(PIP) --editable '.[dev,gguf]' 'gguf>=0.19'
 	@touch $@

@@ -184,6 +184,13 @@ class Settings(BaseModel):
     hf_prompt_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Bytes that one model may keep of past prompts."
     )
+    gguf_max_active: int = Field(4, ge=1, description="Streams that one GGUF model serves at once.")
+    gguf_context_length: int = Field(
+        4096,
+        ge=256,
+        le=2**20,
+        description="Most tokens of a stream of a GGUF model; set aside for each stream at once.",
+    )
 
     # Limits
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")

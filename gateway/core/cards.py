@@ -1,9 +1,11 @@
-"""What the files of a transformers model say of it. Pure: is given the parsed config.json."""
+"""What the files of a model say of it. Pure: is given a parsed config.json or GGUF header."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+
+from gateway.core.gguf import GgufHeader
 
 # The last part of an architecture's name that says it continues text.
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
@@ -18,6 +20,34 @@ _ENCODERS = frozenset({
 # fmt: on
 _BARE = ("Model", "ForMaskedLM")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+# GGUF architectures that do not continue text: encoders, denoisers, projectors and voices.
+_NOT_GENERATIVE = frozenset(
+    {
+        "bert",
+        "clip",
+        "dflash",
+        "dream",
+        "eagle3",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "llada",
+        "llada-moe",
+        "llama-embed",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "pockettts",
+        "qwen3tts",
+        "rnd1",
+        "t5",
+        "t5encoder",
+        "wavtokenizer-dec",
+    }
+)
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -37,12 +67,17 @@ class ModelCard(msgspec.Struct, frozen=True):
         is_encoder = is_bare and not self._is_generative and self.family in _ENCODERS
         return self.has_pooling or is_encoder
 
+    format: Literal["safetensors", "gguf"] = "safetensors"
+    quantization: str | None = None
+
     @property
     def generates_text(self) -> bool:
         return self._is_generative and not self.embeds
 
     @property
     def _is_generative(self) -> bool:
+        if self.format == "gguf":
+            return self.architecture is not None and self.architecture not in _NOT_GENERATIVE
         return bool(self.architecture and self.architecture.endswith(_GENERATIVE))
 
 
@@ -67,6 +102,20 @@ def read_card(
         context_length=_shortest(max_length, read_context_length(config)),
         has_chat_template=has_chat_template,
         has_pooling=has_pooling,
+    )
+
+
+def read_gguf_card(header: GgufHeader) -> ModelCard:
+    """Return what the header of a GGUF file says; an adapter or a projector is no model."""
+    is_model = header.text("general.type") in (None, "model")
+    architecture = header.architecture if is_model else None
+    return ModelCard(
+        architecture=architecture,
+        family=architecture,
+        context_length=header.number("context_length"),
+        has_chat_template=header.text("tokenizer.chat_template") is not None,
+        format="gguf",
+        quantization=header.quantization,
     )
 
 

@@ -76,6 +76,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     """A model's files on this machine, as a scan found them.
 
     `changed_ns` is when its weights were last written; two that are equal are the same files.
+    `problem` is a sentence on why it cannot be loaded, where the files themselves tell.
     """
 
     name: str
@@ -85,6 +86,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     changed_ns: int = 0
     source: str = "local"
     card: ModelCard = ModelCard()
+    problem: str | None = None
 
 
 class ModelFilter(msgspec.Struct, frozen=True):

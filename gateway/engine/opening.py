@@ -1,6 +1,8 @@
 """Makes an engine of a model's files, in the process that calls."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio.to_thread
 import msgspec
@@ -11,7 +13,8 @@ from gateway.core.names import ModelRef
 from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
-from gateway.engine.loader import load_model
+from gateway.engine.llama_cpp.loader import load_gguf
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.memory import Memory
 from gateway.engine.progress import LoadProgress
 
@@ -26,6 +29,10 @@ class EngineSpec(msgspec.Struct, frozen=True):
     max_queue: int
     threads: int = 0
     prompt_cache_bytes: int = 0
+    gguf_context_length: int = 4096
+    """Tokens set aside for each sequence of a GGUF model, if it can take as many."""
+    is_proven: bool = False
+    """The very same files were loaded before, so that loading them ends no process."""
 
 
 async def open_engine(
@@ -40,22 +47,19 @@ async def open_engine(
     ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
     """
     open = _open_embedder if spec.files.card.embeds else _open_generator
-    return await open(spec, progress, memory)
+    return await open(spec, progress or LoadProgress(), memory)
 
 
-async def _open_embedder(
-    spec: EngineSpec, progress: LoadProgress | None, memory: Memory | None
-) -> Engine:
+async def _open_embedder(spec: EngineSpec, progress: LoadProgress, memory: Memory | None) -> Engine:
     path = Path(spec.files.path)
     loaded = await anyio.to_thread.run_sync(load_embedder, str(spec.ref), path, spec.load, progress)
     return EmbeddingEngine(spec.ref, loaded, max_queue=spec.max_queue, threads=spec.threads)
 
 
 async def _open_generator(
-    spec: EngineSpec, progress: LoadProgress | None, memory: Memory | None
+    spec: EngineSpec, progress: LoadProgress, memory: Memory | None
 ) -> Engine:
-    path = Path(spec.files.path)
-    loaded = await anyio.to_thread.run_sync(load_model, str(spec.ref), path, spec.load, progress)
+    loaded = await anyio.to_thread.run_sync(_LOADERS[spec.files.card.format], spec, progress)
     return TransformersEngine(
         spec.ref,
         loaded,
@@ -65,3 +69,25 @@ async def _open_generator(
         prompt_cache_bytes=spec.prompt_cache_bytes,
         memory=memory,
     )
+
+
+def _load_folder(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
+    return load_model(str(spec.ref), Path(spec.files.path), spec.load, progress)
+
+
+def _load_gguf(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
+    progress.check()
+    return load_gguf(
+        str(spec.ref),
+        Path(spec.files.path),
+        spec.load,
+        threads=spec.threads,
+        context_length=spec.gguf_context_length,
+        sequences=spec.max_active,
+        is_proven=spec.is_proven,
+    )
+
+
+_LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress], LoadedModel]] = MappingProxyType(
+    {"safetensors": _load_folder, "gguf": _load_gguf}
+)

@@ -70,7 +70,7 @@ class PromptEncoder:
                 add_generation_prompt=not continued,
                 continue_final_message=continued,
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        except (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {error}", param="messages"
             ) from None

@@ -29,19 +29,23 @@ def import_torch() -> None:
         _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
 
 
-def bound_threads(threads: int, memory_bytes: int) -> None:
-    """Bound the compute threads of the calling thread for a model of that size.
+def choose_threads(threads: int, memory_bytes: int) -> int:
+    """Return how many threads shall compute a model of that size; never more than cores.
 
     0 means one for each core, and one alone for a small model: its operators end sooner than
     threads can be woken and waited for.
     """
+    if threads == 0 and memory_bytes < SMALL_BYTES:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(threads or cores or 1, cores or 1)
+
+
+def bound_threads(threads: int, memory_bytes: int) -> None:
+    """Bound the compute threads of the calling thread for a model of that size."""
     import torch
 
-    if threads == 0 and memory_bytes < SMALL_BYTES:
-        threads = 1
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(min(threads or cores or 1, cores or 1))
+    torch.set_num_threads(choose_threads(threads, memory_bytes))
 
 
 def default_budget(device: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.core.cards import ModelCard, read_card
 from gateway.core.models import LocalModel
 from gateway.core.pooling import has_pooling, read_max_length
+from gateway.hub.gguf import SUFFIX, GgufModel, GgufScanner, choose_model, name_by_tag
 
 MAX_DEPTH = 3
 """How deep a model may lie below the models folder."""
@@ -19,7 +20,11 @@ MAX_DEPTH = 3
 
 class FileLibrary:
     """A core.ports.ModelLibrary over folders. The same name is found in this order: built in
-    models last, the models folder first."""
+    models last, the models folder first.
+
+    A model is a folder with a config.json, or a GGUF file: `x.gguf` in the models folder is `x`,
+    in a repository of the Hub it is `owner/name:Q4_K_M`, by the quantization in its name.
+    """
 
     def __init__(
         self, models_folder: Path, hub_cache: Path, builtin: Mapping[str, Path] | None = None
@@ -27,14 +32,15 @@ class FileLibrary:
         self._models_folder = models_folder
         self._hub_cache = hub_cache
         self._builtin = dict(builtin or {})
+        self._gguf = GgufScanner()
 
     def scan(self) -> Sequence[LocalModel]:
-        """Return every model that generates text or embeds; what is broken or of another kind is
-        left out."""
+        """Return every model that generates text or embeds; what is of another kind is left out,
+        and so is what is broken, but for GGUF files, which say what is wrong with them."""
         found: dict[str, LocalModel] = {}
         for model in (*self._scan_local(), *self._scan_hub(), *self._scan_builtin()):
             is_served = model.card.generates_text or model.card.embeds
-            if is_served and model.size_bytes > 0:
+            if (is_served and model.size_bytes > 0) or model.problem:
                 found.setdefault(model.name, model)
         return list(found.values())
 
@@ -50,17 +56,35 @@ class FileLibrary:
             folder = self._models_folder / name
             if _is_model(folder) and _is_inside(folder, self._models_folder):
                 return _describe(name, folder, "local")
-        snapshot = self._snapshot(self._repository(name), revision)
+            for model in self._gguf.scan(folder.parent, self._models_folder):
+                if model.stem == folder.name:
+                    return _describe_gguf(name, model, "local")
+        repository, _, tag = name.partition(":")
+        snapshot = self._snapshot(self._repository(repository), revision)
         if snapshot is not None:
-            return _describe(name, snapshot, "hub", snapshot.name)
+            return self._find_in_snapshot(repository, tag, snapshot)
         if revision is None and name in self._builtin:
             return _describe(name, self._builtin[name], "builtin")
         return None
 
+    def _find_in_snapshot(self, repository: str, tag: str, snapshot: Path) -> LocalModel | None:
+        described = _describe(repository, snapshot, "hub", snapshot.name)
+        if not tag and described.size_bytes > 0:
+            return described
+        chosen = choose_model(self._tagged(snapshot), tag)
+        if chosen is not None:
+            name = f"{repository}:{chosen[0]}"
+            return _describe_gguf(name, chosen[1], "hub", snapshot.name)
+        return None if tag else described
+
     def _scan_local(self) -> Iterator[LocalModel]:
-        for folder in _model_folders(self._models_folder, MAX_DEPTH):
-            name = folder.relative_to(self._models_folder).as_posix()
-            yield _describe(name, folder, "local")
+        root = self._models_folder
+        for folder in _model_folders(root, MAX_DEPTH):
+            yield _describe(folder.relative_to(root).as_posix(), folder, "local")
+        for folder in _all_folders(root, MAX_DEPTH - 1):
+            for model in self._gguf.scan(folder, root):
+                name = (folder / model.stem).relative_to(root).as_posix()
+                yield _describe_gguf(name, model, "local")
 
     def _scan_hub(self) -> Iterator[LocalModel]:
         for repository in sorted(self._hub_cache.glob("models--*")):
@@ -69,6 +93,8 @@ class FileLibrary:
                 # Only the first `--` after the prefix parts owner and name: a name may hold more.
                 name = repository.name.removeprefix("models--").replace("--", "/", 1)
                 yield _describe(name, snapshot, "hub", snapshot.name)
+                for tag, model in self._tagged(snapshot).items():
+                    yield _describe_gguf(f"{name}:{tag}", model, "hub", snapshot.name)
 
     def _scan_builtin(self) -> Iterator[LocalModel]:
         for name, folder in self._builtin.items():
@@ -83,10 +109,17 @@ class FileLibrary:
         commit = _read_text(repository / "refs" / (revision or "main")) or revision
         if commit is not None:
             folder = snapshots / commit
-            is_there = _is_inside(folder, snapshots) and _is_model(folder)
+            is_there = _is_inside(folder, snapshots) and _has_model(folder)
             return folder if is_there else None
-        folders = [folder for folder in _folders(snapshots) if _is_model(folder)]
+        folders = [folder for folder in _folders(snapshots) if _has_model(folder)]
         return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+    def _tagged(self, snapshot: Path) -> Mapping[str, GgufModel]:
+        """Return the GGUF models of a snapshot, whose files are links into the cache."""
+        folders = _all_folders(snapshot, 1)
+        return name_by_tag(
+            [model for folder in folders for model in self._gguf.scan(folder, self._hub_cache)]
+        )
 
 
 def _describe(name: str, folder: Path, source: str, revision: str | None = None) -> LocalModel:
@@ -99,6 +132,21 @@ def _describe(name: str, folder: Path, source: str, revision: str | None = None)
         revision=revision,
         source=source,
         card=_read_card(folder),
+    )
+
+
+def _describe_gguf(
+    name: str, model: GgufModel, source: str, revision: str | None = None
+) -> LocalModel:
+    return LocalModel(
+        name=name,
+        path=str(model.path),
+        size_bytes=model.size_bytes,
+        changed_ns=model.changed_ns,
+        revision=revision,
+        source=source,
+        card=model.card,
+        problem=model.problem,
     )
 
 
@@ -124,6 +172,15 @@ def _model_folders(root: Path, depth: int) -> Iterator[Path]:
             yield from _model_folders(folder, depth - 1)
 
 
+def _all_folders(root: Path, depth: int) -> Iterator[Path]:
+    """Yield `root` and the folders below it, `depth` deep."""
+    yield root
+    if depth > 0:
+        for folder in _folders(root):
+            if _is_inside(folder, root):
+                yield from _all_folders(folder, depth - 1)
+
+
 def _folders(root: Path) -> list[Path]:
     try:
         entries = sorted(root.iterdir())
@@ -139,6 +196,12 @@ def _is_nameable(name: str) -> bool:
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
+
+
+def _has_model(folder: Path) -> bool:
+    """Tell whether a snapshot holds a model; large GGUF models have a folder in it."""
+    names = (f"*{SUFFIX}", f"*/*{SUFFIX}")
+    return _is_model(folder) or any(found for name in names for found in folder.glob(name))
 
 
 def _is_inside(path: Path, root: Path) -> bool:

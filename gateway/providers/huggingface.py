@@ -1,4 +1,4 @@
-"""HuggingFaceService: transformers models in this process, from the files on this machine."""
+"""HuggingFaceService: models in this process, from the files on this machine."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from gateway.core.cards import ModelCard
 from gateway.core.embeddings import Embeddings, EmbedRequest
-from gateway.core.errors import GatewayError, InvalidRequest, ModelNotFound
+from gateway.core.errors import GatewayError, InvalidRequest, ModelLoadFailed, ModelNotFound
 from gateway.core.events import Event, Started
 from gateway.core.loading import (
     ConfigChange,
@@ -28,6 +28,7 @@ from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Embedder, Engine, Generator
+from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
 from gateway.engine.loader import choose_device
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
@@ -45,12 +46,18 @@ class HuggingFaceService:
     name = "huggingface"
 
     def __init__(
-        self, library: ModelLibrary, manager: HuggingFaceModelManager, usual: LoadConfig
+        self,
+        library: ModelLibrary,
+        manager: HuggingFaceModelManager,
+        *,
+        usual: LoadConfig,
+        gguf_context_length: int,
     ) -> None:
         """`usual` is how the operator wants models loaded."""
         self._library = library
         self._manager = manager
         self._usual = usual
+        self._gguf_context_length = gguf_context_length
 
     def warm_up(self, tasks: TaskGroup) -> None:
         """Import torch in the background, so that the first request need not wait for it."""
@@ -165,9 +172,13 @@ class HuggingFaceService:
         files = self._library.find(ref.model, ref.revision)
         if files is None:
             raise ModelNotFound(str(ref))
+        problem, hint = _problem(files)
+        if problem is not None:
+            # Said before room is made for what cannot be loaded.
+            raise ModelLoadFailed(problem, hint=hint)
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
-        return ModelRef(self.name, ref.model, None if is_default else files.revision), files
+        return ModelRef(self.name, files.name, None if is_default else files.revision), files
 
     def _complete(self, config: LoadConfig | None, files: LocalModel) -> LoadConfig | None:
         """Return the config with the operator's own choices for `auto`.
@@ -194,20 +205,38 @@ class HuggingFaceService:
         state, message = self._manager.state_of(ref)
         facts = {
             "source": model.source,
+            "format": model.card.format,
             "architecture": model.card.architecture,
             "family": model.card.family,
             "dtype": model.card.dtype,
+            "quantization": model.card.quantization,
             "revision": model.revision,
         }
         return ModelInfo(
             ref=ref,
             state=state,
             size_bytes=model.size_bytes,
-            context_length=model.card.context_length,
+            context_length=self._context_length(model),
             capabilities=_capabilities(model.card),
             metadata=tuple((key, value) for key, value in facts.items() if value),
-            message=message,
+            message=message or " ".join(text for text in _problem(model) if text) or None,
         )
+
+    def _context_length(self, model: LocalModel) -> int | None:
+        """Return how many tokens a stream may have: of a GGUF model, no more than are set aside."""
+        own = model.card.context_length
+        if model.card.format == "gguf" and own is not None:
+            return min(own, self._gguf_context_length)
+        return own
+
+
+def _problem(model: LocalModel) -> tuple[str | None, str | None]:
+    """Return why a model cannot be loaded and what to do about it, as far as its files tell."""
+    if model.problem is not None:
+        return model.problem, None
+    if model.card.format == "gguf" and not is_installed():
+        return "GGUF files need llama.cpp, which is not installed.", INSTALL_HINT
+    return None, None
 
 
 def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
@@ -221,20 +250,26 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background."""
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
+    proven: set[LocalModel] = set()
 
     async def open(
         ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
     ) -> Engine:
+        is_gguf = files.card.format == "gguf"
         spec = EngineSpec(
             ref=ref,
             files=files,
             load=config,
-            max_active=settings.hf_max_active,
+            max_active=settings.gguf_max_active if is_gguf else settings.hf_max_active,
             max_queue=settings.hf_max_queue,
             threads=settings.hf_threads,
             prompt_cache_bytes=settings.hf_prompt_cache_bytes,
+            gguf_context_length=config.context_length or settings.gguf_context_length,
+            is_proven=files in proven,
         )
-        return await open_engine(spec, progress, share)
+        engine = await open_engine(spec, progress, share)
+        proven.add(files)
+        return engine
 
     def total_of(device: str) -> int:
         return settings.hf_memory_budget_bytes or default_budget(device)
@@ -251,7 +286,12 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         default_config=ModelConfig(load=usual),
         clock=context.clock,
     )
-    service = HuggingFaceService(context.library, manager, usual)
+    service = HuggingFaceService(
+        context.library,
+        manager,
+        usual=usual,
+        gguf_context_length=settings.gguf_context_length,
+    )
     service.warm_up(context.task_group)
     service.preload(settings.hf_preload, context.task_group)
     return service
