@@ -34,7 +34,8 @@ def write_gguf(
     for name, shape, kind in tensors:
         head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
         offset += _padded(_bytes(shape, kind))
-    return head.ljust(_padded(len(head)), b"\0") + b"\0" * offset
+    # Without tensors there is nothing to align, and nothing is written.
+    return head.ljust(_padded(len(head)) if tensors else 0, b"\0") + b"\0" * offset
 
 
 def _value(value: Any) -> bytes:

@@ -33,6 +33,7 @@ def build_gguf(
     *,
     quantization: str = "F32",
     template: str | None = CHAT_TEMPLATE,
+    tokenizer: str = "gpt2",
     split_tensors: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> Path:
@@ -46,7 +47,7 @@ def build_gguf(
     file.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(file, "llama", split_max_tensors=split_tensors)
     _add_sizes(writer, config, quantization)
-    _add_tokenizer(writer, model_folder, template)
+    _add_tokenizer(writer, model_folder, tokenizer, template)
     for key, value in (metadata or {}).items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(key, value)
@@ -76,13 +77,14 @@ def _add_sizes(writer: Any, config: dict[str, Any], quantization: str) -> None:
     writer.add_vocab_size(config["vocab_size"])
 
 
-def _add_tokenizer(writer: Any, model_folder: Path, template: str | None) -> None:
+def _add_tokenizer(writer: Any, model_folder: Path, kind: str, template: str | None) -> None:
     vocabulary = json.loads((model_folder / "tokenizer.json").read_text())["model"]["vocab"]
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL if token in SPECIAL_TOKENS else NORMAL for token in tokens])
+    writer.add_token_scores([0.0] * len(tokens))
     # llama.cpp wants merges; this one makes a token that is not there, so it merges nothing.
     writer.add_token_merges(["Ā ā"])
     writer.add_bos_token_id(0)

@@ -106,8 +106,9 @@ def read_card(
 
 
 def read_gguf_card(header: GgufHeader) -> ModelCard:
-    """Return what the header of a GGUF file says; an adapter or a projector is no model."""
-    is_model = header.text("general.type") in (None, "model")
+    """Return what the header of a GGUF file says; adapters, projectors and vocabularies are no
+    model."""
+    is_model = header.has_weights and header.text("general.type") in (None, "model")
     architecture = header.architecture if is_model else None
     return ModelCard(
         architecture=architecture,

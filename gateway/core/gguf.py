@@ -146,6 +146,12 @@ class GgufHeader(msgspec.Struct, frozen=True):
             return FILE_TYPES[said]
         return max(self.tensor_types, key=lambda name: self.tensor_types[name], default=None)
 
+    @property
+    def has_weights(self) -> bool:
+        """False for a file that holds a vocabulary alone; the first of several may hold none."""
+        parts = self.metadata.get("split.count", 1)
+        return bool(self.tensor_types) or (isinstance(parts, int) and parts > 1)
+
     def number(self, key: str) -> int | None:
         """Return an integer of the model's own section, such as `context_length`."""
         value = self.metadata.get(f"{self.architecture}.{key}")
@@ -186,7 +192,7 @@ def read_header(stream: BinaryIO, size_bytes: int) -> GgufHeader:
     metadata = _read_metadata(reader, entries)
     types, data_bytes = _read_tensors(reader, tensors, _alignment(metadata))
     data_at = _pad(reader.position, _alignment(metadata))
-    if data_at + data_bytes > size_bytes:
+    if data_bytes and data_at + data_bytes > size_bytes:
         missing = data_at + data_bytes - size_bytes
         raise BrokenGguf(f"is cut off: {missing} bytes of its tensors are missing")
     return GgufHeader(metadata, types)
@@ -225,8 +231,17 @@ class _Reader:
         self._advance(count)
 
     def skip_texts(self, count: int) -> None:
+        """Pass over the strings of a vocabulary: hundreds of thousands, so nothing is called."""
+        buffer, length_at = self._buffer, _U64.unpack_from
+        position = self.position
         for _ in range(count):
-            self._advance(self.number(_U64))
+            if position + 8 > len(buffer):
+                self.position = position
+                self.require(8)
+                self._fill(position + 8)
+            position += 8 + length_at(buffer, position)[0]
+        self.position = position
+        self.require(0)
 
     def require(self, count: int) -> None:
         """Raise BrokenGguf unless `count` bytes may come: asked before anything is allocated."""
@@ -235,15 +250,19 @@ class _Reader:
 
     def _advance(self, count: int) -> int:
         self.require(count)
-        start, end = self.position, self.position + count
+        start = self.position
+        self._fill(start + count)
+        self.position += count
+        return start
+
+    def _fill(self, end: int) -> None:
+        """Read on until the first `end` bytes are there."""
         while len(self._buffer) < end:
             wanted = min(self._limit - len(self._buffer), _READ_BYTES)
             chunk = self._stream.read(wanted)
             if not chunk:
                 raise BrokenGguf("is cut off: its header ends too soon")
             self._buffer += chunk
-        self.position = end
-        return start
 
 
 def _read_metadata(reader: _Reader, entries: int) -> dict[str, Scalar]:

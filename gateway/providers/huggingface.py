@@ -233,7 +233,7 @@ class HuggingFaceService:
 def _problem(model: LocalModel) -> tuple[str | None, str | None]:
     """Return why a model cannot be loaded and what to do about it, as far as its files tell."""
     if model.problem is not None:
-        return model.problem, None
+        return model.problem, "Download the model again."
     if model.card.format == "gguf" and not is_installed():
         return "GGUF files need llama.cpp, which is not installed.", INSTALL_HINT
     return None, None

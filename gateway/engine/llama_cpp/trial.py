@@ -18,8 +18,8 @@ BYTES_PER_S = 20 * 2**20
 SPARE_BYTES = 4 * 2**30
 """What the child may allocate beside the file, which it maps."""
 CONTEXT_TOKENS = 64
-UNICODE_END = 0x30000
-"""The planes above hold nothing that a tokenizer knows by itself."""
+SAMPLES = (*range(0, 0x10000, 256), 0x1F600, 0x40000, 0x80000, 0xC0000, 0x10FF00)
+"""Where blocks of 256 characters begin that need every byte which UTF-8 has, in many companies."""
 
 
 def try_load(path: Path, size_bytes: int) -> None:
@@ -86,17 +86,12 @@ def _try(path: Path) -> None:
     if not model.generates_text:
         raise ModelLoadFailed("it is no model that generates text.")
     tokenizer = LlamaTokenizer(model, None)
-    for start in range(0, UNICODE_END, 256):
-        text = bytes(range(256)) if start == 0 else _block(start)
-        tokenizer(text.decode(errors="ignore"), add_special_tokens=True)
-    tokenizer.decode(range(model.vocabulary_size))
+    for start in SAMPLES:
+        # Surrogates are no characters, and the block that they fill is empty.
+        text = "".join(map(chr, range(start, start + 256))).encode(errors="ignore").decode()
+        tokenizer(text, add_special_tokens=True)
     context = LlamaContext(library, model, ContextConfig(CONTEXT_TOKENS, 2, threads=1))
     last = model.vocabulary_size - 1
     # A prompt beside a single token, then two single tokens.
     decode(context, [(0, 0, 0, False), (last, 1, 0, True), (last, 0, 1, True)])
     decode(context, [(0, 2, 0, True), (0, 1, 1, True)])
-
-
-def _block(start: int) -> bytes:
-    points = range(start, start + 256)
-    return "".join(map(chr, points)).encode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with llama.cpp: they are skipped where it is not installed."""
+"""What the tests with llama.cpp share. Importing it skips a module where the extra is missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +13,8 @@ from tests.tiny_gguf import build_gguf
 LoadGguf = Callable[..., LoadedModel]
 
 
-@pytest.fixture(autouse=True)
-def require_llama_cpp() -> None:
-    pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
+pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
+pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from gateway.engine.llama_cpp import trial
 from gateway.engine.llama_cpp.loader import load_gguf
 from gateway.engine.llama_cpp.trial import try_load
 from gateway.engine.loader import LoadConfig, LoadedModel
-from tests.integration.engine import hostile_loads
-from tests.integration.engine.gguf_support import require_llama_cpp
+from tests.integration.engine import gguf_support, hostile_loads
 from tests.tiny_gguf import build_gguf
 
 pytestmark = pytest.mark.gguf
-__all__ = ["require_llama_cpp"]
+__all__ = ["gguf_support"]
 
 FLIPS = 24
 # Each is well-formed and cannot be: some of them llama.cpp refuses, of some it aborts.
@@ -61,6 +60,14 @@ def test_lies_of_the_metadata_kill_nothing(llama_folder: Path, tmp_path: Path) -
     assert set(outcomes) == set(LIES)
     assert all("could not be loaded" in outcome for outcome in outcomes.values()), outcomes
     assert any("died of it" in outcome for outcome in outcomes.values()), outcomes
+
+
+def test_a_vocabulary_that_cannot_spell_every_text_kills_nothing(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    """SentencePiece falls back to bytes; without tokens for them llama.cpp throws, later."""
+    file = build_gguf(tmp_path / "mute.gguf", llama_folder, tokenizer="llama")
+    assert "died of it" in load_in_a_child([file])["mute"]
 
 
 def test_flipped_bits_kill_nothing(tiny: Path, tmp_path: Path) -> None:

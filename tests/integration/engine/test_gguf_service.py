@@ -43,6 +43,12 @@ async def serving(folder: Path, **settings: int) -> AsyncIterator[HuggingFaceSer
         await service.aclose()
 
 
+@pytest.fixture
+def llama_cpp() -> None:
+    pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+
 async def only_model(service: HuggingFaceService) -> ModelInfo:
     [model] = await service.models()
     return model
@@ -89,9 +95,8 @@ async def test_a_damaged_file_is_refused_before_room_is_made_for_it(tmp_path: Pa
 
 
 @pytest.mark.gguf
+@pytest.mark.usefixtures("llama_cpp")
 async def test_a_file_answers_like_any_other_model(llama_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
     build_gguf(tmp_path / "own/tiny-Q8_0.gguf", llama_folder, quantization="Q8_0")
     ref = ModelRef("huggingface", "own/tiny-Q8_0")
     async with serving(tmp_path, gguf_context_length=256, hf_max_active=2) as service:
@@ -106,9 +111,8 @@ async def test_a_file_answers_like_any_other_model(llama_folder: Path, tmp_path:
 
 
 @pytest.mark.gguf
+@pytest.mark.usefixtures("llama_cpp")
 async def test_a_repository_and_its_tag_share_one_copy(llama_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
     snapshot = tmp_path / "hub/models--o--m/snapshots/c0ffee"
     build_gguf(snapshot / "m-Q8_0.gguf", llama_folder, quantization="Q8_0")
     async with serving(tmp_path, gguf_context_length=256) as service:
@@ -118,11 +122,10 @@ async def test_a_repository_and_its_tag_share_one_copy(llama_folder: Path, tmp_p
 
 
 @pytest.mark.gguf
+@pytest.mark.usefixtures("llama_cpp")
 async def test_a_file_is_tried_once_until_it_changes(
     llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("llama_cpp", reason="the extra gguf is not installed")
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
     tried: list[int] = []
     try_load = loader.try_load
 

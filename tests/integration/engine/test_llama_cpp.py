@@ -24,11 +24,11 @@ from gateway.engine.llama_cpp.loader import load_gguf as load_file
 from gateway.engine.llama_cpp.runner import LlamaRunner
 from gateway.engine.loader import LoadConfig, LoadedModel
 from tests.integration.engine.conftest import StartEngine, ask
-from tests.integration.engine.gguf_support import LoadGguf, load_gguf, require_llama_cpp
+from tests.integration.engine.gguf_support import LoadGguf, load_gguf
 from tests.tiny_gguf import build_gguf
 
 pytestmark = pytest.mark.gguf
-__all__ = ["load_gguf", "require_llama_cpp"]
+__all__ = ["load_gguf"]
 
 QUESTIONS = ["What is a gateway?", "é" * 200, "x" * 700, "<|im_end|> 🙂", "a", "b\n\n c"]
 

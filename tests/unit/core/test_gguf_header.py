@@ -32,6 +32,14 @@ def test_without_a_file_type_most_tensors_tell_the_quantization() -> None:
     assert read(write_gguf({}, tensors)).quantization == "Q8_0"
 
 
+@pytest.mark.parametrize(("parts", "generates_text"), [(1, False), (2, True)])
+def test_a_file_without_tensors_is_a_model_only_as_one_of_several(
+    parts: int, generates_text: bool
+) -> None:
+    data = write_gguf({"general.architecture": "llama", "split.count": parts}, [])
+    assert read_gguf_card(read(data)).generates_text == generates_text
+
+
 @pytest.mark.parametrize(
     ("changes", "generates_text"),
     [
