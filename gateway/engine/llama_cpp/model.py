@@ -82,8 +82,7 @@ class LlamaContext:
         params.n_seq_max = params.n_outputs_max = config.sequences
         params.n_batch = BATCH_TOKENS
         params.n_threads = params.n_threads_batch = config.threads
-        # Each sequence has cells of its own: nobody can take another's, and attention looks at
-        # no cells but one's own.
+        # Each sequence has cells of its own, and attention looks at no others.
         params.kv_unified = False
         if config.full_precision:
             params.type_k = params.type_v = api.GGML_TYPE_F32

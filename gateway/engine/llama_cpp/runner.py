@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from gateway.engine.llama_cpp.model import BATCH_TOKENS, LlamaContext
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
+    from gateway.engine.kv_cache import Reserve
     from gateway.engine.runner import Feed
 
 Entry = tuple[int, int, int, bool]
@@ -32,11 +33,16 @@ class LlamaRunner:
     """An engine.runner.Runner: prompts and single tokens go through the model side by side."""
 
     is_batched = True
+    memory_bytes = 0
+    """All that sequences may take was set aside at the load, and is counted there."""
 
     def __init__(self, context: LlamaContext, sequences: int) -> None:
         self._context = context
         self._api = context.api
         self._free = list(range(sequences))
+
+    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+        pass
 
     def open(self) -> Place:
         return Place(self._free.pop())
@@ -45,22 +51,33 @@ class LlamaRunner:
         self._api.llama_memory_seq_rm(self._context.memory, place.number, -1, -1)
         self._free.append(place.number)
 
-    def run(self, feeds: list[Feed]) -> list[Tensor]:
-        if any(place.is_lost for place, _ in feeds):
+    def run(self, feeds: Sequence[Feed]) -> Tensor:
+        import torch
+
+        if any(feed.place.is_lost for feed in feeds):
             raise RuntimeError("a failed step took the state of this sequence with it")
         entries = _entries(feeds)
         logits: list[Tensor] = []
         try:
             while batch := list(islice(entries, BATCH_TOKENS)):
                 decode(self._context, batch)
-                logits += self._logits(sum(wanted for *_, wanted in batch))
+                logits.append(self._logits(sum(wanted for *_, wanted in batch)))
         except RuntimeError:
-            for place, _ in feeds:
-                self._take_back(place)
+            for feed in feeds:
+                self._take_back(feed.place)
             raise
-        for place, ids in feeds:
-            place.length += len(ids)
-        return logits
+        for feed in feeds:
+            feed.place.length += len(feed.ids)
+        return torch.cat(logits)
+
+    def recall(self, place: Place, caller: str, ids: list[int]) -> int:
+        return 0
+
+    def keep(self, place: Place, caller: str, ids: list[int]) -> None:
+        pass
+
+    def forget(self) -> bool:
+        return False
 
     def _take_back(self, place: Place) -> None:
         """Remove what a failed step left; states that cannot go back are lost as a whole."""
@@ -68,16 +85,15 @@ class LlamaRunner:
             self._context.memory, place.number, place.length, -1
         )
 
-    def _logits(self, rows: int) -> list[Tensor]:
+    def _logits(self, rows: int) -> Tensor:
         """Copy the rows out, in the order of the batch: the next step overwrites them."""
         import torch
 
-        if rows == 0:
-            return []
         found = torch.empty(rows, self._context.model.vocabulary_size)
-        source = self._api.llama_get_logits(self._context.pointer)
-        ctypes.memmove(found.data_ptr(), source, found.numel() * found.element_size())
-        return list(found)
+        if rows:
+            source = self._api.llama_get_logits(self._context.pointer)
+            ctypes.memmove(found.data_ptr(), source, found.numel() * found.element_size())
+        return found
 
 
 def decode(context: LlamaContext, entries: list[Entry]) -> None:
@@ -103,8 +119,8 @@ def _batch(api: Any, entries: list[Entry]) -> Any:
     )
 
 
-def _entries(feeds: list[Feed]) -> Iterator[Entry]:
-    for place, ids in feeds:
+def _entries(feeds: Sequence[Feed]) -> Iterator[Entry]:
+    for place, ids, asks in feeds:
         last = len(ids) - 1
         for index, token in enumerate(ids):
-            yield token, place.length + index, place.number, index == last
+            yield token, place.length + index, place.number, asks and index == last

@@ -10,6 +10,7 @@ from pathlib import Path
 from gateway.core.errors import ModelLoadFailed
 from gateway.engine.llama_cpp.loader import load_gguf
 from gateway.engine.loader import LoadConfig
+from gateway.engine.runner import Feed
 
 
 def main(files: list[str]) -> None:
@@ -19,7 +20,7 @@ def main(files: list[str]) -> None:
         try:
             loaded = load_gguf("hostile", Path(file), config, context_length=256, sequences=2)
             place = loaded.runner.open()
-            loaded.runner.run([(place, [1, 2, 3])])
+            loaded.runner.run([Feed(place, [1, 2, 3])])
             outcomes[file] = "loaded"
         except ModelLoadFailed as error:
             outcomes[file] = error.message

@@ -21,8 +21,8 @@ from gateway.core.events import Finished, Generation, Started, TextDelta, collec
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.loader import load_gguf as load_file
-from gateway.engine.llama_cpp.runner import LlamaRunner
 from gateway.engine.loader import LoadConfig, LoadedModel
+from gateway.engine.runner import Feed, Runner
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.gguf_support import LoadGguf, load_gguf
 from tests.tiny_gguf import build_gguf
@@ -31,6 +31,11 @@ pytestmark = pytest.mark.gguf
 __all__ = ["load_gguf"]
 
 QUESTIONS = ["What is a gateway?", "é" * 200, "x" * 700, "<|im_end|> 🙂", "a", "b\n\n c"]
+
+
+def feed(runner: Runner, *pairs: tuple[Any, list[int]]) -> Any:
+    """Run one step in which every sequence asks; return the logits of each."""
+    return runner.run([Feed(place, ids) for place, ids in pairs])
 
 
 async def say(start_engine: StartEngine, loaded: LoadedModel, request: GenerateRequest) -> str:
@@ -49,11 +54,10 @@ async def test_in_full_precision_it_says_what_transformers_says(
         assert await say(start_engine, loaded, request) == expected
 
 
-@pytest.mark.parametrize("quantization", ["F32", "Q8_0"])
 async def test_streams_side_by_side_say_what_each_says_alone(
-    load_gguf: LoadGguf, start_engine: StartEngine, quantization: str
+    load_gguf: LoadGguf, start_engine: StartEngine
 ) -> None:
-    loaded = load_gguf(quantization=quantization)
+    loaded = load_gguf()
     requests = [ask(question, max_tokens=12 + n) for n, question in enumerate(QUESTIONS)]
     alone = [await say(start_engine, loaded, request) for request in requests]
     answers: dict[int, Generation] = {}
@@ -68,11 +72,15 @@ async def test_streams_side_by_side_say_what_each_says_alone(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whoever_comes_goes_or_waits_no_sequence_notices(load_gguf: LoadGguf, seed: int) -> None:
+@pytest.mark.parametrize("quantization", ["F32", "Q8_0"])
+def test_whoever_comes_goes_or_waits_no_sequence_notices(
+    load_gguf: LoadGguf, quantization: str, seed: int
+) -> None:
     """Random joins, leaves and pauses; each sequence's logits are those of a context of its own."""
     import torch
 
-    runner, lonely = load_gguf().runner, load_gguf().runner
+    runner = load_gguf(quantization=quantization).runner
+    lonely = load_gguf(quantization=quantization).runner
     rng = random.Random(seed)
     living: list[tuple[Any, list[int]]] = []
     for _ in range(40):
@@ -80,11 +88,13 @@ def test_whoever_comes_goes_or_waits_no_sequence_notices(load_gguf: LoadGguf, se
             living.append((runner.open(), []))
         chosen = [pair for pair in living if rng.random() < 0.7]
         fed = [[rng.randrange(200) for _ in range(rng.choice((1, 1, 1, 7)))] for _ in chosen]
-        found = runner.run([(place, ids) for (place, _), ids in zip(chosen, fed, strict=True)])
+        if not chosen:
+            continue
+        found = feed(runner, *((place, ids) for (place, _), ids in zip(chosen, fed, strict=True)))
         for (_, told), ids, logits in zip(chosen, fed, found, strict=True):
             told += ids
             alone = lonely.open()
-            [expected] = lonely.run([(alone, told)])
+            [expected] = feed(lonely, (alone, told))
             lonely.release(alone)
             torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
         if living and rng.random() < 0.3:
@@ -101,28 +111,42 @@ def test_a_batch_larger_than_llama_cpp_takes_is_cut(
 
     runner = load_gguf().runner
     feeds = [[1, 2, 3, 4, 5], [9], [6, 7, 8]]
-    whole = runner.run([(runner.open(), ids) for ids in feeds])
+    whole = feed(runner, *((runner.open(), ids) for ids in feeds))
     monkeypatch.setattr(runner_module, "BATCH_TOKENS", 2)
-    cut = runner.run([(runner.open(), ids) for ids in feeds])
-    for one, other in zip(whole, cut, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    cut = feed(runner, *((runner.open(), ids) for ids in feeds))
+    torch.testing.assert_close(whole, cut, rtol=1e-3, atol=1e-3)
 
 
-def test_a_failed_step_can_be_repeated(load_gguf: LoadGguf) -> None:
+def test_only_who_asks_gets_logits(load_gguf: LoadGguf) -> None:
     import torch
 
+    runner = load_gguf().runner
+    one, other, twin = runner.open(), runner.open(), runner.open()
+    assert runner.run([Feed(one, [1, 2], asks=False)]).shape == (0, 259)
+    [found] = runner.run([Feed(other, [5, 6], asks=False), Feed(one, [3])])
+    [expected] = feed(runner, (twin, [1, 2, 3]))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_failed_step_can_be_repeated(
+    load_gguf: LoadGguf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from gateway.engine.llama_cpp import runner as runner_module
+
     runner = load_gguf(context_length=256).runner
-    assert isinstance(runner, LlamaRunner)
     place, other, twin = runner.open(), runner.open(), runner.open()
-    runner.run([(place, [1, 2, 3]), (twin, [1, 2, 3])])
+    feed(runner, (place, [1, 2, 3]), (twin, [1, 2, 3]))
     with pytest.raises(RuntimeError, match="llama_decode"):
-        runner.run([(place, [7]), (other, [10**6])])
+        feed(runner, (other, [5] * 257))
+    # The first two tokens are in before the third is found to be none.
+    monkeypatch.setattr(runner_module, "BATCH_TOKENS", 2)
     with pytest.raises(RuntimeError, match="llama_decode"):
-        runner.run([(other, [5] * 257)])
-    [found] = runner.run([(place, [4])])
-    [expected] = runner.run([(twin, [4])])
+        feed(runner, (place, [7, 8]), (other, [10**6]))
+    [found], [expected] = feed(runner, (place, [4])), feed(runner, (twin, [4]))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert runner.run([(other, [5])])[0].isfinite().all()
+    assert feed(runner, (other, [5])).isfinite().all()
 
 
 async def test_seeds_repeat_and_stops_end_an_answer(
@@ -206,6 +230,7 @@ async def test_closing_the_engine_ends_its_streams_and_frees_the_memory(
             async for _ in stream:
                 pass
     assert freed == []
+    # The collector finds both at once; the model must go last all the same.
     del engine, loaded, stream
     gc.collect()
     assert freed == ["llama_free", "llama_model_free"]
@@ -284,7 +309,7 @@ def test_a_split_model_is_loaded_whole(
     assert file.name == "tiny-00001-of-00003.gguf"
     load = partial(load_file, "tiny", file, LoadConfig(device="cpu"), sequences=1)
     split, whole = load(context_length=256).runner, load_gguf().runner
-    [found], [expected] = [runner.run([(runner.open(), [1, 2, 3])]) for runner in (split, whole)]
+    [found], [expected] = [feed(runner, (runner.open(), [1, 2, 3])) for runner in (split, whole)]
     torch.testing.assert_close(found, expected)
     (tmp_path / "s/tiny-00002-of-00003.gguf").unlink()
     with pytest.raises(ModelLoadFailed, match="00002-of-00003"):
