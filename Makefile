@@ -37,7 +37,7 @@ bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 demo: $(VENV)/.installed  ## train the built-in demo model anew
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m gateway.demo.train
 
-lock: $(VENV)/.installed-dev  ## write down what is installed
+lock: $(VENV)/.installed-gguf  ## write down what is installed
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| sed 's/+cpu$$//' > constraints.txt
 
