@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from gateway.engine.kv_cache import Reserve
+    from gateway.engine.memory import Memory
     from gateway.engine.runner import Feed
 
 Entry = tuple[int, int, int, bool]
@@ -41,7 +41,7 @@ class LlamaRunner:
         self._api = context.api
         self._free = list(range(sequences))
 
-    def attach(self, reserve: Reserve, prompt_cache_bytes: int) -> None:
+    def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         pass
 
     def open(self) -> Place:
