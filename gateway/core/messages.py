@@ -97,6 +97,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     """One generation. Either `messages` (a chat) or `prompt` is given.
 
     A `raw` prompt is continued as it stands; any other prompt goes through the model's template.
+    `tool_choice` is auto, none, required or the name of a tool.
     `think` asks for (or forbids) reasoning, `keep_alive` is seconds (negative: for ever).
     `caller` is whose request it is: callers take turns where they wait, and share no prompts.
     """
@@ -109,6 +110,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     options: Options = Options()
     tools: tuple[Tool, ...] = ()
     tool_choice: str | None = None
+    parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     think: bool | str | None = None
     keep_alive_s: float | None = None

@@ -13,14 +13,13 @@ from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
-from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.loader import LoadedModel
 from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Sequence
-from gateway.engine.stopping import StopMatcher
+from gateway.engine.speech import prepare_speech
 
 CHANNEL_EVENTS = 64
 
@@ -140,13 +139,13 @@ class TransformersEngine:
             raise EngineFailed("The model was unloaded.")
         prompt = loaded.encoder.encode(request)
         room = _require_room(prompt, loaded)
+        speech = prepare_speech(request, prompt, loaded)
         return Sequence(
             self._ref,
             caller=request.caller,
             prompt=prompt,
-            sampler=Sampler(loaded.sampling(request.options), prompt),
-            detokenizer=Detokenizer(loaded.encoder.decode),
-            stops=StopMatcher(request.options.stop),
+            sampler=Sampler(loaded.sampling(request.options), prompt, speech.constraint),
+            speech=speech,
             end_ids=loaded.eos_ids | frozenset(request.options.stop_ids),
             max_tokens=min(request.options.max_tokens or room, room),
             channel=channel,

@@ -18,6 +18,7 @@ from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import import_torch
 from gateway.engine.sampling import Sampling, resolve_sampling
+from gateway.engine.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     model: Any
     runner: Runner
     encoder: PromptEncoder
+    vocabulary: Vocabulary
     eos_ids: frozenset[int]
     vocabulary_size: int
     context_length: int
@@ -68,12 +70,15 @@ def load_model(
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
+    eos_ids = _eos_ids(model, tokenizer)
+    vocabulary_size = model.get_input_embeddings().num_embeddings
     return LoadedModel(
         model=model,
         runner=choose_runner(model),
         encoder=PromptEncoder(tokenizer),
-        eos_ids=_eos_ids(model, tokenizer),
-        vocabulary_size=model.get_input_embeddings().num_embeddings,
+        vocabulary=Vocabulary(tokenizer, vocabulary_size, eos_ids),
+        eos_ids=eos_ids,
+        vocabulary_size=vocabulary_size,
         context_length=_context_length(model, config),
         memory_bytes=tensor_bytes(model) + packed_bytes,
         device=device,

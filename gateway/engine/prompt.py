@@ -6,8 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gateway.core.dialects import read_dialect
 from gateway.core.errors import InvalidRequest, UnsupportedCapability
 from gateway.core.messages import GenerateRequest, Message
+from gateway.engine.chat import describe_message, describe_tools, template_settings
+
+_TAIL_TOKENS = 16
+"""Where a template that begins the reasoning itself must have done so."""
 
 
 class PromptEncoder:
@@ -19,10 +24,17 @@ class PromptEncoder:
         self._lock = threading.Lock()
         specials = sorted(_control_strings(tokenizer), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self.dialect = read_dialect(_templates(tokenizer))
+        self._hidden = _hidden_ids(tokenizer, ())
+        self._hidden_in_chat = _hidden_ids(tokenizer, self.dialect.marks)
 
     @property
     def can_chat(self) -> bool:
         return bool(getattr(self._tokenizer, "chat_template", None))
+
+    def is_raw(self, request: GenerateRequest) -> bool:
+        """Tell whether the prompt is continued as it stands: what comes is text and no more."""
+        return request.prompt is not None and (request.raw or not self.can_chat)
 
     def encode(self, request: GenerateRequest) -> list[int]:
         """Return the ids of the whole prompt.
@@ -33,19 +45,35 @@ class PromptEncoder:
         Raises UnsupportedCapability when a chat is asked of a model without a template, and
         InvalidRequest when the template refuses the messages.
         """
-        if request.prompt is not None and (request.raw or not self.can_chat):
-            return self._ids(request.prompt, special=True)
-        messages = request.messages or (Message.user(request.prompt or ""),)
-        return self._encode_chat(messages)
+        if self.is_raw(request):
+            return self._ids(request.prompt or "", special=True)
+        return self._encode_chat(request)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, control tokens left out."""
+        return self._decode(ids, self._hidden)
+
+    def decode_chat(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, with the control tokens that mark calls and reasoning."""
+        return self._decode(ids, self._hidden_in_chat)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, every control token included."""
+        return self._decode(ids, frozenset())
+
+    def begins_reasoning(self, prompt: Sequence[int]) -> bool:
+        """Tell whether the prompt ends where the model's reasoning begins."""
+        mark = self.dialect.reasoning.begin if self.dialect.reasoning else None
+        return mark is not None and self.spell(prompt[-_TAIL_TOKENS:]).rstrip().endswith(mark)
+
+    def _decode(self, ids: Sequence[int], hidden: frozenset[int]) -> str:
+        shown = [token for token in ids if token not in hidden]
         text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            shown, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)
 
-    def _encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def _encode_chat(self, request: GenerateRequest) -> list[int]:
         if not self.can_chat:
             raise UnsupportedCapability(
                 "This model has no chat template.",
@@ -53,28 +81,40 @@ class PromptEncoder:
                 param="messages",
             )
         guard = _Guard(self._specials)
-        rendered = self._render([guard.cover(message) for message in messages])
+        rendered = self._render(request, guard)
         ids: list[int] = []
         for text, is_literal in guard.split(rendered):
             ids += self._literal_ids(text) if is_literal else self._ids(text, special=False)
         return ids
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
+    def _render(self, request: GenerateRequest, guard: "_Guard") -> str:
         import jinja2
 
-        continued = messages[-1]["role"] == "assistant"
+        messages = request.messages or (Message.user(request.prompt or ""),)
+        id_length = next((form.id_length for form in self.dialect.calls), None)
+        described = [describe_message(message, messages, id_length) for message in messages]
+        tools = describe_tools(request.tools) if request.tool_choice != "none" else None
+        continued = messages[-1].role == "assistant" and not messages[-1].tool_calls
+        covered: list[dict[str, Any]] = guard.cover(described)
+        settings = {
+            "tools": guard.cover(tools),
+            "tokenize": False,
+            "add_generation_prompt": not continued,
+            "continue_final_message": continued,
+            **template_settings(request.think),
+        }
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=not continued,
-                continue_final_message=continued,
-            )
+            try:
+                return str(self._tokenizer.apply_chat_template(covered, **settings))
+            except TypeError:  # some templates join the arguments of calls as the text they were
+                covered = guard.cover(
+                    [describe_message(m, messages, id_length, as_text=True) for m in messages]
+                )
+                return str(self._tokenizer.apply_chat_template(covered, **settings))
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
             raise InvalidRequest(
                 f"The model's chat template refused the messages: {error}", param="messages"
             ) from None
-        return str(rendered)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         with self._lock:
@@ -99,11 +139,17 @@ class _Guard:
         self._literals: list[str] = []
         self._nonce = secrets.token_hex(8)
 
-    def cover(self, message: Message) -> dict[str, Any]:
-        covered: dict[str, Any] = {"role": message.role, "content": self._cover(message.text)}
-        if message.reasoning:
-            covered["reasoning_content"] = self._cover(message.reasoning)
-        return covered
+    def cover(self, value: Any) -> Any:
+        """Return JSON with every text in it covered, the keys of its objects included."""
+        match value:
+            case str():
+                return self._cover(value)
+            case list():
+                return [self.cover(item) for item in value]
+            case dict():
+                return {self._cover(key): self.cover(item) for key, item in value.items()}
+            case _:
+                return value
 
     def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """Yield the pieces of the rendered prompt, and whether each is covered user text."""
@@ -127,3 +173,19 @@ def _control_strings(tokenizer: Any) -> set[str]:
     """Return every string that the tokenizer reads as one token of its own, not as text."""
     added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
     return {text for text in added | set(tokenizer.all_special_tokens) if len(text) > 1}
+
+
+def _hidden_ids(tokenizer: Any, marks: Sequence[str]) -> frozenset[int]:
+    """Return the special tokens that an answer is shown without: all but those in `marks`."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    special = {int(token_id): str(token) for token_id, token in added if token.special}
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    special |= {int(token_id): str(token) for token_id, token in named}
+    return frozenset(
+        token_id for token_id, text in special.items() if not any(text in mark for mark in marks)
+    )
+
+
+def _templates(tokenizer: Any) -> list[str]:
+    template = getattr(tokenizer, "chat_template", None) or ""
+    return list(template.values()) if isinstance(template, dict) else [template]

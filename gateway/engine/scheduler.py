@@ -249,6 +249,8 @@ class Scheduler:
             if isinstance(outcome, Exception):
                 raise outcome
             events = sequence.accept(outcome)
+        except GatewayError as error:
+            self._fail(sequence, error)
         except Exception:
             logger.exception("a sequence failed")
             self._fail(sequence)

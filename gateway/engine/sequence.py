@@ -3,12 +3,11 @@
 from collections.abc import Sequence as Ids
 from typing import Any
 
-from gateway.core.events import Event, Finished, FinishReason, Started, TextDelta, Usage, Waiting
+from gateway.core.events import Event, Finished, FinishReason, Started, Usage, Waiting
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
-from gateway.engine.detokenizer import Detokenizer
 from gateway.engine.sampler import Sampled, Sampler
-from gateway.engine.stopping import StopMatcher
+from gateway.engine.speech import Speech
 
 
 class Sequence:
@@ -26,8 +25,7 @@ class Sequence:
         caller: str,
         prompt: Ids[int],
         sampler: Sampler,
-        detokenizer: Detokenizer,
-        stops: StopMatcher,
+        speech: Speech,
         end_ids: frozenset[int],
         max_tokens: int,
         channel: Channel,
@@ -46,12 +44,10 @@ class Sequence:
         self.queue_position = 0
         self._ref = ref
         self._prompt_tokens = len(self.tokens)
-        self._detokenizer = detokenizer
-        self._stops = stops
+        self._speech = speech
         self._end_ids = end_ids
         self._max_tokens = max_tokens
         self._is_started = False
-        self._untold = 0
 
     @property
     def remaining(self) -> int:
@@ -79,24 +75,14 @@ class Sequence:
         if token in self._end_ids:
             return events + self._finish("stop")
         self.tokens.append(token)
-        self._untold += 1
-        events += self._tell(self._stops.push(self._detokenizer.push(token)))
-        if self._stops.stopped:
+        events += self._speech.say(token, sampled.logprob)
+        if self._speech.is_over:
             return events + self._finish("stop")
         if self.said >= self._max_tokens:
             return events + self._finish("length")
         return events
 
-    def _tell(self, text: str) -> list[Event]:
-        if not text:
-            return []
-        tokens, self._untold = self._untold, 0
-        return [TextDelta(text, tokens)]
-
-    def _finish(self, reason: FinishReason) -> list[Event]:
+    def _finish(self, cause: FinishReason) -> list[Event]:
         self.finished = True
-        tail = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        if self._stops.stopped:
-            reason = "stop"
-        usage = Usage(self._prompt_tokens, self.said)
-        return [*self._tell(tail), Finished(reason, usage)]
+        deltas, reason = self._speech.transcript.finish(cause)
+        return [*deltas, Finished(reason, Usage(self._prompt_tokens, self.said))]

@@ -26,7 +26,7 @@ class StopMatcher:
             self.stopped = True
             self._held = ""
             return pending[:cut]
-        keep = _held_length(pending, self._stops)
+        keep = held_length(pending, self._stops)
         self._held = pending[len(pending) - keep :]
         return pending[: len(pending) - keep]
 
@@ -41,9 +41,9 @@ def _first_stop(text: str, stops: Sequence[str]) -> int | None:
     return min(found, default=None)
 
 
-def _held_length(text: str, stops: Sequence[str]) -> int:
-    """Return the length of the longest end of `text` that begins a stop string."""
-    longest = max(len(stop) for stop in stops) - 1
+def held_length(text: str, stops: Sequence[str]) -> int:
+    """Return the length of the longest end of `text` that begins one of the strings."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         tail = text[-length:]
         if any(stop.startswith(tail) for stop in stops):
