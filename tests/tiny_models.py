@@ -49,14 +49,21 @@ def build_model(
     seed: int = 0,
     chat: bool = True,
     dtype: Any = None,
+    tokenizer: Any = None,
     **overrides: Any,
 ) -> Path:
-    """Write a random model of a transformers family and its tokenizer into `folder`."""
+    """Write a random model of a transformers family and its tokenizer into `folder`.
+
+    The tokenizer is the one given, or that of `build_tokenizer`.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(folder, chat=chat)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(folder, chat=chat)
+    else:
+        tokenizer.save_pretrained(folder)
     options = {**SIZES, "vocab_size": len(tokenizer), **overrides}
     config = AutoConfig.for_model(
         family, bos_token_id=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, **options

@@ -4,6 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 END = "<|im_end|>"
+QWEN_MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+QWEN_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "Call as <tool_call>...</tool_call><|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content %}<think>\n{{ message.reasoning_content }}\n</think>\n\n"
+    "{% endif %}{{ message.content or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+"""As Qwen 3 writes tools, calls and reasoning, without its many special cases."""
 
 
 def byte_tokenizer(
@@ -23,3 +38,8 @@ def byte_tokenizer(
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     tokenizer.chat_template = template
     return tokenizer
+
+
+def qwen_tokenizer() -> Any:
+    """Return a tokenizer as Qwen 3 has it: the marks of calls and reasoning are no special ones."""
+    return byte_tokenizer(special=["<|im_start|>"], added=QWEN_MARKS, template=QWEN_TEMPLATE)

@@ -1,10 +1,11 @@
 """What the files of a model say of it. Pure: is given a parsed config.json or GGUF header."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from gateway.core.dialects import Dialect, read_dialect
 from gateway.core.gguf import GgufHeader
 
 # The last part of an architecture's name that says it continues text.
@@ -51,7 +52,10 @@ _NOT_GENERATIVE = frozenset(
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """`context_length` is tokens; None where the files do not say."""
+    """`context_length` is tokens; None where the files do not say.
+
+    `can_constrain`: the tokenizer's files are those that a grammar can be followed with.
+    """
 
     architecture: str | None = None
     family: str | None = None
@@ -69,6 +73,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     format: Literal["safetensors", "gguf"] = "safetensors"
     quantization: str | None = None
+    dialect: Dialect = Dialect()
+    can_constrain: bool = False
 
     @property
     def generates_text(self) -> bool:
@@ -84,11 +90,12 @@ class ModelCard(msgspec.Struct, frozen=True):
 def read_card(
     config: Mapping[str, Any],
     *,
-    has_chat_template: bool,
+    templates: Sequence[str] = (),
+    can_constrain: bool = False,
     has_pooling: bool = False,
     max_length: int | None = None,
 ) -> ModelCard:
-    """Return what config.json says; anything missing or of a wrong type is None.
+    """Return what config.json and the chat templates say; what is missing or wrong is None.
 
     `has_pooling` and `max_length` are what the files of sentence-transformers add to it.
     """
@@ -100,7 +107,9 @@ def read_card(
         family=_text(config.get("model_type")),
         dtype=_text(dtype),
         context_length=_shortest(max_length, read_context_length(config)),
-        has_chat_template=has_chat_template,
+        has_chat_template=bool(templates),
+        dialect=read_dialect(templates),
+        can_constrain=can_constrain,
         has_pooling=has_pooling,
     )
 
@@ -110,11 +119,14 @@ def read_gguf_card(header: GgufHeader) -> ModelCard:
     model."""
     is_model = header.has_weights and header.text("general.type") in (None, "model")
     architecture = header.architecture if is_model else None
+    template = header.text("tokenizer.chat_template")
     return ModelCard(
         architecture=architecture,
         family=architecture,
         context_length=header.number("context_length"),
-        has_chat_template=header.text("tokenizer.chat_template") is not None,
+        has_chat_template=template is not None,
+        dialect=read_dialect(() if template is None else (template,)),
+        can_constrain=True,
         format="gguf",
         quantization=header.quantization,
     )

@@ -31,7 +31,7 @@ class Constraint:
         return torch.frombuffer(mask, dtype=torch.bool)[: self._size]
 
     def restrict(self, scores: Tensor) -> None:
-        """Set the scores, of shape [vocabulary], of all other tokens to minus infinity, in place."""
+        """Set the scores [vocabulary] of all other tokens to minus infinity, in place."""
         import torch
 
         scores.masked_fill_(~self.allowed().to(scores.device), -torch.inf)

@@ -115,12 +115,13 @@ class GrammarWriter:
                 hint="Use tool_choice auto.",
                 param="tool_choice",
             )
-        named = [tool for tool in request.tools if tool.name == request.tool_choice]
-        tools = named or request.tools
+        named = [i for i, tool in enumerate(request.tools) if tool.name == request.tool_choice]
+        chosen = named or range(len(request.tools))
         once = bool(named) or not request.parallel_tool_calls
-        rules = [self._block_rules(form, once), "call: " + _choice("call", len(tools))]
-        for index, tool in enumerate(tools):
-            rules += self._tool_rules(form, index, tool)
+        choice = " | ".join(f"call_{index}" for index in chosen)
+        rules = [self._block_rules(form, once), f"call: {choice}"]
+        for index in chosen:
+            rules += self._tool_rules(form, index, request.tools[index])
         return rules
 
     def _block_rules(self, form: CallFormat, once: bool) -> str:
@@ -166,10 +167,6 @@ class GrammarWriter:
 
 def _string(text: str) -> list[str]:
     return [json.dumps(text, ensure_ascii=False)] if text else []
-
-
-def _choice(rule: str, count: int) -> str:
-    return " | ".join(f"{rule}_{index}" for index in range(count))
 
 
 def _excess(size: int, nodes: list[dict[str, Any]]) -> str | None:

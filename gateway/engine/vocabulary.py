@@ -63,7 +63,8 @@ class Vocabulary:
 
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes of one token, which may be a part of a character."""
-        return self._tokens().decode_bytes([token])
+        own = getattr(self._tokenizer, "token_bytes", None)
+        return bytes(own(token)) if own else self._tokens().decode_bytes([token])
 
     def _tokens(self) -> LLTokenizer:
         with self._lock:
@@ -72,12 +73,17 @@ class Vocabulary:
             return self._wrapper
 
     def _wrap(self) -> LLTokenizer:
-        from llguidance import LLTokenizer
+        from llguidance import LLTokenizer, TokenizerWrapper
 
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         try:
-            if backend is None or not self._eos_ids:
-                raise ValueError("it has no tokenizer.json, or no token that ends an answer")
+            if not self._eos_ids:
+                raise ValueError("no token ends an answer")
+            if hasattr(self._tokenizer, "token_bytes"):
+                spelled = _Spelled(self._tokenizer, self._size, self._eos_ids)
+                return LLTokenizer(TokenizerWrapper(spelled), eos_token=self._eos_ids)
+            if backend is None:
+                raise ValueError("it has no tokenizer.json")
             plain = copy(backend)
             plain.no_padding()
             plain.no_truncation()
@@ -86,6 +92,20 @@ class Vocabulary:
             raise UnsupportedCapability(
                 f"The tokenizer of this model cannot be read token by token: {error}"
             ) from None
+
+
+class _Spelled:
+    """A tokenizer that tells the bytes of its tokens, in the form that llguidance takes."""
+
+    def __init__(self, tokenizer: Any, size: int, eos_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_ids[0]
+        self.bos_token_id = None
+        self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
+        self.special_token_ids = tokenizer.all_special_ids
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(self._tokenizer.encode_bytes(text))
 
 
 def _shorten(reason: str) -> str:

@@ -13,6 +13,7 @@ from gateway.core.events import (
     Switched,
     TextDelta,
     Timings,
+    TokenLogprob,
     ToolCallDelta,
     Usage,
     Waiting,
@@ -20,6 +21,7 @@ from gateway.core.events import (
 from gateway.core.messages import ToolCall
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
+from gateway.http.logprobs import describe_logprobs
 from gateway.problems import Problem
 from gateway.services.streams import LiveStream
 
@@ -49,12 +51,12 @@ class NativeEvents:
     def _encode(self, event: Event) -> bytes:
         match event:
             case TextDelta():
-                return self._frame(b"delta", {"text": event.text})
+                return self._delta({"text": event.text}, event.logprobs)
             case ReasoningDelta():
-                return self._frame(b"delta", {"reasoning": event.text})
+                return self._delta({"reasoning": event.text}, event.logprobs)
             case ToolCallDelta():
                 call = {"index": event.index, **tool_call(event.call)}
-                return self._frame(b"delta", {"tool_call": call})
+                return self._delta({"tool_call": call}, event.logprobs)
             case Waiting():
                 return self._frame(b"waiting", _waiting(event))
             case Started():
@@ -66,6 +68,11 @@ class NativeEvents:
                 return self._finish(event.reason, event.usage)
             case Routed():
                 return b""
+
+    def _delta(self, data: dict[str, Any], logprobs: Sequence[TokenLogprob]) -> bytes:
+        if logprobs:
+            data["logprobs"] = describe_logprobs(logprobs)
+        return self._frame(b"delta", data)
 
     def _started(self, event: Started) -> dict[str, str]:
         return {

@@ -18,6 +18,7 @@ from gateway.core.events import (
     Started,
     Switched,
     TextDelta,
+    TokenLogprob,
     ToolCallDelta,
     Usage,
     Waiting,
@@ -25,6 +26,7 @@ from gateway.core.events import (
 from gateway.core.messages import ToolCall
 from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
+from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
 from gateway.problems import Problem
 from gateway.services.streams import LiveStream
 
@@ -117,7 +119,7 @@ class ChatChunks(_Chunks):
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
         match event:
             case TextDelta():
-                return self._delta_chunk({"content": event.text}) if event.text else b""
+                return self._text(event) if event.text or event.logprobs else b""
             case ReasoningDelta():
                 return self._delta_chunk({"reasoning_content": event.text}) if event.text else b""
             case ToolCallDelta():
@@ -127,22 +129,28 @@ class ChatChunks(_Chunks):
     def _last_choice(self, reason: str) -> dict[str, Any]:
         return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
 
-    def _delta_chunk(self, delta: dict[str, Any]) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    def _text(self, event: TextDelta) -> bytes:
+        return self._delta_chunk({"content": event.text}, _chat_logprobs(event.logprobs))
+
+    def _delta_chunk(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         return self._chunk([choice])
 
 
 class CompletionChunks(_Chunks):
     kind = "text_completion"
     prefix = "cmpl"
+    _told = 0
 
     def _start(self) -> bytes:
         return self._chunk([_text_choice("", None)])
 
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
-        if not isinstance(event, TextDelta) or not event.text:
+        if not isinstance(event, TextDelta) or not (event.text or event.logprobs):
             return b""
-        return self._chunk([_text_choice(event.text, None)])
+        choice = _text_choice(event.text, None, event.logprobs, self._told)
+        self._told += len(event.text)
+        return self._chunk([choice])
 
     def _last_choice(self, reason: str) -> dict[str, Any]:
         return _text_choice("", reason)
@@ -159,7 +167,7 @@ def describe_chat(live: LiveStream, answer: Generation) -> dict[str, Any]:
     choice = {
         "index": 0,
         "message": message,
-        "logprobs": None,
+        "logprobs": _chat_logprobs(answer.logprobs),
         "finish_reason": _FINISH_REASONS[answer.finish_reason],
     }
     return _whole(f"chatcmpl-{live.id}", "chat.completion", answer, choice)
@@ -167,7 +175,8 @@ def describe_chat(live: LiveStream, answer: Generation) -> dict[str, Any]:
 
 def describe_completion(live: LiveStream, answer: Generation) -> dict[str, Any]:
     """Return a whole plain completion."""
-    choice = _text_choice(answer.text, _FINISH_REASONS[answer.finish_reason])
+    reason = _FINISH_REASONS[answer.finish_reason]
+    choice = _text_choice(answer.text, reason, answer.logprobs)
     return _whole(f"cmpl-{live.id}", "text_completion", answer, choice)
 
 
@@ -190,8 +199,15 @@ def _whole(answer_id: str, kind: str, answer: Generation, choice: dict[str, Any]
     }
 
 
-def _text_choice(text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+def _text_choice(
+    text: str, reason: str | None, logprobs: Sequence[TokenLogprob] = (), offset: int = 0
+) -> dict[str, Any]:
+    described = describe_text_logprobs(logprobs, offset) if logprobs else None
+    return {"index": 0, "text": text, "logprobs": described, "finish_reason": reason}
+
+
+def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    return {"content": describe_logprobs(logprobs), "refusal": None} if logprobs else None
 
 
 def _describe_call(call: ToolCall) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class ChatBody(CommonBody, kw_only=True):
     max_completion_tokens: int | None = None
     tools: list[wire.ToolBody] | None = None
     tool_choice: str | wire.ToolChoiceBody | None = None
+    parallel_tool_calls: bool | None = None
     response_format: wire.ResponseFormatBody | None = None
     reasoning_effort: str | None = None
 
@@ -83,6 +84,7 @@ def parse_chat(data: bytes, request_id: str) -> Completion:
         options=_read_options(body),
         tools=tools,
         tool_choice=wire.to_tool_choice(body.tool_choice, tools),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=wire.to_response_format(body.response_format),
         think=_read_effort(body.reasoning_effort),
         keep_alive_s=parse_keep_alive(body.keep_alive),

@@ -17,6 +17,7 @@ from gateway.http.body import decode_body, read_request
 from gateway.http.caller import identify_caller
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
+from gateway.http.logprobs import describe_logprobs
 from gateway.http.native_events import NativeEvents, round_timings, tool_call
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
 from gateway.http.sse import StreamReply
@@ -39,6 +40,7 @@ class StreamBody(msgspec.Struct, kw_only=True):
     options: NativeOptionsBody | None = None
     tools: list[wire.ToolBody] | None = None
     tool_choice: str | wire.ToolChoiceBody | None = None
+    parallel_tool_calls: bool | None = None
     response_format: wire.ResponseFormatBody | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
     keep_alive: float | str | None = None
@@ -92,6 +94,7 @@ def parse_stream_request(data: bytes, request_id: str) -> GenerateRequest:
         options=to_options(body.options, "options."),
         tools=tools,
         tool_choice=wire.to_tool_choice(body.tool_choice, tools),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=wire.to_response_format(body.response_format),
         think=body.think,
         keep_alive_s=parse_keep_alive(body.keep_alive),
@@ -123,6 +126,7 @@ def _describe_answer(live: LiveStream, answer: Generation) -> dict[str, Any]:
     optional = {
         "reasoning": answer.reasoning,
         "tool_calls": [tool_call(call) for call in answer.tool_calls],
+        "logprobs": describe_logprobs(answer.logprobs),
     }
     return {
         "stream_id": live.id,

@@ -151,15 +151,23 @@ def _describe_gguf(
 
 
 def _read_card(folder: Path) -> ModelCard:
-    has_template = (folder / "chat_template.jinja").exists() or "chat_template" in _read_object(
-        folder / "tokenizer_config.json"
-    )
     return read_card(
         _read_object(folder / "config.json"),
-        has_chat_template=has_template,
+        templates=_read_templates(folder),
+        can_constrain=(folder / "tokenizer.json").is_file(),
         has_pooling=has_pooling(_read_json(folder / "modules.json")),
         max_length=read_max_length(_read_object(folder / "sentence_bert_config.json")),
     )
+
+
+def _read_templates(folder: Path) -> list[str]:
+    """Return the chat templates: of files of their own, or of the tokenizer's configuration."""
+    files = [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]
+    found = [text for file in files if (text := _read_text(file))]
+    inline = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    named = inline if isinstance(inline, list) else [{"template": inline}]
+    texts = [entry.get("template") for entry in named if isinstance(entry, dict)]
+    return found + [text for text in texts if isinstance(text, str)]
 
 
 def _model_folders(root: Path, depth: int) -> Iterator[Path]:

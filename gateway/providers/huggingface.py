@@ -242,9 +242,14 @@ def _problem(model: LocalModel) -> tuple[str | None, str | None]:
 def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
     if card.embeds:
         return (Capability.EMBEDDING,)
-    if card.has_chat_template:
-        return (Capability.CHAT, Capability.COMPLETION)
-    return (Capability.COMPLETION,)
+    can = {
+        Capability.CHAT: card.has_chat_template,
+        Capability.COMPLETION: True,
+        Capability.TOOLS: bool(card.dialect.calls),
+        Capability.THINKING: card.dialect.reasoning is not None,
+        Capability.STRUCTURED: card.can_constrain,
+    }
+    return tuple(capability for capability, holds in can.items() if holds)
 
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:

@@ -14,6 +14,7 @@ from gateway.core.errors import (
     InvalidRequest,
     InvalidText,
     ProviderProtocolError,
+    UnsupportedCapability,
 )
 from gateway.core.events import (
     Delta,
@@ -23,6 +24,7 @@ from gateway.core.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCallDelta,
     Usage,
 )
@@ -88,6 +90,8 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     options: _OptionsBody | None = None
     keep_alive: float | int | None = None
     think: bool | str | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
 
 
 class _FunctionLine(msgspec.Struct):
@@ -99,6 +103,13 @@ class _FunctionLine(msgspec.Struct):
 class _CallLine(msgspec.Struct):
     function: _FunctionLine
     id: str | None = None
+
+
+class _LogprobLine(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list["_LogprobLine"] | None = None
 
 
 class _MessageLine(msgspec.Struct):
@@ -114,6 +125,7 @@ class _Line(msgspec.Struct):
     response: str | None = None
     thinking: str | None = None
     tool_calls: list[_CallLine] | None = None
+    logprobs: list[_LogprobLine] | None = None
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: int | None = None
@@ -140,6 +152,8 @@ def encode_request(
         options=_encode_options(request.options, num_ctx),
         keep_alive=encode_keep_alive(request.keep_alive_s),
         think=_require_think(request.think),
+        logprobs=request.options.logprobs is not None,
+        top_logprobs=request.options.logprobs or 0,
     )
     messages = request.messages
     if request.prompt is not None and request.tools and not request.raw:
@@ -233,17 +247,18 @@ class AnswerReader:
             thinking, text, calls = part.thinking, part.response, part.tool_calls
         # One line is one token as far as anyone can tell: the first delta of a line carries it.
         tokens = 1
+        logprobs = tuple(_read_logprob(each) for each in part.logprobs or ())
         deltas: list[Delta] = []
         if thinking:
-            deltas.append(ReasoningDelta(thinking, tokens))
-            tokens = 0
-        if text:
-            deltas.append(TextDelta(text, tokens))
-            tokens = 0
+            deltas.append(ReasoningDelta(thinking, tokens, logprobs))
+            tokens, logprobs = 0, ()
+        if text or (logprobs and not calls):
+            deltas.append(TextDelta(text or "", tokens, logprobs))
+            tokens, logprobs = 0, ()
         for call in calls or ():
-            deltas.append(ToolCallDelta(self._calls, self._tool_call(call), tokens))
+            deltas.append(ToolCallDelta(self._calls, self._tool_call(call), tokens, logprobs))
             self._calls += 1
-            tokens = 0
+            tokens, logprobs = 0, ()
         self._tokens += 1 - tokens
         return deltas
 
@@ -261,6 +276,14 @@ class AnswerReader:
             reason="tool_calls" if self._calls else reason,
             usage=Usage(read_count(part.prompt_eval_count or 0), read_count(counted)),
         )
+
+
+def _read_logprob(line: _LogprobLine) -> TokenLogprob:
+    raw = line.token.encode("utf-8", "surrogatepass")
+    if line.bytes is not None and all(0 <= value < 256 for value in line.bytes):
+        raw = bytes(line.bytes)
+    top = tuple(_read_logprob(other) for other in line.top_logprobs or ())
+    return TokenLogprob(line.token, raw, line.logprob, top)
 
 
 def read_count(count: int) -> int:
@@ -289,6 +312,11 @@ def _encode_format(wanted: ResponseFormat | None) -> str | dict[str, Any] | None
 
 
 def _encode_options(options: Options, num_ctx: int | None) -> _OptionsBody:
+    for param, given in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_ids)):
+        if given:
+            raise UnsupportedCapability(
+                f"Ollama's API takes no '{param}'.", hint="Leave it out.", param=param
+            )
     return _OptionsBody(
         temperature=options.temperature,
         top_p=options.top_p,

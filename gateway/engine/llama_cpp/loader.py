@@ -18,6 +18,7 @@ from gateway.engine.llama_cpp.trial import try_load
 from gateway.engine.loader import LoadedModel
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runtime import choose_threads, import_torch
+from gateway.engine.vocabulary import Vocabulary
 
 # What each key of the metadata is called in a generation config. Source: llama-arch.cpp.
 _SAMPLING = {
@@ -101,6 +102,7 @@ def _load(
         model=LoadedFile(model, read_sampling(header.metadata)),
         runner=LlamaRunner(context, sequences),
         encoder=PromptEncoder(tokenizer),
+        vocabulary=Vocabulary(tokenizer, model.vocabulary_size, tokenizer.eos_ids),
         eos_ids=tokenizer.eos_ids,
         vocabulary_size=model.vocabulary_size,
         context_length=room.context_length,

@@ -8,6 +8,8 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tokenizers import AddedToken
+
 from gateway.core.errors import InvalidRequest
 from gateway.engine.llama_cpp.model import LlamaModel
 
@@ -24,8 +26,13 @@ class LlamaTokenizer:
         self.eos_ids = frozenset(
             token for token in ids if model.api.llama_vocab_is_eog(model.vocab, token)
         )
-        self.added_tokens_decoder = {token: self._text(token) for token in self._special_ids(ids)}
-        self.all_special_tokens = list(self.added_tokens_decoder.values())
+        self.added_tokens_decoder = {
+            token: AddedToken(self._text(token), special=is_control)
+            for token, is_control in self._special_ids(ids)
+        }
+        special = {id: str(each) for id, each in self.added_tokens_decoder.items() if each.special}
+        self.all_special_ids = list(special)
+        self.all_special_tokens = list(special.values())
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         """Return the ids; text that spells a control token is that token."""
@@ -35,6 +42,14 @@ class LlamaTokenizer:
         """Return the text; bytes that are no character become the replacement character."""
         pieces = [self._piece(token, not skip_special_tokens) for token in ids]
         return b"".join(pieces).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token, which may be a part of a character."""
+        return self._piece(token, True)
+
+    def encode_bytes(self, text: bytes) -> list[int]:
+        """Return the ids of bytes that need not be whole characters."""
+        return self._encode(text, False)
 
     def apply_chat_template(self, messages: Sequence[Any], **options: Any) -> str:
         """Return the prompt as text, rendered as transformers renders it: in a sandbox."""
@@ -80,12 +95,11 @@ class LlamaTokenizer:
         text: bytes = self._model.api.llama_vocab_get_text(self._model.vocab, token)
         return text.decode(errors="replace")
 
-    def _special_ids(self, ids: Iterable[int]) -> list[int]:
-        """Return the tokens that llama.cpp finds in text before it splits the text."""
+    def _special_ids(self, ids: Iterable[int]) -> list[tuple[int, bool]]:
+        """Return the tokens that llama.cpp finds in text before it splits the text, and of each
+        whether it controls the model: others are a part of what it says."""
         api, vocab = self._model.api, self._model.vocab
-        special = (
-            api.LLAMA_TOKEN_ATTR_CONTROL
-            | api.LLAMA_TOKEN_ATTR_USER_DEFINED
-            | api.LLAMA_TOKEN_ATTR_UNKNOWN
-        )
-        return [token for token in ids if api.llama_vocab_get_attr(vocab, token) & special]
+        control = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        special = control | api.LLAMA_TOKEN_ATTR_USER_DEFINED
+        attributes = ((token, api.llama_vocab_get_attr(vocab, token)) for token in ids)
+        return [(token, bool(attr & control)) for token, attr in attributes if attr & special]

@@ -1,6 +1,7 @@
 """llama.cpp behind the engine: what it says, against transformers over the same weights."""
 
 import gc
+import json
 import random
 from contextlib import aclosing
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from gateway.core.errors import (
@@ -18,7 +20,7 @@ from gateway.core.errors import (
     UnsupportedCapability,
 )
 from gateway.core.events import Finished, Generation, Started, TextDelta, collect
-from gateway.core.messages import GenerateRequest, Message
+from gateway.core.messages import GenerateRequest, Message, ResponseFormat
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.loader import load_gguf as load_file
 from gateway.engine.loader import LoadConfig, LoadedModel
@@ -319,3 +321,25 @@ def test_a_split_model_is_loaded_whole(
 def test_more_streams_than_llama_cpp_has_places_for_are_refused(load_gguf: LoadGguf) -> None:
     with pytest.raises(ModelLoadFailed, match="at most 256"):
         load_gguf(context_length=256, sequences=257)
+
+
+async def test_an_answer_can_be_bound_to_a_schema(
+    load_gguf: LoadGguf, start_engine: StartEngine
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "é"]}}, "required": ["a"]}
+    bound = msgspec.structs.replace(
+        ask(max_tokens=60, temperature=1.0, seed=3),
+        response_format=ResponseFormat("json_schema", {**schema, "additionalProperties": False}),
+    )
+    async with start_engine(load_gguf()) as engine:
+        answer = await collect(engine.stream(bound))
+    assert json.loads(answer.text)["a"] in ("x", "é")
+
+
+async def test_log_probabilities_tell_the_bytes_of_tokens(
+    load_gguf: LoadGguf, start_engine: StartEngine
+) -> None:
+    async with start_engine(load_gguf()) as engine:
+        answer = await collect(engine.stream(ask(max_tokens=5, logprobs=2)))
+    assert b"".join(entry.raw for entry in answer.logprobs).decode(errors="replace") == answer.text
+    assert all(len(entry.top) == 2 for entry in answer.logprobs)

@@ -96,15 +96,19 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, models_folder: Path) -> dict[str, str]:
-    """What a gateway of its own needs; nothing of this machine's gateway settings."""
+    return environment_of(tmp_path, models_folder)
+
+
+def environment_of(folder: Path, models_folder: Path) -> dict[str, str]:
+    """Return what a gateway of its own needs; nothing of this machine's gateway settings."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "HF_", "OLLAMA"))}
     return clean | {
-        "GATEWAY_DATA_DIR": str(tmp_path / "data"),
+        "GATEWAY_DATA_DIR": str(folder / "data"),
         "GATEWAY_PORT": "0",
         "GATEWAY_NODE": "test",
         "GATEWAY_DRAIN_GRACE_S": "0.2",
         "HF_MODEL_PATH": str(models_folder),
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(folder / "hf"),
         "OLLAMA_HOST": DEAD_OLLAMA,
     }
 
