@@ -31,6 +31,11 @@ def is_forced(choice: str | None) -> bool:
     return choice not in (None, "auto", "none")
 
 
+def is_bound(request: GenerateRequest) -> bool:
+    """Tell whether the answer must follow a grammar at all."""
+    return is_forced(request.tool_choice) or wanted_schema(request) is not None
+
+
 def wanted_schema(request: GenerateRequest) -> dict[str, Any] | None:
     """Return the schema that a whole answer must follow, if there is one."""
     wanted = request.response_format
@@ -40,10 +45,10 @@ def wanted_schema(request: GenerateRequest) -> dict[str, Any] | None:
 
 
 def schemas_of(request: GenerateRequest) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every schema that binds the answer, after the parameter that it came by."""
+    """Yield every schema that may bind the answer, after the parameter that it came by."""
     if (schema := wanted_schema(request)) is not None:
         yield "response_format", schema
-    if is_forced(request.tool_choice):
+    if request.tool_choice != "none":
         for index, tool in enumerate(request.tools):
             yield f"tools[{index}].function.parameters", tool.parameters
 
@@ -73,15 +78,13 @@ class GrammarWriter:
         known = sorted((mark for mark in marks if mark), key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, known))) if known else None
 
-    def write(self, request: GenerateRequest, *, is_raw: bool, is_reasoning: bool) -> str | None:
-        """Return the grammar, or None where the model may say what it likes.
+    def write(self, request: GenerateRequest, *, is_raw: bool, is_reasoning: bool) -> str:
+        """Return the grammar of a request that is bound.
 
         `is_reasoning`: the prompt has begun the reasoning. Raises InvalidRequest, and
         UnsupportedCapability for a call that is forced on a model whose way of calling is unknown.
         """
         rules = self._answer_rules(request)
-        if not rules:
-            return None
         reasoning = None if is_raw else self._dialect.reasoning
         if is_reasoning and reasoning:
             rules = ["start: thought gap answer", *self._thought(reasoning), *rules]
@@ -94,10 +97,8 @@ class GrammarWriter:
 
     def _answer_rules(self, request: GenerateRequest) -> list[str]:
         schema = wanted_schema(request)
-        if is_forced(request.tool_choice):
+        if schema is None or is_forced(request.tool_choice):
             return ["answer: calls", *self._call_rules(request)]
-        if schema is None:
-            return []
         rules = [f"json: {write_schema(schema, 'response_format')}"]
         may_call = request.tools and request.tool_choice != "none" and self._form() is not None
         if may_call:

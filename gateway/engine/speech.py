@@ -10,7 +10,7 @@ from gateway.core.events import Delta
 from gateway.core.messages import GenerateRequest, Options
 from gateway.engine.chat import fit_id
 from gateway.engine.constraint import Constraint
-from gateway.engine.grammar import GrammarWriter, schemas_of, write_schema
+from gateway.engine.grammar import GrammarWriter, is_bound, schemas_of, write_schema
 from gateway.engine.interpreter import Interpreter
 from gateway.engine.loader import LoadedModel
 from gateway.engine.logprobs import LogprobReporter
@@ -49,8 +49,6 @@ def prepare_speech(request: GenerateRequest, prompt: list[int], loaded: LoadedMo
     _require_tokens(options, loaded.vocabulary_size)
     is_raw = encoder.is_raw(request)
     is_reasoning = not is_raw and encoder.begins_reasoning(prompt)
-    writer = GrammarWriter(encoder.dialect, loaded.vocabulary.marks)
-    grammar = writer.write(request, is_raw=is_raw, is_reasoning=is_reasoning)
     reporter = None
     if options.logprobs is not None:
         reporter = LogprobReporter(loaded.vocabulary, encoder.spell)
@@ -66,7 +64,11 @@ def prepare_speech(request: GenerateRequest, prompt: list[int], loaded: LoadedMo
         options.stop,
         one_call=not request.parallel_tool_calls,
     )
-    constraint = _compile(grammar, request, loaded.vocabulary) if grammar else None
+    constraint = None
+    if is_bound(request):
+        writer = GrammarWriter(encoder.dialect, loaded.vocabulary.marks)
+        grammar = writer.write(request, is_raw=is_raw, is_reasoning=is_reasoning)
+        constraint = _compile(grammar, request, loaded.vocabulary)
     return Speech(transcript, constraint, reporter)
 
 

@@ -72,9 +72,7 @@ def vocabulary() -> Iterator[Vocabulary]:
 def grammar_of(schema: dict[str, Any] | None) -> str:
     kind = "json_object" if schema is None else "json_schema"
     request = GenerateRequest(id="r", model="m", response_format=ResponseFormat(kind, schema))
-    grammar = GrammarWriter(Dialect(), {}).write(request, is_raw=False, is_reasoning=False)
-    assert grammar is not None
-    return grammar
+    return GrammarWriter(Dialect(), {}).write(request, is_raw=False, is_reasoning=False)
 
 
 def draw(vocabulary: Vocabulary, grammar: str, seed: int, limit: int = 600) -> tuple[bytes, bool]:

@@ -86,3 +86,53 @@ def test_stops_are_a_tuple_whatever_they_were_written_as() -> None:
     assert to_options(OptionsBody(stop="x")).stop == ("x",)
     assert to_options(OptionsBody(stop=["x", "y"])).stop == ("x", "y")
     assert to_options(None).stop == ()
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "top", "wanted"),
+    [
+        (None, None, None),
+        (False, None, None),
+        (False, 5, None),
+        (True, None, 0),
+        (True, 5, 5),
+        (None, 5, 5),
+        (0, None, 0),
+        (3, None, 3),
+        (3, 20, 20),
+    ],
+)
+def test_log_probabilities_are_asked_for_in_either_of_openai_s_ways(
+    logprobs: bool | int | None, top: int | None, wanted: int | None
+) -> None:
+    assert to_options(OptionsBody(logprobs=logprobs, top_logprobs=top)).logprobs == wanted
+
+
+@pytest.mark.parametrize("count", [-1, 21])
+def test_too_many_log_probabilities_are_refused(count: int) -> None:
+    with pytest.raises(InvalidRequest, match="from 0 to 20") as caught:
+        to_options(OptionsBody(logprobs=count), "options.")
+    assert caught.value.param == "options.logprobs"
+
+
+def test_biases_and_stop_ids_are_tokens() -> None:
+    options = to_options(OptionsBody(logit_bias={"7": -100, "8": 0.5}, stop_token_ids=[3, 4]))
+    assert options.logit_bias == ((7, -100), (8, 0.5))
+    assert options.stop_ids == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (OptionsBody(logit_bias={"seven": 1}), "no token"),
+        (OptionsBody(logit_bias={"-7": 1}), "no token"),
+        (OptionsBody(logit_bias={"\u0667": 1}), "no token"),
+        (OptionsBody(logit_bias={"7": 101}), "from -100 to 100"),
+        (OptionsBody(logit_bias={"7": float("nan")}), "from -100 to 100"),
+        (OptionsBody(logit_bias={str(n): 1 for n in range(1025)}), "1024 are allowed"),
+        (OptionsBody(stop_token_ids=[1] * 1025), "1024 are allowed"),
+    ],
+)
+def test_what_is_no_bias_is_refused(body: OptionsBody, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        to_options(body)

@@ -145,6 +145,37 @@ def test_a_chat_template_in_either_place_is_seen(library: FileLibrary, tmp_path:
     assert (seen[plain.name], seen[file.name], seen[inside.name]) == (False, True, True)
 
 
+def test_what_a_model_can_be_asked_for_is_read_from_its_files(
+    library: FileLibrary, tmp_path: Path
+) -> None:
+    template = "{% if tools %}{% endif %}<tool_call></tool_call><think>"
+    for name in ("file", "named", "beside"):
+        put_model(tmp_path / "models" / name)
+    (tmp_path / "models/file/chat_template.jinja").write_text(template)
+    (tmp_path / "models/file/tokenizer.json").write_text("{}")
+    listed = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": template}]
+    config = tmp_path / "models/named/tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": listed}))
+    (tmp_path / "models/beside/additional_chat_templates").mkdir()
+    (tmp_path / "models/beside/additional_chat_templates/tool_use.jinja").write_text(template)
+    cards = {model.name: model.card for model in library.scan()}
+    for name in ("file", "named", "beside"):
+        assert cards[name].dialect.calls and cards[name].dialect.reasoning, name
+    assert cards["file"].can_constrain and not cards["named"].can_constrain
+    assert not cards["demo"].dialect.calls
+
+
+@pytest.mark.parametrize(
+    "config", ['{"chat_template": 1}', '{"chat_template": [1, {"template": null}]}', "[", "{}"]
+)
+def test_templates_that_are_none_are_no_templates(
+    library: FileLibrary, tmp_path: Path, config: str
+) -> None:
+    (put_model(tmp_path / "models/odd") / "tokenizer_config.json").write_text(config)
+    found = library.find("odd")
+    assert found is not None and not found.card.has_chat_template
+
+
 def test_folders_whose_names_cannot_be_sent_are_left_out(
     library: FileLibrary, tmp_path: Path
 ) -> None:

@@ -4,8 +4,22 @@ import json
 
 import pytest
 
-from gateway.core.errors import IncompleteStream, InvalidRequest, ProviderProtocolError
-from gateway.core.events import Event, Finished, Started, TextDelta, ToolCallDelta, Usage
+from gateway.core.errors import (
+    IncompleteStream,
+    InvalidRequest,
+    ProviderProtocolError,
+    UnsupportedCapability,
+)
+from gateway.core.events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from gateway.core.messages import (
     GenerateRequest,
     Message,
@@ -198,3 +212,47 @@ def test_tools_beside_a_prompt_go_to_chat_which_takes_them() -> None:
     assert path == "/api/chat"
     assert b'"tools"' in body
     assert b'"weather?"' in body
+
+
+@pytest.mark.parametrize(
+    ("count", "sent"),
+    [(None, {}), (0, {"logprobs": True}), (3, {"logprobs": True, "top_logprobs": 3})],
+)
+def test_log_probabilities_are_passed_on(count: int | None, sent: dict[str, object]) -> None:
+    body = encoded(chat(options=Options(logprobs=count)))
+    assert {key: body[key] for key in ("logprobs", "top_logprobs") if key in body} == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        (Options(logit_bias=((1, 1.0),)), "logit_bias"),
+        (Options(stop_ids=(1,)), "stop_token_ids"),
+    ],
+)
+def test_what_ollama_cannot_be_told_is_refused(options: Options, param: str) -> None:
+    with pytest.raises(UnsupportedCapability) as caught:
+        encoded(chat(options=options))
+    assert caught.value.param == param
+
+
+def test_log_probabilities_come_with_what_they_are_of() -> None:
+    def line(message: dict[str, object], *tokens: str) -> bytes:
+        logprobs = [
+            {
+                "token": token,
+                "logprob": -0.5,
+                "bytes": list(token.encode()),
+                "top_logprobs": [{"token": "x", "logprob": -0.1}],
+            }
+            for token in tokens
+        ]
+        return json.dumps({"message": message, "logprobs": logprobs}).encode() + b"\n"
+
+    lines = line({"thinking": "h"}, "h") + line({"content": "é"}, "é") + line({"content": ""}, "z")
+    _, thought, text, silent = reader().feed(lines)
+    assert isinstance(thought, ReasoningDelta) and thought.logprobs[0].token == "h"
+    top = (TokenLogprob("x", b"x", -0.1),)
+    assert text == TextDelta("é", 1, (TokenLogprob("é", "é".encode(), -0.5, top),))
+    # A token may say nothing that can be shown yet, and still have been drawn.
+    assert isinstance(silent, TextDelta) and (silent.text, len(silent.logprobs)) == ("", 1)
