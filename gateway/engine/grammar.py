@@ -21,6 +21,9 @@ MAX_ALTERNATIVES = 128
 MAX_MULTIPLE = 10_000
 """Numbers are matched by an automaton with a state for each remainder."""
 
+MAX_INTEGER = 2**53
+"""The compiler reads constants as floats."""
+
 # Enough for any indentation; without a bound a weak model may never come back from its spaces.
 _SPACE = r"[ \n\t]{1,24}"
 _GUIDANCE = "x-guidance"
@@ -178,6 +181,8 @@ def _excess(size: int, nodes: list[dict[str, Any]]) -> str | None:
         for key in ("anyOf", "oneOf", "allOf"):
             if isinstance(node.get(key), list) and len(node[key]) > MAX_ALTERNATIVES:
                 return f"{key} has {len(node[key])} parts; {MAX_ALTERNATIVES} are allowed"
+    if any(_is_inexact(value) for node in nodes for value in _constants(node)):
+        return f"it names an integer above {MAX_INTEGER}, which would be rounded"
     multiples = [Fraction(str(value)) for node in nodes if (value := _multiple_of(node))]
     states = math.lcm(*(part for each in multiples for part in each.as_integer_ratio()))
     if states > MAX_MULTIPLE:
@@ -188,6 +193,15 @@ def _excess(size: int, nodes: list[dict[str, Any]]) -> str | None:
 def _multiple_of(node: dict[str, Any]) -> float:
     value = node.get("multipleOf")
     return value if isinstance(value, int | float) else 0
+
+
+def _constants(node: dict[str, Any]) -> list[Any]:
+    values = node.get("enum")
+    return [*(values if isinstance(values, list) else []), node.get("const")]
+
+
+def _is_inexact(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) > MAX_INTEGER
 
 
 def _nodes(schema: Any) -> Iterator[dict[str, Any]]:

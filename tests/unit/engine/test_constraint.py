@@ -31,7 +31,11 @@ SCALARS = st.one_of(
     st.just({"type": "string", "format": "date"}),
     st.builds(
         lambda values: {"enum": values},
-        st.lists(st.one_of(st.integers(), st.text(max_size=5), st.none()), min_size=1, max_size=4),
+        st.lists(
+            st.one_of(st.integers(-(2**53), 2**53), st.text(max_size=5), st.none()),
+            min_size=1,
+            max_size=4,
+        ),
     ),
     st.builds(lambda value: {"const": value}, st.text(max_size=8)),
 )
@@ -151,6 +155,8 @@ def nested(depth: int) -> dict[str, Any]:
         (nested(5000), "too deep"),
         ({"enum": [f"value {n}" for n in range(100_000)]}, "bytes"),
         ({"anyOf": [{"const": n} for n in range(500)]}, "anyOf has 500 parts"),
+        ({"enum": [2**53 + 1]}, "integer above"),
+        ({"properties": {"a": {"const": -(2**53) - 1}}}, "integer above"),
         ({"type": "integer", "multipleOf": 1_234_567}, "multipleOf"),
         ({"allOf": [{"multipleOf": 9_973}, {"multipleOf": 9_967}]}, "multipleOf"),
         ({"type": "number", "multipleOf": 0.0000001}, "multipleOf"),
