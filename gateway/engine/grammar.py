@@ -26,7 +26,6 @@ MAX_INTEGER = 2**53
 
 # Enough for any indentation; without a bound a weak model may never come back from its spaces.
 _SPACE = r"[ \n\t]{1,24}"
-_GUIDANCE = "x-guidance"
 
 
 def is_forced(choice: str | None) -> bool:
@@ -61,10 +60,9 @@ def write_schema(schema: dict[str, Any], param: str) -> str:
 
     Raises InvalidRequest for one that is too large to compile.
     """
-    own = {key: value for key, value in schema.items() if key != _GUIDANCE}
     try:
-        text = json.dumps({**own, _GUIDANCE: {"whitespace_pattern": _SPACE}})
-        nodes = list(_nodes(own))
+        text = json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}})
+        nodes = list(_nodes(schema))
     except (RecursionError, ValueError):
         raise InvalidRequest("The schema nests too deep.", param=param) from None
     if reason := _excess(len(text), nodes):

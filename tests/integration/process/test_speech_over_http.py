@@ -185,7 +185,7 @@ def test_langchain_binds_tools_and_structured_output(gateway: GatewayProcess) ->
         for method in ("json_schema", "function_calling"):
             structured = chat.with_structured_output(Plan, method=method)
             assert isinstance(structured.invoke("Plan it."), Plan)
-        called = chat.bind_tools([plan], tool_choice="plan").invoke("Plan it.")
+        called = chat.bind_tools([plan], tool_choice="plan", strict=True).invoke("Plan it.")
     assert isinstance(called, AIMessage)
     [call] = called.tool_calls
     assert call["name"] == "plan" and set(call["args"]) == {"city", "days", "mood"}

@@ -114,6 +114,11 @@ def test_text_held_back_for_a_stop_string_comes_before_the_call(tokenizer: Any) 
     assert told.of(TextDelta) == "Good"
 
 
+def test_the_beginning_of_a_stop_string_at_the_end_is_text(tokenizer: Any) -> None:
+    told = tell(tokenizer, "Good ST", "STOP")
+    assert (told.of(TextDelta), told.reason) == ("Good ST", "stop")
+
+
 def test_a_call_that_cannot_be_read_is_text_and_no_call(tokenizer: Any) -> None:
     said = 'So: <tool_call>\n{"name": time}\n</tool_call>'
     told = tell(tokenizer, said)
