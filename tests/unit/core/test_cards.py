@@ -5,7 +5,7 @@ from gateway.core.cards import ModelCard, read_card
 
 def card(architecture: str, family: str, *, has_pooling: bool = False) -> ModelCard:
     config = {"architectures": [architecture], "model_type": family}
-    return read_card(config, has_chat_template=False, has_pooling=has_pooling)
+    return read_card(config, has_pooling=has_pooling)
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_a_decoder_with_a_pooling_embeds_and_does_not_generate() -> None:
 
 def test_the_shorter_of_two_lengths_is_the_context() -> None:
     config = {"max_position_embeddings": 512}
-    lengths = [read_card(config, has_chat_template=False, max_length=n) for n in (256, 1024, None)]
+    lengths = [read_card(config, max_length=n) for n in (256, 1024, None)]
     assert [found.context_length for found in lengths] == [256, 512, 512]
