@@ -9,6 +9,7 @@ Figures: bench/README.md.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +27,8 @@ SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Product(Protocol):
     """One product for one or several linear layers: their outputs side by side."""
 
+    memory_bytes: int
+
     def __call__(self, tensor: Tensor) -> Tensor: ...
 
 
@@ -33,11 +36,10 @@ class PackedProduct:
     """Weights in oneDNN's own layout; the layers' own can go."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
-        weight = layers[0].weight.detach()
-        if len(layers) > 1:
-            weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = joint_weight(layers)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self._bias = _joint_bias(layers)
+        self._bias = joint_bias(layers)
+        self.memory_bytes = weight.nbytes
 
     def __call__(self, tensor: Tensor) -> Tensor:
         output: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -50,13 +52,13 @@ class JointProduct:
     """Plain weights, one after another in memory; the layers keep theirs as views of it."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
-        self._weight = layers[0].weight.detach()
+        self._weight = joint_weight(layers)
+        self.memory_bytes = 0  # the layers count it
         if len(layers) > 1:
-            self._weight = torch.cat([layer.weight.detach() for layer in layers])
             parts = torch.split(self._weight, [layer.out_features for layer in layers])
             for layer, part in zip(layers, parts, strict=True):
                 layer.weight = nn.Parameter(part, requires_grad=False)
-        self._bias = _joint_bias(layers)
+        self._bias = joint_bias(layers)
 
     def __call__(self, tensor: Tensor) -> Tensor:
         return nn.functional.linear(tensor, self._weight, self._bias)
@@ -132,8 +134,8 @@ def can_pack(model: Any) -> bool:
         return False
 
 
-def pack_linears(model: Any) -> int:
-    """Replace every Linear of `model` by its packed form; return the bytes of the packed weights.
+def pack_linears(model: Any, make: Callable[[list[nn.Linear]], Product] = PackedProduct) -> int:
+    """Replace every Linear of `model` by its product; return the bytes of the products' weights.
 
     The plain weights are freed, but for one that something else uses (a tied embedding).
     """
@@ -144,14 +146,21 @@ def pack_linears(model: Any) -> int:
         }
         for names in _groups(children):
             layers = [children[name] for name in names]
-            shared = _Shared(PackedProduct(layers), [layer.out_features for layer in layers])
+            product = make(layers)
+            shared = _Shared(product, [layer.out_features for layer in layers])
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))
-            packed_bytes += sum(layer.weight.nbytes for layer in layers)
+            packed_bytes += product.memory_bytes
     return packed_bytes
 
 
-def _joint_bias(layers: list[nn.Linear]) -> Tensor | None:
+def joint_weight(layers: list[nn.Linear]) -> Tensor:
+    """Return the weights of layers that share an input, one after another."""
+    weights = [layer.weight.detach() for layer in layers]
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def joint_bias(layers: list[nn.Linear]) -> Tensor | None:
     biases = [layer.bias for layer in layers]
     return None if None in biases else torch.cat([bias.detach() for bias in biases])
 

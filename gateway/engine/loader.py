@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.cards import read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
-from gateway.core.loading import LoadConfig
+from gateway.core.loading import LoadConfig, Quantization
 from gateway.engine.probe import are_alike, choose_runner, probe_logits
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
@@ -55,16 +55,15 @@ def load_model(
     progress = progress or LoadProgress()
     require_safetensors(name, path)
     import_torch()
-    if config.quantization != "none":
-        raise ModelLoadFailed(
-            f"{name} cannot be loaded as {config.quantization}: there is no quantization yet."
-        )
     device = choose_device(config.device)
     try:
         with watched(progress, path):
             model, tokenizer = _load(path, config.dtype, device)
         progress.check()
-        model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device)[0])
+        if config.quantization == "none":
+            model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device)[0])
+        else:
+            packed_bytes = _quantize(name, model, config.quantization)
     except GatewayError:
         raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
@@ -93,6 +92,12 @@ def _load(path: Path, dtype: str, device: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     return model.to(device).eval(), tokenizer
+
+
+def _quantize(name: str, model: Any, quantization: Quantization) -> int:
+    from gateway.engine.quantization import quantize
+
+    return quantize(name, model, quantization)
 
 
 def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import anyio.to_thread
 import msgspec
 
+from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
@@ -46,6 +47,13 @@ async def open_engine(
     The engine's cache takes its bytes from `memory` (None: nobody counts them). Raises
     ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
     """
+    is_plain = spec.load.quantization == "none"
+    if not is_plain and (spec.files.card.embeds or spec.files.card.format != "safetensors"):
+        raise ModelLoadFailed(
+            f"{spec.ref} cannot be loaded as {spec.load.quantization}.",
+            hint="Only models that generate text, from safetensors, are quantized while they load.",
+            param="quantization",
+        )
     open = _open_embedder if spec.files.card.embeds else _open_generator
     return await open(spec, progress or LoadProgress(), memory)
 
