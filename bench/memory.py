@@ -110,7 +110,7 @@ async def settled(pid: int) -> int:
 
 
 async def unload_ours(peer: ServerPeer) -> None:
-    body = {"model": peer.model, "prompt": "aaab", "max_tokens": 1, "keep_alive": 0}
+    body = {"model": peer.model, "prompt": " aaab", "max_tokens": 1, "keep_alive": 0}
     await post(f"{peer.url}/v1/completions", body)
 
 

@@ -15,11 +15,12 @@ import msgspec
 from bench import worker
 from bench.answers import Answer
 from gateway.core.events import Finished, TextDelta
+from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
 from gateway.engine import linear
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
 

@@ -180,7 +180,8 @@ class ServerPeer(_Owned):
                         tasks.start_soon(self._read, client, prompt, new_tokens, answer, began)
             except* (aiohttp.ClientError, Failed) as group:
                 first = group.exceptions[0]
-                raise Failed(f"{type(first).__name__}: {first}") from None
+                kind = "" if isinstance(first, Failed) else f"{type(first).__name__}: "
+                raise Failed(f"{kind}{first}") from None
         return answers
 
     async def _read(

@@ -29,9 +29,10 @@ def token_id(text: str) -> int:
 
 
 def make_prompts(count: int, tokens: int, seed: int) -> list[str]:
-    """Return distinct prompts. Another seed shares no beginning with them, so no cache of past
-    prompts helps anybody."""
+    """Return distinct prompts, each beginning with a space. Another seed shares no beginning with
+    them, so no cache of past prompts helps anybody."""
     chance = random.Random(seed)
     return [
-        " ".join(word(chance.randrange(COMMON_WORDS)) for _ in range(tokens)) for _ in range(count)
+        "".join(f" {word(chance.randrange(COMMON_WORDS))}" for _ in range(tokens))
+        for _ in range(count)
     ]

@@ -2,10 +2,11 @@
 
     python -m bench.shapes 135m FOLDER [SEED]
 
-Every token is a word with the space before it, and none ends an answer: so prompts have exactly
-the length that is asked for, and each new token can be seen by whoever reads the stream.
+A token is a word with the space before it (a few are parts of one), and none ends an answer: so
+prompts have exactly the length that is asked for, and each new token can be seen in the stream.
 """
 
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 TITLES = {"135m": "SmolLM2-135M", "0.5b": "Qwen2.5-0.5B", "tiny": "a tiny llama"}
 WRITTEN = "written"
-_SPACE = "\u2581"  # how these tokenizers spell a space
+_SPACE = "\u0120"  # how byte-level tokenizers spell a space
 
 
 def ensure_model(shape: str, folder: Path, seed: int = 0) -> Path:
@@ -90,13 +91,21 @@ def write_model(shape: str, folder: Path, seed: int) -> None:
 
 
 def _write_tokenizer(folder: Path, size: int) -> None:
+    """Write a byte-level BPE, which is what transformers takes for every family: letter after
+    letter is merged to the space and what is there of the word, so each word becomes one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokens = {_SPACE + word(index): index for index in range(size)}
-    backend = Tokenizer(models.WordLevel(tokens, unk_token=_SPACE + word(0)))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(prepend_scheme="never")
+    words = [_SPACE + word(index) for index in range(size)]
+    starts = sorted({text[:end] for text in words for end in range(2, len(text))}, key=len)
+    letters = [_SPACE, *string.ascii_lowercase]
+    # Those that come after the words leave fewer words.
+    words = words[: size - len(starts) - len(letters)]
+    tokens = {token: index for index, token in enumerate([*words, *starts, *letters])}
+    merges = [(token[:-1], token[-1]) for token in [*starts, *words]]
+    backend = Tokenizer(models.BPE(tokens, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
 
 
