@@ -94,7 +94,9 @@ def make_naive(task: Task) -> Peer:
 
 def make_llama_cpp(task: Task) -> Peer:
     python = str(ensure_environment("llama-cpp") / "python")
-    file = task.folder / "model-bf16.gguf"
+    # Not among the models, where a gateway would find it.
+    file = DATA / "gguf" / f"{task.folder.name}.gguf"
+    file.parent.mkdir(exist_ok=True)
     environment = _clean_environment()
     if not file.exists():
         write = [python, "-m", "bench.gguf_file", str(task.folder), str(file)]
