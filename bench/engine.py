@@ -1,144 +1,291 @@
-"""Tokens a second of the in-process engine: plain and packed linear layers, one by one and batched.
+"""Tokens a second, time to the first token and gaps of the engine, beside its peers.
 
-Random weights of SmolLM2-135M's shape in bfloat16, on this machine's CPU. All variants are loaded
-in one process and take turns, so that what else the machine does hits them alike.
+    python -m bench.engine              # the core tables: about a quarter of an hour
+    python -m bench.engine --quick      # one round of a small part: a few minutes
 
-    python -m bench.engine
+Each peer is a process of its own, one at a time, and all take turns in every round. What takes
+longer than --limit is cut off and said to be; what is slow is measured once, as long runs
+average by themselves.
 """
 
+import argparse
 import json
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import NamedTuple
 
 import anyio
 
-from gateway.core.events import Started, collect
-from gateway.core.loading import LoadConfig
-from gateway.core.messages import GenerateRequest, Options
-from gateway.core.names import ModelRef
-from gateway.engine import loader
-from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.runner import SerialRunner
-from gateway.engine.runtime import import_torch
-from tests.tiny_models import build_tokenizer
+from bench import machine, resident, tables
+from bench.answers import Answer, Figures, Incomplete, check, describe, median
+from bench.environments import DATA
+from bench.peers import IN_PROCESS, PEERS, TITLES, Task
+from bench.processes import Failed, Peer
+from bench.prompts import make_prompts
+from bench.shapes import SHAPES, ensure_model
+from bench.shapes import TITLES as SHAPE_TITLES
 
-PROMPT_TOKENS = 128
-NEW_TOKENS = 48
-STREAMS = (1, 4, 16)
-ROUNDS = 3
+START_S = 180.0
+SLOW_S = 15.0
+WARM_UP_TOKENS = 8
+PEERS_BY_DEFAULT = ("gateway", "serve-cb", "serve", "ours", "llama.cpp", "naive")
 
 
-def write_model(folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+class Cell(NamedTuple):
+    """One load: so many streams at the same time, with prompts of so many tokens."""
 
-    build_tokenizer(folder)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=49151,
-        pad_token_id=0,
+    shape: str
+    streams: int
+    prompt_tokens: int
+
+
+CORE = (
+    *(Cell("135m", streams, 128) for streams in (1, 4, 16)),
+    Cell("135m", 16, 1024),
+    *(Cell("0.5b", streams, 128) for streams in (1, 16)),
+)
+
+
+@dataclass
+class Measured:
+    """Of one peer in one cell: the rounds that were whole, and why there are no more."""
+
+    rounds: list[Figures] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.failure is not None or self.seconds > SLOW_S
+
+
+Results = dict[tuple[str, Cell], Measured]
+
+
+async def compare(options: argparse.Namespace, cells: Sequence[Cell]) -> Results:
+    """Measure every peer in every cell, `rounds` times where it is not slow."""
+    results: Results = {key: Measured() for key in product(options.peers, cells)}
+    for turn in range(options.rounds):
+        for shape in dict.fromkeys(cell.shape for cell in cells):
+            first = turn % len(options.peers)
+            for name in (*options.peers[first:], *options.peers[:first]):
+                left = [
+                    cell
+                    for cell in cells
+                    if cell.shape == shape and not results[name, cell].is_done
+                ]
+                if left:
+                    await measure_peer(name, left, turn, options, results)
+    return results
+
+
+async def measure_peer(
+    name: str, cells: Sequence[Cell], turn: int, options: argparse.Namespace, results: Results
+) -> None:
+    """Measure one peer in cells of one shape; a cell that fails does not spare it the others."""
+    left = list(cells)
+    while left:
+        try:
+            async with running(name, left, options) as peer:
+                while left and await measure(peer, name, left[0], turn, options, results):
+                    del left[0]
+                # Whoever was cut off or failed starts anew for what is left.
+                del left[:1]
+        except (Failed, TimeoutError) as error:
+            reason = "it did not start in time" if isinstance(error, TimeoutError) else str(error)
+            for cell in left:
+                results[name, cell].failure = reason
+            tables.say(f"{name}: {reason}")
+            return
+
+
+@asynccontextmanager
+async def running(
+    name: str, cells: Sequence[Cell], options: argparse.Namespace
+) -> AsyncIterator[Peer]:
+    """Give a peer that is loaded and warm. Raises Failed, TimeoutError."""
+    shape = cells[0].shape
+    task = Task(
+        folder=ensure_model(shape, DATA / "models" / shape),
+        streams=max(cell.streams for cell in cells),
+        context=max(cell.prompt_tokens for cell in cells) + options.new_tokens,
+        cb_memory=options.cb_memory,
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-
-
-def load_variants(folder: Path) -> dict[str, LoadedModel]:
-    config = LoadConfig(device="cpu")
-    packed = load_model("packed", folder, config)
-    pack: Callable[..., tuple[Any, int]] = loader._pack
-    loader._pack = lambda model, reload: (model, 0)
+    peer = PEERS[name](task)
     try:
-        plain = load_model("plain", folder, config)
-        serial = load_model("serial", folder, config)
+        with anyio.fail_after(START_S):
+            await peer.start()
+            await peer.run(make_prompts(1, WARM_UP_TOKENS, seed=0), WARM_UP_TOKENS)
+        yield peer
     finally:
-        loader._pack = pack
-    serial.model.set_attn_implementation("sdpa")
-    one_by_one = {"runner": SerialRunner(serial.model)}
-    fields = {name: getattr(serial, name) for name in LoadedModel.__struct_fields__}
+        await peer.stop()
+
+
+async def measure(
+    peer: Peer,
+    name: str,
+    cell: Cell,
+    turn: int,
+    options: argparse.Namespace,
+    results: Results,
+) -> bool:
+    """Measure one cell once, into `results`; False means that the peer is of no more use."""
+    measured = results[name, cell]
+    prompts = make_prompts(cell.streams, cell.prompt_tokens, seed=1 + turn)
+    label = f"round {turn + 1}, {cell.shape}, {name}, {cell.streams} x {cell.prompt_tokens}"
+    resident.reset_peak(peer.pid)
+    began = anyio.current_time()
+    try:
+        with anyio.fail_after(options.limit):
+            answers: list[Answer] = await peer.run(prompts, options.new_tokens)
+        check(answers, prompts, options.new_tokens)
+    except TimeoutError:
+        measured.failure = f"cut off after {options.limit:.0f} s"
+    except (Failed, Incomplete) as error:
+        measured.failure = str(error)
+    if measured.failure is not None:
+        tables.say(f"{label}: {measured.failure}")
+        return False
+    measured.seconds = anyio.current_time() - began
+    figures = describe(answers, resident.peak_bytes(peer.pid))
+    measured.rounds.append(figures)
+    tables.say(f"{label}: {figures.tokens_per_s:.1f} tokens/s")
+    return True
+
+
+# --- what is said of it ------------------------------------------------------------------------
+
+
+def report(results: Results, cells: Sequence[Cell], peers: Sequence[str], new_tokens: int) -> str:
+    """Return one table for each shape and length of prompts."""
+    parts = []
+    for shape, prompt_tokens in dict.fromkeys((cell.shape, cell.prompt_tokens) for cell in cells):
+        chosen = [c for c in cells if (c.shape, c.prompt_tokens) == (shape, prompt_tokens)]
+        parts.append(
+            f"{SHAPE_TITLES[shape]}, prompts of {prompt_tokens:,} tokens, {new_tokens} new ones\n\n"
+            + tables.markdown(
+                [
+                    "peer", "streams", "tokens/s", "ours is", "TTFT p50 s", "TTFT p95 s",
+                    "gap p99 ms", "peak MB", "rounds",
+                ],
+                [row(results, cell, name) for cell in chosen for name in peers],
+            )
+        )  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def row(results: Results, cell: Cell, name: str) -> list[str]:
+    measured = results[name, cell]
+    head = [TITLES[name], str(cell.streams)]
+    if not measured.rounds:
+        return [*head, measured.failure or "not measured", *[""] * 6]
+    found = median(measured.rounds)
+    return [
+        *head,
+        f"{found.tokens_per_s:.1f}",
+        ratio(results, cell, name, found),
+        f"{found.ttft_p50_s:.2f}",
+        f"{found.ttft_p95_s:.2f}",
+        f"{found.gap_p99_s * 1e3:.0f}",
+        f"{found.peak_bytes / 1e6:,.0f}",
+        f"{len(measured.rounds)}" + (f", then {measured.failure}" if measured.failure else ""),
+    ]
+
+
+def ratio(results: Results, cell: Cell, name: str, found: Figures) -> str:
+    """Return how many times the tokens a second ours has, of the same kind as the peer."""
+    own_name = "ours" if name in IN_PROCESS else "gateway"
+    own = results.get((own_name, cell))
+    if name == own_name or own is None or not own.rounds:
+        return ""
+    return f"{median(own.rounds).tokens_per_s / found.tokens_per_s:.2f}x"
+
+
+def as_json(results: Results, options: argparse.Namespace) -> dict[str, object]:
     return {
-        "plain, one by one": LoadedModel(**(fields | one_by_one)),
-        "plain, batched": plain,
-        "packed, batched": packed,
+        "bench": "engine",
+        **machine.describe(),
+        "options": vars(options),
+        "results": [
+            {
+                "peer": name,
+                **cell._asdict(),
+                "median": asdict(median(measured.rounds)) if measured.rounds else None,
+                **asdict(measured),
+            }
+            for (name, cell), measured in results.items()
+        ],
     }
 
 
-async def measure(loaded: LoadedModel, streams: int) -> tuple[float, float]:
-    """Return tokens a second over all streams, and the median time to the first token."""
-    engine = TransformersEngine(
-        ModelRef("huggingface", "bench"), loaded, max_active=streams, max_queue=0
-    )
-    firsts: list[float] = []
-
-    async def run(index: int) -> None:
-        began = time.perf_counter()
-        request = GenerateRequest(
-            id="bench",
-            model="bench",
-            prompt=chr(65 + index % 26) * PROMPT_TOKENS,
-            raw=True,
-            options=Options(max_tokens=NEW_TOKENS, temperature=0),
-        )
-
-        async def watched() -> Any:
-            async for event in engine.stream(request):
-                if isinstance(event, Started):
-                    firsts.append(time.perf_counter() - began)
-                yield event
-
-        answer = await collect(watched())
-        assert answer.usage.completion_tokens == NEW_TOKENS, "a stream ended early"
-
-    began = time.perf_counter()
-    async with anyio.create_task_group() as tasks:
-        for index in range(streams):
-            tasks.start_soon(run, index)
-    elapsed = time.perf_counter() - began
-    await engine.aclose()
-    return streams * NEW_TOKENS / elapsed, statistics.median(firsts)
-
-
-async def compare(variants: dict[str, LoadedModel]) -> dict[str, dict[int, tuple[float, float]]]:
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {
-        name: {streams: [] for streams in STREAMS} for name in variants
-    }
-    for streams in STREAMS:
-        for _ in range(ROUNDS):
-            for name, loaded in variants.items():
-                found[name][streams].append(await measure(loaded, streams))
-    return {
-        name: {
-            streams: (statistics.median(r for r, _ in runs), statistics.median(t for _, t in runs))
-            for streams, runs in by_streams.items()
-        }
-        for name, by_streams in found.items()
-    }
+# --- the command line --------------------------------------------------------------------------
 
 
 def main() -> None:
-    import_torch()
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder))
-        results = anyio.run(compare, load_variants(Path(folder)))
-    head = " | ".join(f"{streams} streams" for streams in STREAMS)
-    sys.stdout.write(f"| tokens/s (TTFT s) | {head} |\n|---|{'---|' * len(STREAMS)}\n")
-    for name, cells in results.items():
-        row = " | ".join(f"{cells[n][0]:.1f} ({cells[n][1]:.2f})" for n in STREAMS)
-        sys.stdout.write(f"| {name} | {row} |\n")
-    sys.stdout.write(json.dumps(results) + "\n")
+    options = parse(sys.argv[1:])
+    cells = choose_cells(options)
+    results = anyio.run(compare, options, cells)
+    tables.out(report(results, cells, options.peers, options.new_tokens))
+    tables.out(json.dumps(as_json(results, options)))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", type=names(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--streams", type=numbers, help="at the same time, as 1,4,16,64")
+    parser.add_argument("--prompts", type=numbers, help="tokens of the prompts, as 128,1024")
+    parser.add_argument(
+        "--peers", type=names(PEERS), default=PEERS_BY_DEFAULT, help=f"of {', '.join(PEERS)}"
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--limit", type=float, default=45.0, help="seconds for one run")
+    parser.add_argument(
+        "--cb-memory",
+        type=float,
+        default=0.2,
+        help="share of the machine's memory for the cache of serve-cb (its own default is 0.6)",
+    )
+    parser.add_argument("--quick", action="store_true", help="one round, 16 new tokens")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.new_tokens = 1, 16
+        options.streams = options.streams or [1, 4]
+    return options
+
+
+def choose_cells(options: argparse.Namespace) -> list[Cell]:
+    """Return the core, or the loads that were asked for."""
+    if not (options.shape or options.streams or options.prompts):
+        return list(CORE)
+    return [
+        Cell(shape, streams, prompt_tokens)
+        for shape, prompt_tokens, streams in product(
+            options.shape or ["135m"], options.prompts or [128], options.streams or [1, 4, 16]
+        )
+    ]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+class names:
+    """Reads names, comma-separated, that must be known."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._known = list(known)
+
+    def __call__(self, text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in self._known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(self._known)}")
+        return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""The worker of our engine without its servers, and of the plainer ways it could go.
+
+python -m bench.ours packed|plain|serial FOLDER STREAMS
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from bench import worker
+from bench.answers import Answer
+from gateway.core.events import Finished, TextDelta
+from gateway.core.loading import LoadConfig
+from gateway.core.messages import GenerateRequest, Options
+from gateway.core.names import ModelRef
+from gateway.engine import linear
+from gateway.engine.engine import TransformersEngine
+from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.runner import SerialRunner
+from gateway.engine.runtime import import_torch
+
+
+def load(way: str, folder: Path) -> LoadedModel:
+    """`packed` is what the gateway runs, `plain` the same with torch's own linear layers, and
+    `serial` has one forward pass for each sequence, by transformers' own attention."""
+    import_torch()
+    if way != "packed":
+        linear.can_pack = lambda model: False
+    loaded = load_model("bench", folder, LoadConfig(device="cpu"))
+    if way == "serial":
+        loaded.model.set_attn_implementation("sdpa")
+        loaded = msgspec.structs.replace(loaded, runner=SerialRunner(loaded.model))
+    return loaded
+
+
+def run_with(way: str, folder: Path, streams: int) -> worker.Run:
+    loaded = load(way, folder)
+    ref = ModelRef("huggingface", "bench")
+
+    async def answer_all(prompts: Sequence[str], new_tokens: int) -> list[Answer]:
+        engine = TransformersEngine(ref, loaded, max_active=streams, max_queue=streams)
+        answers = [Answer() for _ in prompts]
+        began = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            for prompt, answer in zip(prompts, answers, strict=True):
+                tasks.start_soon(read, engine, prompt, new_tokens, answer, began)
+        await engine.aclose()
+        return answers
+
+    return lambda prompts, new_tokens: anyio.run(answer_all, prompts, new_tokens)
+
+
+async def read(
+    engine: TransformersEngine, prompt: str, new_tokens: int, answer: Answer, began: float
+) -> None:
+    request = GenerateRequest(
+        id="bench",
+        model="bench",
+        prompt=prompt,
+        raw=True,
+        options=Options(max_tokens=new_tokens, temperature=0),
+    )
+    async with aclosing(engine.stream(request)) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                answer.times_s.append(time.perf_counter() - began)
+            elif isinstance(event, Finished):
+                answer.prompt_tokens = event.usage.prompt_tokens
+                answer.completion_tokens = event.usage.completion_tokens
+
+
+def main() -> None:
+    way, folder, streams = sys.argv[1:4]
+    worker.serve(lambda: run_with(way, Path(folder), int(streams)))
+
+
+if __name__ == "__main__":
+    main()
