@@ -1,6 +1,7 @@
 """Builds tiny random models with a real byte-level tokenizer, for tests of the engine."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,22 @@ SIZES = {
 
 def build_tokenizer(folder: Path, *, chat: bool = True) -> Any:
     """Write a tokenizer whose tokens are the 256 bytes and the chat's control tokens."""
+    tokenizer = build_byte_tokenizer(folder, SPECIAL_TOKENS)
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_byte_tokenizer(
+    folder: Path, specials: Sequence[str], named: Mapping[str, str] | None = None
+) -> Any:
+    """Write a tokenizer of the 256 bytes and control tokens; some may have a `named` attribute."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -34,10 +46,8 @@ def build_tokenizer(folder: Path, *, chat: bool = True) -> Any:
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        extra_special_tokens={"chat_token": "<|im_start|>", **(named or {})},
     )
-    if chat:
-        tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -20,6 +20,10 @@ _ENCODERS = frozenset({
 })
 # fmt: on
 _BARE = ("Model", "ForMaskedLM")
+_CONDITIONED = (*_GENERATIVE, "ForConditionalGeneration")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Where a model's folder says how images are made into its inputs."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 # GGUF architectures that do not continue text: encoders, denoisers, projectors and voices.
@@ -63,6 +67,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     context_length: int | None = None
     has_chat_template: bool = False
     has_pooling: bool = False
+    sees_images: bool = False
 
     @property
     def embeds(self) -> bool:
@@ -82,6 +87,8 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     @property
     def _is_generative(self) -> bool:
+        if self.sees_images:
+            return True
         if self.format == "gguf":
             return self.architecture is not None and self.architecture not in _NOT_GENERATIVE
         return bool(self.architecture and self.architecture.endswith(_GENERATIVE))
@@ -93,11 +100,13 @@ def read_card(
     templates: Sequence[str] = (),
     can_constrain: bool = False,
     has_pooling: bool = False,
+    has_processor: bool = False,
     max_length: int | None = None,
 ) -> ModelCard:
     """Return what config.json and the chat templates say; what is missing or wrong is None.
 
-    `has_pooling` and `max_length` are what the files of sentence-transformers add to it.
+    `has_pooling` and `max_length` are what the files of sentence-transformers add to it. A
+    model sees images if it continues text, has an image tower and comes with a processor.
     """
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -111,6 +120,7 @@ def read_card(
         dialect=read_dialect(templates),
         can_constrain=can_constrain,
         has_pooling=has_pooling,
+        sees_images=has_processor and _has_eyes(config, first),
     )
 
 
@@ -129,6 +139,15 @@ def read_gguf_card(header: GgufHeader) -> ModelCard:
         can_constrain=True,
         format="gguf",
         quantization=header.quantization,
+    )
+
+
+def _has_eyes(config: Mapping[str, Any], architecture: Any) -> bool:
+    return (
+        isinstance(architecture, str)
+        and architecture.endswith(_CONDITIONED)
+        and isinstance(config.get("vision_config"), dict)
+        and config.get("is_encoder_decoder") is not True
     )
 
 

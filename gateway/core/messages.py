@@ -9,12 +9,16 @@ from gateway.core.errors import InvalidText
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+"""The kinds of files that an image may be, by Pillow's names."""
+
+
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
-    """An encoded image file (PNG, JPEG, GIF or WebP), as it was sent."""
+    """An encoded image file of one of the IMAGE_FORMATS, as it was sent."""
 
     data: bytes
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.errors import InvalidRequest
-from gateway.core.messages import Message, Tool, ToolCall
+from gateway.core.messages import Message, TextPart, Tool, ToolCall
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -21,14 +21,17 @@ def describe_message(
     id_length: int | None = None,
     *,
     as_text: bool = False,
+    in_parts: bool = False,
 ) -> dict[str, Any]:
     """Return `message` as templates read it; the name of a result's tool is looked up.
 
-    `as_text`: the arguments of calls are JSON as text, not objects. Ids are made to have
-    `id_length` letters where the template insists on a length. Raises InvalidRequest for
-    arguments that are no JSON object.
+    `as_text`: the arguments of calls are JSON as text, not objects. `in_parts`: the content is a
+    list of texts and places of images, not one text. Ids are made to have `id_length` letters
+    where the template insists on a length. Raises InvalidRequest for arguments that are no JSON
+    object.
     """
-    described: dict[str, Any] = {"role": message.role, "content": message.text}
+    content = _describe_parts(message) if in_parts else message.text
+    described: dict[str, Any] = {"role": message.role, "content": content}
     if message.reasoning:
         described["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -73,6 +76,14 @@ def fit_id(call_id: str, length: int | None) -> str:
     if length is None or (len(call_id) == length and call_id.isalnum()):
         return call_id
     return hashlib.sha256(call_id.encode()).hexdigest()[:length]
+
+
+def _describe_parts(message: Message) -> list[dict[str, str]]:
+    """Return the parts in their order; templates may count on there being one."""
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        for part in message.parts or (TextPart(""),)
+    ]
 
 
 def _describe_call(call: ToolCall, id_length: int | None, as_text: bool) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.engine.processor import takes_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +61,83 @@ class RecomputingDecoder:
         return logits
 
 
-def new_decoder(model: Any) -> Decoder:
-    """Return the fastest decoder that is right for `model`."""
+class VisionDecoder:
+    """Steps a model of images and text as its own `generate` does, by the hooks that `generate`
+    calls: they know a family's positions, masks and which inputs belong to the first step.
+
+    All state is here. What some models keep on themselves between steps (the shift of their
+    multimodal positions, say) would be another sequence's; it is never read, as every step is
+    given its positions.
+    """
+
+    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        """`inputs` is what the processor made beside the ids: pixels, and tensors by token."""
+        import torch
+        from transformers import DynamicCache
+
+        self._model = model
+        self._ids = torch.empty((1, 0), dtype=torch.long, device=model.device)
+        self._output: Any = None
+        self._state: dict[str, Any] = {
+            "past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True)),
+            "use_cache": True,
+            **{name: _placed(tensor, model) for name, tensor in inputs.items()},
+        }
+        if model._supports_logits_to_keep():
+            self._state["logits_to_keep"] = 1
+
+    def feed(self, ids: list[int], asks: bool = True) -> Tensor:
+        import torch
+
+        new = torch.tensor([ids], device=self._model.device)
+        is_first = self._output is None
+        with torch.inference_mode():
+            self._ids = torch.cat([self._ids, new], dim=1)
+            if is_first:
+                # Without an attention mask, as in `generate`: nothing here is padding.
+                self._state["position_ids"] = self._model._prepare_position_ids_for_generation(
+                    self._ids, self._state
+                )
+            else:
+                self._state = self._model._update_model_kwargs_for_generation(
+                    self._output, self._state, is_encoder_decoder=False, num_new_tokens=len(ids)
+                )
+            inputs = self._model.prepare_inputs_for_generation(
+                self._ids, next_sequence_length=len(ids), is_first_iteration=is_first, **self._state
+            )
+            self._output = self._model(**inputs, return_dict=True)
+        if is_first:
+            self._forget_pixels()
+        logits: Tensor = self._output.logits[0, -1]
+        return logits
+
+    def _forget_pixels(self) -> None:
+        """Let go of what only the first step reads: the pixels may be large."""
+        from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+
+        for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL:
+            self._state.pop(name, None)
+
+
+def _placed(value: Any, model: Any) -> Any:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+
+def new_decoder(model: Any, inputs: Mapping[str, Any] | None = None) -> Decoder:
+    """Return the fastest decoder that is right for `model`; `inputs` are those of a prompt with
+    images, whose ids must come in one piece."""
+    if sees_images(model):
+        return VisionDecoder(model, inputs or {})
     keeps_keys_and_values = getattr(model, "_supports_default_dynamic_cache", lambda: False)()
     if keeps_keys_and_values and not getattr(model, "_is_stateful", False):
         return CachedDecoder(model)
     return RecomputingDecoder(model)
+
+
+def sees_images(model: Any) -> bool:
+    """Tell whether `model` is one of images and text; the text part of such a family is not."""
+    return "image" in getattr(model, "input_modalities", ()) and takes_images(model.config)

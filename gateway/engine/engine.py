@@ -137,14 +137,14 @@ class TransformersEngine:
         loaded = self._loaded
         if loaded is None:
             raise EngineFailed("The model was unloaded.")
-        prompt = loaded.encoder.encode(request)
-        room = _require_room(prompt, loaded)
-        speech = prepare_speech(request, prompt, loaded)
+        prompt = loaded.encoder.prompt(request)
+        room = _require_room(prompt.ids, loaded)
+        speech = prepare_speech(request, prompt.ids, loaded)
         return Sequence(
             self._ref,
             caller=request.caller,
             prompt=prompt,
-            sampler=Sampler(loaded.sampling(request.options), prompt, speech.constraint),
+            sampler=Sampler(loaded.sampling(request.options), prompt.ids, speech.constraint),
             speech=speech,
             end_ids=loaded.eos_ids | frozenset(request.options.stop_ids),
             max_tokens=min(request.options.max_tokens or room, room),

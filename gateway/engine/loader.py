@@ -9,19 +9,25 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.cards import read_context_length
+from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig, Quantization
+from gateway.engine.decoder import sees_images
 from gateway.engine.probe import are_alike, choose_runner, probe_logits
+from gateway.engine.processor import load_processor, takes_images
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import import_torch
 from gateway.engine.sampling import Sampling, resolve_sampling
+from gateway.engine.vision import VisionEncoder
 from gateway.engine.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+
+SAFE = {"local_files_only": True, "trust_remote_code": False}
+"""How everything is read from a model's folder: no network, no code."""
 
 UNKNOWN_CONTEXT = 2**20
 """Tokens allowed to a model whose config names no limit (state-space models have none)."""
@@ -48,7 +54,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
 def load_model(
     name: str, path: Path, config: LoadConfig, progress: LoadProgress | None = None
 ) -> LoadedModel:
-    """Load the causal language model in `path`. Blocking; takes seconds.
+    """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
+    takes seconds.
 
     Raises ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
     """
@@ -58,10 +65,12 @@ def load_model(
     device = choose_device(config.device)
     try:
         with watched(progress, path):
-            model, tokenizer = _load(path, config.dtype, device)
+            tokenizer = _load_tokenizer(path)
+            encoder = _load_encoder(path, tokenizer)
+            model = _load(path, config.dtype, device)
         progress.check()
         if config.quantization == "none":
-            model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device)[0])
+            model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device))
         else:
             packed_bytes = _quantize(name, model, config.quantization)
     except GatewayError:
@@ -74,7 +83,7 @@ def load_model(
     return LoadedModel(
         model=model,
         runner=choose_runner(model),
-        encoder=PromptEncoder(tokenizer),
+        encoder=encoder,
         vocabulary=Vocabulary(tokenizer, vocabulary_size, eos_ids),
         eos_ids=eos_ids,
         vocabulary_size=vocabulary_size,
@@ -85,19 +94,46 @@ def load_model(
     )
 
 
-def _load(path: Path, dtype: str, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(path: Path, dtype: str, device: str) -> Any:
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        GenerationMixin,
+    )
 
-    options = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-    return model.to(device).eval(), tokenizer
+    is_vision = _sees_images(path, AutoConfig.from_pretrained(path, **SAFE))
+    kind = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+    model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **SAFE)
+    if is_vision and type(model).generate is not GenerationMixin.generate:
+        raise ValueError(f"{type(model).__name__} generates in a way of its own.")
+    return model.to(device).eval()
+
+
+def _load_encoder(path: Path, tokenizer: Any) -> PromptEncoder:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, **SAFE)
+    if not _sees_images(path, config):
+        return PromptEncoder(tokenizer)
+    # With a tokenizer of its own, to which the encoder adds a token.
+    return VisionEncoder(load_processor(path, config, **SAFE))
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, **SAFE)
+
+
+def _sees_images(path: Path, config: Any) -> bool:
+    return takes_images(config) and any((path / name).exists() for name in PROCESSOR_FILES)
 
 
 def _quantize(name: str, model: Any, quantization: Quantization) -> int:
     from gateway.engine.quantization import quantize
 
-    return quantize(name, model, quantization)
+    return quantize(name, _replaceable(model), quantization)
 
 
 def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
@@ -110,7 +146,7 @@ def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
     if not can_pack(model):
         return model, 0
     expected = probe_logits(model)
-    packed_bytes = pack_linears(model)
+    packed_bytes = pack_linears(_replaceable(model))
     try:
         if are_alike(probe_logits(model), expected):
             return model, packed_bytes
@@ -119,6 +155,12 @@ def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
         reason = f"{type(error).__name__}: {error}"
     logger.info("the linear layers of %s stay as they are: %s", type(model).__name__, reason)
     return reload(), 0
+
+
+def _replaceable(model: Any) -> Any:
+    """Return the part whose layers others may stand in for: not the image tower, as some read the
+    weights of their layers, and no probe looks at an image."""
+    return model.get_decoder() if sees_images(model) else model
 
 
 def require_safetensors(name: str, path: Path) -> None:

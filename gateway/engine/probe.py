@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from gateway.engine import attention
-from gateway.engine.decoder import new_decoder
+from gateway.engine.decoder import new_decoder, sees_images
 from gateway.engine.runner import BatchRunner, Feed, Runner, SerialRunner
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def _may_batch(model: Any) -> bool:
     return bool(
         getattr(model, "_supports_attention_backend", False)
         and not getattr(model, "_is_stateful", False)
+        and not sees_images(model)
         and not kinds & _SHARED_ROPE
     )
 

@@ -3,8 +3,10 @@
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
 
 from gateway.core.dialects import read_dialect
 from gateway.core.errors import InvalidRequest, UnsupportedCapability
@@ -15,29 +17,53 @@ _TAIL_TOKENS = 16
 """Where a template that begins the reasoning itself must have done so."""
 
 
+class Prompt(msgspec.Struct, frozen=True):
+    """The ids of a whole prompt, and the tensors that go with them when it has images."""
+
+    ids: list[int]
+    inputs: Mapping[str, Any] | None = None
+
+
+class Piece(NamedTuple):
+    """A part of a rendered prompt; `is_literal`: a user's text that spells a control token."""
+
+    text: str
+    is_literal: bool
+
+
 class PromptEncoder:
     """Encodes with one tokenizer (a transformers tokenizer). Threads may share it."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, *, template: str | None = None, in_parts: bool = False
+    ) -> None:
+        """`template` is used instead of the tokenizer's own; one that takes messages `in_parts`
+        gets a list of texts and images, another the text alone."""
         self._tokenizer = tokenizer
+        self._template = template
+        self._in_parts = in_parts
         # A tokenizer call may reset its padding, which the Rust side refuses while another reads.
         self._lock = threading.Lock()
         specials = sorted(_control_strings(tokenizer), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
-        self.dialect = read_dialect(_templates(tokenizer))
+        self.dialect = read_dialect([template] if template else _templates(tokenizer))
         self._hidden = _hidden_ids(tokenizer, ())
         self._hidden_in_chat = _hidden_ids(tokenizer, self.dialect.marks)
 
     @property
     def can_chat(self) -> bool:
-        return bool(getattr(self._tokenizer, "chat_template", None))
+        return bool(self._template or getattr(self._tokenizer, "chat_template", None))
 
     def is_raw(self, request: GenerateRequest) -> bool:
         """Tell whether the prompt is continued as it stands: what comes is text and no more."""
         return request.prompt is not None and (request.raw or not self.can_chat)
 
     def encode(self, request: GenerateRequest) -> list[int]:
-        """Return the ids of the whole prompt.
+        """Return the ids of the whole prompt; see `prompt`."""
+        return self.prompt(request).ids
+
+    def prompt(self, request: GenerateRequest) -> Prompt:
+        """Return the whole prompt.
 
         A raw prompt is taken as it stands, control tokens included. In a chat, text that spells a
         control token is encoded as the text that it is.
@@ -46,7 +72,7 @@ class PromptEncoder:
         InvalidRequest when the template refuses the messages.
         """
         if self.is_raw(request):
-            return self._ids(request.prompt or "", special=True)
+            return Prompt(self._ids(request.prompt or "", special=True))
         return self._encode_chat(request)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -73,7 +99,16 @@ class PromptEncoder:
         )
         return str(text)
 
-    def _encode_chat(self, request: GenerateRequest) -> list[int]:
+    def _encode_chat(self, request: GenerateRequest) -> Prompt:
+        if request.has_images:
+            raise UnsupportedCapability("This model takes no images.", param="messages")
+        ids: list[int] = []
+        for text, is_literal in self._pieces(request):
+            ids += self._literal_ids(text) if is_literal else self._ids(text, special=False)
+        return Prompt(ids)
+
+    def _pieces(self, request: GenerateRequest) -> list[Piece]:
+        """Return the prompt that the template makes of the messages."""
         if not self.can_chat:
             raise UnsupportedCapability(
                 "This model has no chat template.",
@@ -81,18 +116,17 @@ class PromptEncoder:
                 param="messages",
             )
         guard = _Guard(self._specials)
-        rendered = self._render(request, guard)
-        ids: list[int] = []
-        for text, is_literal in guard.split(rendered):
-            ids += self._literal_ids(text) if is_literal else self._ids(text, special=False)
-        return ids
+        return list(guard.split(self._render(request, guard)))
 
     def _render(self, request: GenerateRequest, guard: "_Guard") -> str:
         import jinja2
 
         messages = request.messages or (Message.user(request.prompt or ""),)
         id_length = next((form.id_length for form in self.dialect.calls), None)
-        described = [describe_message(message, messages, id_length) for message in messages]
+        described = [
+            describe_message(message, messages, id_length, in_parts=self._in_parts)
+            for message in messages
+        ]
         tools = describe_tools(request.tools) if request.tool_choice != "none" else None
         continued = messages[-1].role == "assistant" and not messages[-1].tool_calls
         covered: list[dict[str, Any]] = guard.cover(described)
@@ -102,13 +136,19 @@ class PromptEncoder:
             "add_generation_prompt": not continued,
             "continue_final_message": continued,
             **template_settings(request.think),
+            **({"chat_template": self._template} if self._template else {}),
         }
         try:
             try:
                 return str(self._tokenizer.apply_chat_template(covered, **settings))
             except TypeError:  # some templates join the arguments of calls as the text they were
                 covered = guard.cover(
-                    [describe_message(m, messages, id_length, as_text=True) for m in messages]
+                    [
+                        describe_message(
+                            m, messages, id_length, as_text=True, in_parts=self._in_parts
+                        )
+                        for m in messages
+                    ]
                 )
                 return str(self._tokenizer.apply_chat_template(covered, **settings))
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -151,13 +191,13 @@ class _Guard:
             case _:
                 return value
 
-    def split(self, rendered: str) -> Iterator[tuple[str, bool]]:
-        """Yield the pieces of the rendered prompt, and whether each is covered user text."""
+    def split(self, rendered: str) -> Iterator[Piece]:
+        """Yield the pieces of the rendered prompt; the literal ones are covered user text."""
         for index, piece in enumerate(re.split(rf"\[{self._nonce}:(\d+)\]", rendered)):
             if index % 2:
-                yield self._literals[int(piece)], True
+                yield Piece(self._literals[int(piece)], True)
             elif piece:
-                yield piece, False
+                yield Piece(piece, False)
 
     def _cover(self, text: str) -> str:
         if self._specials is None:

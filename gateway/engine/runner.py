@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gateway.engine.decoder import new_decoder
@@ -39,8 +39,8 @@ class Runner(Protocol):
         """Take memory from `memory` from now on; keep at most so many bytes of past prompts."""
         ...
 
-    def open(self) -> Any:
-        """Return the place of a new sequence."""
+    def open(self, inputs: Mapping[str, Any] | None = None) -> Any:
+        """Return the place of a new sequence; `inputs` go with the ids of a prompt with images."""
         ...
 
     def release(self, place: Any) -> None:
@@ -76,21 +76,33 @@ class SerialRunner:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        # What a failed step came to for each: fed once, a decoder cannot take the same again.
+        self._outcomes: dict[Any, Tensor | Exception] = {}
 
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         pass
 
-    def open(self) -> Any:
-        return new_decoder(self._model)
+    def open(self, inputs: Mapping[str, Any] | None = None) -> Any:
+        return new_decoder(self._model, inputs)
 
     def release(self, place: Any) -> None:
-        pass
+        self._outcomes.pop(place, None)
 
     def run(self, feeds: Sequence[Feed]) -> Tensor:
         import torch
 
-        logits = [(feed.place.feed(feed.ids, feed.asks), feed.asks) for feed in feeds]
-        asked = [row for row, asks in logits if asks]
+        for feed in feeds:
+            if feed.place not in self._outcomes:
+                self._outcomes[feed.place] = _outcome(feed)
+        outcomes = [self._outcomes[feed.place] for feed in feeds]
+        asked = []
+        for feed, outcome in zip(feeds, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+            if feed.asks:
+                asked.append(outcome)
+        for feed in feeds:
+            del self._outcomes[feed.place]
         return torch.stack(asked) if asked else torch.empty(0, 0)
 
     def recall(self, place: Any, caller: str, ids: list[int]) -> int:
@@ -101,6 +113,14 @@ class SerialRunner:
 
     def forget(self) -> bool:
         return False
+
+
+def _outcome(feed: Feed) -> Tensor | Exception:
+    try:
+        logits: Tensor = feed.place.feed(feed.ids, feed.asks)
+        return logits
+    except Exception as error:  # whatever a model trips over is that one sequence's
+        return error
 
 
 class BatchRunner:
@@ -130,7 +150,8 @@ class BatchRunner:
         self._cache.memory = memory
         self._prompts = PromptCache(prompt_cache_bytes, memory)
 
-    def open(self) -> Slot:
+    def open(self, inputs: Mapping[str, Any] | None = None) -> Slot:
+        assert inputs is None, "a model that sees images is not batched"
         return self._cache.open()
 
     def release(self, place: Slot) -> None:

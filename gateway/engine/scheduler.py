@@ -169,7 +169,7 @@ class Scheduler:
         if not sequence.admitted_at:
             sequence.admitted_at = self._clock()
             sequence.queue_ms = (sequence.admitted_at - sequence.queued_at) * 1000
-        sequence.place = self._runner.open()
+        sequence.place = self._runner.open(sequence.inputs)
         try:
             sequence.fed = self._runner.recall(sequence.place, sequence.caller, sequence.tokens)
         except Exception:
@@ -202,6 +202,9 @@ class Scheduler:
         ready = [s for s in self._active if not s.cancelled and not s.channel.is_full]
         counts = {sequence: 1 for sequence in ready if sequence.remaining == 1}
         prompts = [sequence for sequence in ready if sequence.remaining > 1]
+        # The places of an image must not be parted: such a prompt is computed whole, one a step.
+        counts |= {s: s.remaining for s in [s for s in prompts if s.inputs][:1]}
+        prompts = [sequence for sequence in prompts if not sequence.inputs]
         budget = self._pace.prefill_tokens(decodes=bool(counts))
         shares = share_prefill(budget, [sequence.remaining for sequence in prompts])
         counts |= {s: share for s, share in zip(prompts, shares, strict=True) if share}

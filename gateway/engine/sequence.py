@@ -1,11 +1,11 @@
 """One generation as the worker sees it: it says what to feed next and takes what came out."""
 
-from collections.abc import Sequence as Ids
 from typing import Any
 
 from gateway.core.events import Event, Finished, FinishReason, Started, Usage, Waiting
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
+from gateway.engine.prompt import Prompt
 from gateway.engine.sampler import Sampled, Sampler
 from gateway.engine.speech import Speech
 
@@ -15,7 +15,8 @@ class Sequence:
 
     `tokens` are the prompt and the answer so far; the first `fed` of them are in the model, at
     `place`, where the runner keeps it once it is admitted. A sequence whose place is taken away
-    starts over with `fed` 0, and nothing that was said is drawn again.
+    starts over with `fed` 0, and nothing that was said is drawn again. `inputs` go to the runner
+    with a prompt that has images.
     """
 
     def __init__(
@@ -23,7 +24,7 @@ class Sequence:
         ref: ModelRef,
         *,
         caller: str,
-        prompt: Ids[int],
+        prompt: Prompt,
         sampler: Sampler,
         speech: Speech,
         end_ids: frozenset[int],
@@ -33,7 +34,8 @@ class Sequence:
         self.caller = caller
         self.sampler = sampler
         self.channel = channel
-        self.tokens = list(prompt)
+        self.tokens = list(prompt.ids)
+        self.inputs = prompt.inputs
         self.fed = 0
         self.place: Any = None
         self.cancelled = False
@@ -61,6 +63,9 @@ class Sequence:
     def advance(self, count: int) -> list[Event]:
         """Take note that `count` more tokens are in the model; tell how far the prompt is."""
         self.fed += count
+        if not self.remaining:
+            # Pixels are large, and no runner that takes them takes a place away.
+            self.inputs = None
         if self.remaining and not self._is_started:
             return [Waiting("prefill", fraction=round(self.fed / len(self.tokens), 3))]
         return []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.core.cards import ModelCard, read_card
+from gateway.core.cards import PROCESSOR_FILES, ModelCard, read_card
 from gateway.core.models import LocalModel
 from gateway.core.pooling import has_pooling, read_max_length
 from gateway.hub.gguf import SUFFIX, GgufModel, GgufScanner, choose_model, name_by_tag
@@ -151,11 +151,13 @@ def _describe_gguf(
 
 
 def _read_card(folder: Path) -> ModelCard:
+    has_processor = any((folder / name).exists() for name in PROCESSOR_FILES)
     return read_card(
         _read_object(folder / "config.json"),
         templates=_read_templates(folder),
         can_constrain=(folder / "tokenizer.json").is_file(),
         has_pooling=has_pooling(_read_json(folder / "modules.json")),
+        has_processor=has_processor,
         max_length=read_max_length(_read_object(folder / "sentence_bert_config.json")),
     )
 
@@ -166,6 +168,8 @@ def _read_templates(folder: Path) -> list[str]:
     found = [text for file in files if (text := _read_text(file))]
     inline = _read_object(folder / "tokenizer_config.json").get("chat_template")
     named = inline if isinstance(inline, list) else [{"template": inline}]
+    # Where processors had theirs until 2025.
+    named = [*named, {"template": _read_object(folder / "chat_template.json").get("chat_template")}]
     texts = [entry.get("template") for entry in named if isinstance(entry, dict)]
     return found + [text for text in texts if isinstance(text, str)]
 

@@ -245,6 +245,8 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
     can = {
         Capability.CHAT: card.has_chat_template,
         Capability.COMPLETION: True,
+        # Images come in messages: without a template there is no place for them.
+        Capability.VISION: card.sees_images and card.has_chat_template,
         Capability.TOOLS: bool(card.dialect.calls),
         Capability.THINKING: card.dialect.reasoning is not None,
         Capability.STRUCTURED: card.can_constrain,

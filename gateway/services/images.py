@@ -6,9 +6,7 @@ import anyio.to_thread
 import msgspec
 
 from gateway.core.errors import InvalidRequest, PayloadTooLarge
-from gateway.core.messages import GenerateRequest
-
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
+from gateway.core.messages import IMAGE_FORMATS, GenerateRequest
 
 
 class ImagePolicy(msgspec.Struct, frozen=True):
@@ -45,7 +43,7 @@ def _read_size(data: bytes) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             return image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PayloadTooLarge("An image has too many pixels.", param="messages") from None

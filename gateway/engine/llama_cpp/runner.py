@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.engine.llama_cpp.model import BATCH_TOKENS, LlamaContext
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -44,7 +44,8 @@ class LlamaRunner:
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         pass
 
-    def open(self) -> Place:
+    def open(self, inputs: Mapping[str, Any] | None = None) -> Place:
+        assert inputs is None, "no image comes this far: a GGUF model's encoder takes none"
         return Place(self._free.pop())
 
     def release(self, place: Place) -> None:

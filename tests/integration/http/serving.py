@@ -1,4 +1,4 @@
-"""The real services over scripted providers, behind a real server on loopback."""
+"""The real services over given providers, behind a real server on loopback."""
 
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
+from gateway.core.ports import Provider
 from gateway.core.sessions import Session
 from gateway.http.app import create_app
 from gateway.services.catalog import Catalog
@@ -27,7 +28,6 @@ from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
-from tests.scripted_provider import ScriptedProvider
 
 
 class Served:
@@ -53,7 +53,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    *providers: ScriptedProvider,
+    *providers: Provider,
     graphql: ASGIApp = PlainTextResponse("graphql"),  # noqa: B008
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     **values: Any,
@@ -87,9 +87,7 @@ async def serving(
             tasks.cancel_scope.cancel()
 
 
-def build_gateway(
-    settings: Settings, tasks: TaskGroup, providers: tuple[ScriptedProvider, ...]
-) -> Gateway:
+def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provider, ...]) -> Gateway:
     """Return the real services over `providers`, with stores in memory."""
     sessions, models, statuses = (
         MemorySessionStore(),

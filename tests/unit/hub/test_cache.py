@@ -199,3 +199,17 @@ def test_a_model_that_embeds_is_found_with_what_its_other_files_say(
     assert {name for name, card in found.items() if card.embeds} == {"bare", "pooled"}
     assert set(found) == {"bare", "pooled", "demo"}
     assert (found["bare"].context_length, found["pooled"].context_length) == (512, 64)
+
+
+@pytest.mark.parametrize("processor", ["processor_config.json", "preprocessor_config.json"])
+def test_a_model_of_images_and_text_is_one_that_comes_with_a_processor(
+    library: FileLibrary, tmp_path: Path, processor: str
+) -> None:
+    config = {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}
+    folder = put_model(tmp_path / "models/eyes", config=config)
+    assert names(library) == ["demo"]
+    (folder / processor).write_text("{}")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "x"}))
+    assert names(library) == ["demo", "eyes"]
+    found = library.find("eyes")
+    assert found is not None and found.card.sees_images and found.card.has_chat_template
