@@ -61,6 +61,7 @@ class EmbeddingEngine:
     """A model behind its worker. Create it on the event loop; `max_queue` requests may wait."""
 
     is_batched = True
+    recipe = None
 
     def __init__(
         self, ref: ModelRef, loaded: LoadedEmbedder, *, max_queue: int, threads: int = 0

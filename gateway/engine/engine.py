@@ -13,7 +13,7 @@ from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
-from gateway.engine.loader import LoadedModel
+from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
@@ -35,6 +35,11 @@ class Engine(Protocol):
     @property
     def is_batched(self) -> bool:
         """Whether its sequences share the model's steps."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What the load found out, for another load of the same files; None: nothing."""
         ...
 
     @property
@@ -90,6 +95,7 @@ class TransformersEngine:
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._is_batched = loaded.runner.is_batched
+        self.recipe: Recipe | None = loaded.recipe
         loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
         self._scheduler = Scheduler(
             str(ref),

@@ -151,7 +151,16 @@ def pack_linears(model: Any, make: Callable[[list[nn.Linear]], Product] = Packed
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))
             packed_bytes += product.memory_bytes
+    _leave_files(model)
     return packed_bytes
+
+
+def _leave_files(model: Any) -> None:
+    """Copy what is left of the weights, so that the mapped files, of which it is but a part, need
+    not stay in memory for it."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def joint_weight(layers: list[nn.Linear]) -> Tensor:

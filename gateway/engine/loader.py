@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
-from gateway.core.loading import LoadConfig, Quantization
+from gateway.core.loading import LoadConfig
 from gateway.engine.decoder import sees_images
-from gateway.engine.probe import are_alike, choose_runner, probe_logits
+from gateway.engine.probe import (
+    Logits,
+    Way,
+    are_alike,
+    build_runner,
+    choose_runner,
+    probe_logits,
+)
 from gateway.engine.processor import load_processor, takes_images
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runner import Runner
-from gateway.engine.runtime import import_torch
+from gateway.engine.runtime import give_back_memory, import_torch
 from gateway.engine.sampling import Sampling, resolve_sampling
 from gateway.engine.vision import VisionEncoder
 from gateway.engine.vocabulary import Vocabulary
@@ -33,11 +41,20 @@ UNKNOWN_CONTEXT = 2**20
 """Tokens allowed to a model whose config names no limit (state-space models have none)."""
 
 
+class Recipe(msgspec.Struct, frozen=True):
+    """How a model is best run, as was found out by trying: with its linear layers packed or not,
+    and by which runner."""
+
+    packs: bool = False
+    way: Way = "serial"
+
+
 class LoadedModel(msgspec.Struct, frozen=True):
     """A model in memory. `memory_bytes` is what its weights and buffers take."""
 
     model: Any
     runner: Runner
+    recipe: Recipe
     encoder: PromptEncoder
     vocabulary: Vocabulary
     eos_ids: frozenset[int]
@@ -52,12 +69,17 @@ class LoadedModel(msgspec.Struct, frozen=True):
 
 
 def load_model(
-    name: str, path: Path, config: LoadConfig, progress: LoadProgress | None = None
+    name: str,
+    path: Path,
+    config: LoadConfig,
+    progress: LoadProgress | None = None,
+    recipe: Recipe | None = None,
 ) -> LoadedModel:
     """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
     takes seconds.
 
-    Raises ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
+    `recipe` is what a load of the very same files found out: it spares this one the finding. Raises
+    ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
     require_safetensors(name, path)
@@ -69,26 +91,32 @@ def load_model(
             encoder = _load_encoder(path, tokenizer)
             model = _load(path, config.dtype, device)
         progress.check()
-        if config.quantization == "none":
-            model, packed_bytes = _pack(model, lambda: _load(path, config.dtype, device))
+        if recipe is None:
+            model, recipe, runner, extra_bytes = _find_recipe(
+                name, model, config, lambda: _load(path, config.dtype, device)
+            )
         else:
-            packed_bytes = _quantize(name, model, config.quantization)
+            extra_bytes = _prepare(name, model, config, recipe)
+            runner = build_runner(model, recipe.way)
+        progress.check()
     except GatewayError:
         raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
+    give_back_memory()  # of the weights that packed ones stand in for
     eos_ids = _eos_ids(model, tokenizer)
     vocabulary_size = model.get_input_embeddings().num_embeddings
     return LoadedModel(
         model=model,
-        runner=choose_runner(model),
+        runner=runner,
+        recipe=recipe,
         encoder=encoder,
         vocabulary=Vocabulary(tokenizer, vocabulary_size, eos_ids),
         eos_ids=eos_ids,
         vocabulary_size=vocabulary_size,
         context_length=_context_length(model, config),
-        memory_bytes=tensor_bytes(model) + packed_bytes,
+        memory_bytes=tensor_bytes(model) + extra_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -130,31 +158,46 @@ def _sees_images(path: Path, config: Any) -> bool:
     return takes_images(config) and any((path / name).exists() for name in PROCESSOR_FILES)
 
 
-def _quantize(name: str, model: Any, quantization: Quantization) -> int:
-    from gateway.engine.quantization import quantize
+def _find_recipe(
+    name: str, model: Any, config: LoadConfig, reload: Callable[[], Any]
+) -> tuple[Any, Recipe, Runner, int]:
+    """Return the model prepared as is fastest and right, how that is, and the bytes that took.
 
-    return quantize(name, _replaceable(model), quantization)
-
-
-def _pack(model: Any, reload: Callable[[], Any]) -> tuple[Any, int]:
-    """Return the model with its linear layers packed, and their bytes, if it then says the same.
-
-    A model that does not (one that reads the weights of its layers itself, say) is loaded anew.
+    A model that says something else once its layers are packed (one that reads their weights
+    itself, say) is loaded anew.
     """
-    from gateway.engine.linear import can_pack, pack_linears
+    from gateway.engine.linear import can_pack
 
-    if not can_pack(model):
-        return model, 0
-    expected = probe_logits(model)
-    packed_bytes = pack_linears(_replaceable(model))
+    recipe = Recipe(packs=config.quantization == "none" and can_pack(model))
+    # What quantized weights say is not what the others said: they are compared with themselves.
+    expected = probe_logits(model) if config.quantization == "none" else None
+    size = _prepare(name, model, config, recipe)
+    way, runner = choose_runner(model, expected or probe_logits(model))
+    if recipe.packs and way == "serial" and not _still_says(model, expected):
+        model, recipe, size = reload(), Recipe(packs=False), 0
+        way, runner = choose_runner(model, probe_logits(model))
+    return model, replace(recipe, way=way), runner, size
+
+
+def _prepare(name: str, model: Any, config: LoadConfig, recipe: Recipe) -> int:
+    """Quantize or pack the linear layers; return the bytes of what stands for them."""
+    if config.quantization != "none":
+        from gateway.engine.quantization import quantize
+
+        return quantize(name, _replaceable(model), config.quantization)
+    if recipe.packs:
+        from gateway.engine.linear import pack_linears
+
+        return pack_linears(_replaceable(model))
+    return 0
+
+
+def _still_says(model: Any, expected: Logits | None) -> bool:
     try:
-        if are_alike(probe_logits(model), expected):
-            return model, packed_bytes
-        reason = "its logits differ"
+        return expected is not None and are_alike(probe_logits(model), expected)
     except Exception as error:  # whatever an architecture trips over, it still runs as it is
-        reason = f"{type(error).__name__}: {error}"
-    logger.info("the linear layers of %s stay as they are: %s", type(model).__name__, reason)
-    return reload(), 0
+        logger.info("%s does not run with packed layers: %s", type(model).__name__, error)
+        return False
 
 
 def _replaceable(model: Any) -> Any:

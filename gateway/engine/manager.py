@@ -6,7 +6,6 @@ threads or in processes of their own, one load at a time.
 
 import asyncio
 import contextvars
-import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -42,6 +41,7 @@ from gateway.engine.engine import Engine
 from gateway.engine.placement import Placement
 from gateway.engine.progress import LoadProgress
 from gateway.engine.residence import Attempt, Model, Place, Residence
+from gateway.engine.runtime import give_back_memory
 
 logger = logging.getLogger(__name__)
 
@@ -435,7 +435,7 @@ class HuggingFaceModelManager:
     async def _collect(self) -> None:
         """Free what a model left behind; who closes has the process's end before him."""
         if not self._closing:
-            await anyio.to_thread.run_sync(gc.collect)
+            await anyio.to_thread.run_sync(give_back_memory)
 
     def _expire_later(self, model: Model) -> None:
         """See to it that an idle model goes when its time is over, and at once if it is."""

@@ -15,7 +15,7 @@ from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
 from gateway.engine.llama_cpp.loader import load_gguf
-from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.loader import LoadedModel, Recipe, load_model
 from gateway.engine.memory import Memory
 from gateway.engine.progress import LoadProgress
 
@@ -32,8 +32,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     prompt_cache_bytes: int = 0
     gguf_context_length: int = 4096
     """Tokens set aside for each sequence of a GGUF model, if it can take as many."""
-    is_proven: bool = False
-    """The very same files were loaded before, so that loading them ends no process."""
+    recipe: Recipe | None = None
+    """What an earlier load of the very same files, in the same way, found out."""
 
 
 async def open_engine(
@@ -80,7 +80,7 @@ async def _open_generator(
 
 
 def _load_folder(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
-    return load_model(str(spec.ref), Path(spec.files.path), spec.load, progress)
+    return load_model(str(spec.ref), Path(spec.files.path), spec.load, progress, spec.recipe)
 
 
 def _load_gguf(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
@@ -92,7 +92,7 @@ def _load_gguf(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
         threads=spec.threads,
         context_length=spec.gguf_context_length,
         sequences=spec.max_active,
-        is_proven=spec.is_proven,
+        is_proven=spec.recipe is not None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.engine import attention
 from gateway.engine.decoder import new_decoder, sees_images
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = ([5, 3, 8, 1, 9, 2, 7], [4, 6, 2])
-"""Two short prompts that tell whether a model can be batched."""
+PROMPTS = ([5, 3, 8, 1, 9], [4, 6, 2])
+"""Two short prompts that tell whether a model can be batched; the second joins the first."""
+
+Way = Literal["stack", "batch", "serial"]
+"""How a model is run: by the flat stack, in batches by its own forward pass, or one by one."""
 
 # Rope that depends on the longest sequence at hand would let neighbours disturb each other.
 _SHARED_ROPE = frozenset({"dynamic", "longrope"})
@@ -24,28 +27,40 @@ Logits = list[list["Tensor"]]
 """The logits after each step of each prompt."""
 
 
-def choose_runner(model: Any) -> Runner:
-    """Return the fastest runner that agrees with the model's own forward pass.
+def choose_runner(model: Any, expected: Logits) -> tuple[Way, Runner]:
+    """Return the fastest runner that says what is `expected` of the model by `probe_logits`.
 
     Leaves the model set to the attention that the runner needs.
     """
     if not _may_batch(model):
-        return SerialRunner(model)
-    expected = probe_logits(model)
+        return "serial", SerialRunner(model)
     usual = model.config._attn_implementation
-    attention.register()
-    model.set_attn_implementation(attention.NAME)
-    for name, build in (("a flat stack", _stacked), ("batches", BatchRunner)):
+    way: Way
+    for way in ("stack", "batch"):
         try:
-            runner = build(model)
+            runner = build_runner(model, way)
+            assert isinstance(runner, BatchRunner)
             if _agrees(runner, expected):
-                return runner
+                return way, runner
             reason = "its logits differ"
         except Exception as error:  # whatever an architecture trips over, it still runs
             reason = f"{type(error).__name__}: {error}"
-        logger.info("%s does not run by %s: %s", type(model).__name__, name, reason)
+        logger.info("%s does not run by %s: %s", type(model).__name__, way, reason)
     model.set_attn_implementation(usual)
-    return SerialRunner(model)
+    return "serial", SerialRunner(model)
+
+
+def build_runner(model: Any, way: Way) -> Runner:
+    """Return the runner of a way that is known to be right for this model."""
+    if way == "serial":
+        return SerialRunner(model)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    if way == "batch":
+        return BatchRunner(model)
+    from gateway.engine.stack import Stack
+
+    return BatchRunner(model, Stack(model))
 
 
 def probe_logits(model: Any) -> Logits:
@@ -82,12 +97,6 @@ def _may_batch(model: Any) -> bool:
         and not sees_images(model)
         and not kinds & _SHARED_ROPE
     )
-
-
-def _stacked(model: Any) -> BatchRunner:
-    from gateway.engine.stack import Stack
-
-    return BatchRunner(model, Stack(model))
 
 
 def _serial_logits(model: Any, prompt: list[int]) -> list[Tensor]:

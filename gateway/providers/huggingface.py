@@ -29,7 +29,7 @@ from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
-from gateway.engine.loader import choose_device
+from gateway.engine.loader import Recipe, choose_device
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
@@ -257,7 +257,7 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background."""
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
-    proven: set[LocalModel] = set()
+    recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
 
     async def open(
         ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
@@ -272,10 +272,11 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
             threads=settings.hf_threads,
             prompt_cache_bytes=settings.hf_prompt_cache_bytes,
             gguf_context_length=config.context_length or settings.gguf_context_length,
-            is_proven=files in proven,
+            recipe=recipes.get((files, config)),
         )
         engine = await open_engine(spec, progress, share)
-        proven.add(files)
+        if engine.recipe is not None:
+            recipes[files, config] = engine.recipe
         return engine
 
     def total_of(device: str) -> int:

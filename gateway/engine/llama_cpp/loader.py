@@ -15,7 +15,7 @@ from gateway.engine.llama_cpp.model import ContextConfig, LlamaContext, LlamaMod
 from gateway.engine.llama_cpp.runner import LlamaRunner
 from gateway.engine.llama_cpp.tokenizer import LlamaTokenizer
 from gateway.engine.llama_cpp.trial import try_load
-from gateway.engine.loader import LoadedModel
+from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.runtime import choose_threads, import_torch
 from gateway.engine.vocabulary import Vocabulary
@@ -101,6 +101,7 @@ def _load(
     return LoadedModel(
         model=LoadedFile(model, read_sampling(header.metadata)),
         runner=LlamaRunner(context, sequences),
+        recipe=Recipe(way="batch"),
         encoder=PromptEncoder(tokenizer),
         vocabulary=Vocabulary(tokenizer, model.vocabulary_size, tokenizer.eos_ids),
         eos_ids=tokenizer.eos_ids,

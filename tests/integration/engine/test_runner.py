@@ -9,7 +9,7 @@ import torch
 
 from gateway.engine.decoder import CachedDecoder
 from gateway.engine.kv_cache import CacheFull
-from gateway.engine.probe import choose_runner
+from gateway.engine.probe import choose_runner, probe_logits
 from gateway.engine.prompt_cache import BLOCK_TOKENS
 from gateway.engine.runner import BatchRunner, Feed
 from tests.integration.engine.ledger import Ledger
@@ -32,7 +32,8 @@ def load_pair(folder: Path, family: str, **overrides: Any) -> tuple[BatchRunner,
     from transformers import AutoModelForCausalLM
 
     build_model(folder, family=family, **FAMILIES[family], **overrides)
-    runner = choose_runner(AutoModelForCausalLM.from_pretrained(folder).eval())
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    _, runner = choose_runner(model, probe_logits(model))
     assert isinstance(runner, BatchRunner)
     return runner, AutoModelForCausalLM.from_pretrained(folder).eval()
 
