@@ -417,12 +417,6 @@ async def test_a_cache_that_grows_makes_idle_models_go_and_never_those_in_use(
         assert house.used_bytes == 2 * size
 
 
-async def test_a_quantization_that_is_not_there_is_refused_clearly(open_house: OpenHouse) -> None:
-    async with open_house() as house:
-        with pytest.raises(ModelLoadFailed, match="int8"):
-            await house.manager.load(A, house.files, LoadConfig(quantization="int8"))
-
-
 async def test_who_closes_ends_the_wait_for_a_load(open_house: OpenHouse) -> None:
     async with (
         open_house(max_models=1, place_wait_s=1000) as house,

@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from gateway.core.cards import ModelCard
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
+from gateway.core.models import LocalModel
+from gateway.core.names import ModelRef
 from gateway.engine.linear import PackedLinear
 from gateway.engine.loader import load_model
+from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.quantization import GROUP, Int4Product, Int8Product, quantize
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
@@ -87,3 +91,18 @@ def test_where_it_cannot_be_done_that_is_said() -> None:
     model.device, model.dtype = torch.device("meta"), torch.float32  # type: ignore[assignment]
     with pytest.raises(ModelLoadFailed, match="int8 on meta"):
         quantize("m", model, "int8")
+
+
+@pytest.mark.parametrize(
+    "card", [ModelCard("BertModel", "bert"), ModelCard("llama", "llama", format="gguf")]
+)
+async def test_what_is_not_quantized_while_it_loads_says_so(card: ModelCard) -> None:
+    spec = EngineSpec(
+        ref=ModelRef("huggingface", "m"),
+        files=LocalModel("m", "/nowhere", size_bytes=1, card=card),
+        load=LoadConfig(quantization="int4"),
+        max_active=1,
+        max_queue=0,
+    )
+    with pytest.raises(ModelLoadFailed, match="int4"):
+        await open_engine(spec)
