@@ -64,13 +64,16 @@ class Share:
         manages the models may make some until they are asked for again."""
         self._budget = budget
 
-    def reserve(self, size_bytes: int) -> bool:
-        """Take `size_bytes` more; False, and nothing changed, when there is no room for them."""
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
+        """Take `size_bytes` more; False, and nothing changed, when there is no room for them.
+
+        What `is_needed` and not there is told to `on_shortage`.
+        """
         if size_bytes < 0:
             raise ValueError("a share grows by what it reserves")
         if self._budget._move(self, size_bytes):
             return True
-        if self.on_shortage is not None and not self.closed:
+        if is_needed and self.on_shortage is not None and not self.closed:
             self.on_shortage(size_bytes)
         return False
 

@@ -169,7 +169,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             return
         try:
             roomy = _grown(self._capacity, capacity, FIRST_CAPACITY)
-            self._resize(_grown(self._rows, rows, 1), roomy)
+            self._resize(_grown(self._rows, rows, 1), roomy, is_needed=False)
         except CacheFull:
             # Then no more than is needed now.
             longest = max(slot.length for slot in self.slots)
@@ -185,9 +185,9 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._resize(_grown(0, rows, 1), _grown(0, longest, FIRST_CAPACITY))
 
     @torch.inference_mode()
-    def _resize(self, rows: int, capacity: int) -> None:
+    def _resize(self, rows: int, capacity: int, *, is_needed: bool = True) -> None:
         more_bytes = (rows * capacity - self._rows * self._capacity) * self.token_bytes
-        if more_bytes > 0 and not self.memory.reserve(more_bytes):
+        if more_bytes > 0 and not self.memory.reserve(more_bytes, is_needed=is_needed):
             raise CacheFull("There is no memory for more context of this model.")
         old_rows, old_capacity = min(self._rows, rows), min(self._capacity, capacity)
         self._rows, self._capacity = rows, capacity

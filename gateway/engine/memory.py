@@ -6,8 +6,11 @@ from typing import Protocol
 class Memory(Protocol):
     """Bytes that may be taken and must be given back. Called in the engine's thread."""
 
-    def reserve(self, size_bytes: int) -> bool:
-        """Take `size_bytes` more; False, and nothing changed, when there is no room for them."""
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
+        """Take `size_bytes` more; False, and nothing changed, when there is no room for them.
+
+        Others may be asked to make room for what `is_needed`, but not for what is only useful.
+        """
         ...
 
     def release(self, size_bytes: int) -> None:
@@ -18,7 +21,7 @@ class Memory(Protocol):
 class Unlimited:
     """Memory that nobody counts: for a model that is only being tried out."""
 
-    def reserve(self, size_bytes: int) -> bool:
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
         return True
 
     def release(self, size_bytes: int) -> None:

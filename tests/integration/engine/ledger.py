@@ -9,7 +9,7 @@ class Ledger:
         self.taken = 0
         self.most = 0
 
-    def reserve(self, size_bytes: int) -> bool:
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
         if self.taken + size_bytes > self.room:
             return False
         self.taken += size_bytes

@@ -104,6 +104,7 @@ def test_a_shortage_is_told_with_what_is_missing_and_success_is_not() -> None:
     told: list[int] = []
     share.on_shortage = told.append
     assert share.reserve(100)
+    assert not share.reserve(5, is_needed=False)
     assert not share.reserve(7)
     assert told == [7]
 
