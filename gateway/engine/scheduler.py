@@ -226,13 +226,18 @@ class Scheduler:
         except Exception:
             if len(counts) > 1:
                 logger.exception("a step failed; its sequences go on one by one")
-                for sequence, count in counts.items():
-                    self._advance({sequence: count})
+                self._advance_singly(counts)
                 return
             logger.exception("a sequence failed")
             self._fail(next(iter(counts)))
             return
         self._take(counts, logits)
+
+    def _advance_singly(self, counts: dict[Sequence, int]) -> None:
+        for sequence, count in counts.items():
+            # One of those before may have had to take this one's place.
+            if sequence.place is not None:
+                self._advance({sequence: count})
 
     def _take(self, counts: dict[Sequence, int], logits: Tensor) -> None:
         for sequence, count in counts.items():

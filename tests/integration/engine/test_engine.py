@@ -31,49 +31,8 @@ from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
+from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
-    "mistral": {"sliding_window": 16},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 16},
-    "mixtral": {"num_local_experts": 2},
-    "qwen3": {"head_dim": 8},
-    "phi3": {},
-    "gemma2": {"head_dim": 8, "sliding_window": 16},
-    "mamba": {"state_size": 4},
-}
-UNBATCHED = {"gemma2", "mamba"}
-
-
-def generated_by_transformers(folder: Path, loaded: LoadedModel, request: GenerateRequest) -> str:
-    """Return what a model of its own says by transformers' own generate."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    prompt = loaded.encoder.encode(request)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=request.options.max_tokens, do_sample=False
-    )
-    ids = output[0][len(prompt) :].tolist()
-    return loaded.encoder.decode([token for token in ids if token not in loaded.eos_ids])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-async def test_greedy_output_equals_generate_for_every_family(
-    family: str, tmp_path: Path, start_engine: StartEngine
-) -> None:
-    folder = build_model(tmp_path / family, family=family, **FAMILIES[family])
-    loaded = load_model(family, folder, LoadConfig(device="cpu"))
-    request = ask("What is a gateway?", max_tokens=40)
-    async with start_engine(loaded) as engine:
-        answer = await collect(engine.stream(request))
-    assert answer.text == generated_by_transformers(folder, loaded, request)
-    assert answer.usage.prompt_tokens == len(loaded.encoder.encode(request))
-    assert loaded.runner.is_batched == (family not in UNBATCHED)
 
 
 async def test_streams_side_by_side_say_what_each_would_say_alone(
