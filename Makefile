@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
 test-gguf: $(VENV)/.installed-gguf  ## the tests of GGUF files, with llama.cpp (compiles it)
 	$(BIN)/python -m pytest tests -m gguf
 
+fuzz: $(VENV)/.installed-dev  ## longer storms over the engine than those of `make test`
+	$(BIN)/python -m pytest -m fuzz --timeout 600 tests/integration/engine/test_fuzz.py
+
 check: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
-"""Runs one sequence through a model: prompt in, logits out, the cache in between."""
+"""Runs one sequence through a model: prompt in, logits out, the state in between."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,33 +17,62 @@ class Decoder(Protocol):
 
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         """Append `ids` and return the logits after the last of them, of shape [vocabulary]; they
-        count only if the caller `asks`."""
+        count only if the caller `asks`. A decoder that raised is of no more use."""
         ...
 
 
 class CachedDecoder:
-    """Keeps keys and values: each call computes only what is new."""
+    """Keeps what `generate` would keep (keys and values, states): computes only what is new."""
 
     def __init__(self, model: Any) -> None:
         from transformers import DynamicCache
 
         self._model = model
-        self._cache = DynamicCache(config=model.config)
+        self._known = _parameters(model)
+        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self._length = 0
 
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch
 
-        inputs = torch.tensor([ids], device=self._model.device)
+        device = self._model.device
+        name = "cache_params" if "cache_params" in self._known else "past_key_values"
+        options: dict[str, Any] = {name: self._cache}
+        if "position_ids" in self._known:
+            # Left to themselves, some models count from 0 in every call.
+            end = self._length + len(ids)
+            options["position_ids"] = torch.arange(self._length, end, device=device)[None]
+        if "logits_to_keep" in self._known:
+            options["logits_to_keep"] = 1
         with torch.inference_mode():
-            output = self._model(
-                inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
+            output = self._model(torch.tensor([ids], device=device), use_cache=True, **options)
+        self._length += len(ids)
         logits: Tensor = output.logits[0, -1]
         return logits
 
 
+class WholePromptDecoder(CachedDecoder):
+    """For models that take many tokens only into an empty state: the prompt waits until all of it
+    is there, and what follows goes token by token."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._waiting: list[int] = []
+
+    def feed(self, ids: list[int], asks: bool = True) -> Tensor:
+        import torch
+
+        self._waiting += ids
+        if not asks:
+            return torch.empty(0)
+        whole, self._waiting = self._waiting, []
+        if not self._length:
+            return super().feed(whole)
+        return [super(WholePromptDecoder, self).feed([token]) for token in whole][-1]
+
+
 class RecomputingDecoder:
-    """For models whose state is not a key-value cache: slower with every token, and right."""
+    """The plain forward pass over everything, each time: slower with every token, and right."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -55,8 +85,9 @@ class RecomputingDecoder:
         if not asks:
             return torch.empty(0)
         inputs = torch.tensor([self._ids], device=self._model.device)
+        options = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(self._model) else {}
         with torch.inference_mode():
-            output = self._model(inputs, use_cache=False)
+            output = self._model(inputs, use_cache=False, **options)
         logits: Tensor = output.logits[0, -1]
         return logits
 
@@ -70,8 +101,9 @@ class VisionDecoder:
     given its positions.
     """
 
-    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        """`inputs` is what the processor made beside the ids: pixels, and tensors by token."""
+    def __init__(self, model: Any, inputs: Mapping[str, Any] | None = None) -> None:
+        """`inputs` is what the processor made beside the ids: pixels, and tensors by token. The
+        ids of a prompt that has some must come in one piece."""
         import torch
         from transformers import DynamicCache
 
@@ -81,7 +113,7 @@ class VisionDecoder:
         self._state: dict[str, Any] = {
             "past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True)),
             "use_cache": True,
-            **{name: _placed(tensor, model) for name, tensor in inputs.items()},
+            **{name: _placed(tensor, model) for name, tensor in (inputs or {}).items()},
         }
         if model._supports_logits_to_keep():
             self._state["logits_to_keep"] = 1
@@ -127,17 +159,10 @@ def _placed(value: Any, model: Any) -> Any:
     return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
-def new_decoder(model: Any, inputs: Mapping[str, Any] | None = None) -> Decoder:
-    """Return the fastest decoder that is right for `model`; `inputs` are those of a prompt with
-    images, whose ids must come in one piece."""
-    if sees_images(model):
-        return VisionDecoder(model, inputs or {})
-    keeps_keys_and_values = getattr(model, "_supports_default_dynamic_cache", lambda: False)()
-    if keeps_keys_and_values and not getattr(model, "_is_stateful", False):
-        return CachedDecoder(model)
-    return RecomputingDecoder(model)
-
-
 def sees_images(model: Any) -> bool:
     """Tell whether `model` is one of images and text; the text part of such a family is not."""
     return "image" in getattr(model, "input_modalities", ()) and takes_images(model.config)
+
+
+def _parameters(model: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)

@@ -64,7 +64,9 @@ def _draw_among_all(scores: Tensor, options: list[Sampling], chance: Tensor) -> 
     before = torch.nn.functional.pad(reached, (1, 0)).gather(1, part)
     rows = torch.arange(len(options), device=scores.device)
     within = parts[rows, part[:, 0]]
-    return part[:, 0] * PART_TOKENS + _invert(within, target - before[:, 0])
+    drawn = part[:, 0] * PART_TOKENS + _invert(within, target - before[:, 0])
+    # Scores that are not numbers lead anywhere: never to a token that there is not.
+    return drawn.clamp_(max=scores.shape[1] - 1)
 
 
 def _draw_among_best(

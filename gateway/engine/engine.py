@@ -12,6 +12,7 @@ from gateway.core.errors import ContextLengthExceeded, EngineFailed, InvalidRequ
 from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
+from gateway.core.options import require_in_range
 from gateway.engine.bridge import Channel
 from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.memory import Memory, Unlimited
@@ -143,6 +144,7 @@ class TransformersEngine:
         loaded = self._loaded
         if loaded is None:
             raise EngineFailed("The model was unloaded.")
+        require_in_range(request.options)
         prompt = loaded.encoder.prompt(request)
         room = _require_room(prompt.ids, loaded)
         speech = prepare_speech(request, prompt.ids, loaded)

@@ -15,6 +15,7 @@ from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.engine.decoder import sees_images
 from gateway.engine.probe import (
+    UNPROVEN,
     Logits,
     Way,
     are_alike,
@@ -46,7 +47,7 @@ class Recipe(msgspec.Struct, frozen=True):
     and by which runner."""
 
     packs: bool = False
-    way: Way = "serial"
+    way: Way = "recompute"
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -173,7 +174,7 @@ def _find_recipe(
     expected = probe_logits(model) if config.quantization == "none" else None
     size = _prepare(name, model, config, recipe)
     way, runner = choose_runner(model, expected or probe_logits(model))
-    if recipe.packs and way == "serial" and not _still_says(model, expected):
+    if recipe.packs and way in UNPROVEN and not _still_says(model, expected):
         model, recipe, size = reload(), Recipe(packs=False), 0
         way, runner = choose_runner(model, probe_logits(model))
     return model, replace(recipe, way=way), runner, size

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.engine import attention
-from gateway.engine.decoder import new_decoder, sees_images
+from gateway.engine.decoder import (
+    CachedDecoder,
+    Decoder,
+    RecomputingDecoder,
+    VisionDecoder,
+    WholePromptDecoder,
+    sees_images,
+)
 from gateway.engine.runner import BatchRunner, Feed, Runner, SerialRunner
 
 if TYPE_CHECKING:
@@ -14,17 +23,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = ([5, 3, 8, 1, 9], [4, 6, 2])
-"""Two short prompts that tell whether a model can be batched; the second joins the first."""
+PROBES = (
+    ([5, 3, 8, 1, 9, 2, 7, 4, 6], (5, 1, 2, 1)),
+    ([4, 6, 2], (2, 1)),
+    ([7, 2], (1, 1)),
+)
+"""Short prompts, and how many of their tokens are fed at once: a beginning that is longer than a
+convolution looks back and two that are shorter, single tokens, and several on top of a state."""
 
-Way = Literal["stack", "batch", "serial"]
+Way = Literal["stack", "batch", "cache", "whole prompt", "recompute", "vision"]
 """How a model is run: by the flat stack, in batches by its own forward pass, or one by one."""
+
+DECODERS: dict[Way, Callable[..., Decoder]] = {
+    "cache": CachedDecoder,
+    "whole prompt": WholePromptDecoder,
+    "recompute": RecomputingDecoder,
+    "vision": VisionDecoder,
+}
+UNPROVEN: frozenset[Way] = frozenset({"recompute", "vision"})
+"""Ways that were not compared with anything."""
 
 # Rope that depends on the longest sequence at hand would let neighbours disturb each other.
 _SHARED_ROPE = frozenset({"dynamic", "longrope"})
 
 Logits = list[list["Tensor"]]
-"""The logits after each step of each prompt."""
+"""The logits after each part of each probe."""
 
 
 def choose_runner(model: Any, expected: Logits) -> tuple[Way, Runner]:
@@ -32,28 +55,25 @@ def choose_runner(model: Any, expected: Logits) -> tuple[Way, Runner]:
 
     Leaves the model set to the attention that the runner needs.
     """
-    if not _may_batch(model):
-        return "serial", SerialRunner(model)
     usual = model.config._attn_implementation
-    way: Way
-    for way in ("stack", "batch"):
+    for way in _possible_ways(model):
+        if model.config._attn_implementation != usual:
+            model.set_attn_implementation(usual)
         try:
             runner = build_runner(model, way)
-            assert isinstance(runner, BatchRunner)
-            if _agrees(runner, expected):
+            if way in UNPROVEN or _agrees(runner, expected):
                 return way, runner
             reason = "its logits differ"
         except Exception as error:  # whatever an architecture trips over, it still runs
             reason = f"{type(error).__name__}: {error}"
         logger.info("%s does not run by %s: %s", type(model).__name__, way, reason)
-    model.set_attn_implementation(usual)
-    return "serial", SerialRunner(model)
+    raise AssertionError("recomputing is always possible")
 
 
 def build_runner(model: Any, way: Way) -> Runner:
     """Return the runner of a way that is known to be right for this model."""
-    if way == "serial":
-        return SerialRunner(model)
+    if way in DECODERS:
+        return SerialRunner(model, DECODERS[way])
     attention.register()
     model.set_attn_implementation(attention.NAME)
     if way == "batch":
@@ -64,8 +84,15 @@ def build_runner(model: Any, way: Way) -> Runner:
 
 
 def probe_logits(model: Any) -> Logits:
-    """Return the logits of the probes, step by step, by the model's own rules."""
-    return [_serial_logits(model, prompt) for prompt in PROMPTS]
+    """Return what the model says to the probes in plain forward passes, without any cache."""
+    import torch
+
+    found: Logits = []
+    for prompt, parts in PROBES:
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0]
+        found.append([logits[end - 1] for end in accumulate(parts)])
+    return found
 
 
 def are_alike(found: Logits, expected: Logits) -> bool:
@@ -85,6 +112,14 @@ def are_alike(found: Logits, expected: Logits) -> bool:
     )
 
 
+def _possible_ways(model: Any) -> tuple[Way, ...]:
+    """Return the ways that are worth trying, fastest first, and one at the end that is right."""
+    if sees_images(model):
+        return ("vision",)
+    batched: tuple[Way, ...] = ("stack", "batch") if _may_batch(model) else ()
+    return (*batched, "cache", "whole prompt", "recompute")
+
+
 def _may_batch(model: Any) -> bool:
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -94,33 +129,26 @@ def _may_batch(model: Any) -> bool:
     return bool(
         getattr(model, "_supports_attention_backend", False)
         and not getattr(model, "_is_stateful", False)
-        and not sees_images(model)
         and not kinds & _SHARED_ROPE
     )
 
 
-def _serial_logits(model: Any, prompt: list[int]) -> list[Tensor]:
-    decoder = new_decoder(model)
-    return [decoder.feed(prompt[:2]), *(decoder.feed([token]) for token in prompt[2:])]
+def _agrees(runner: Runner, expected: Logits) -> bool:
+    """Feed the probes side by side, as a scheduler would, and compare what each part leads to.
 
-
-def _agrees(runner: BatchRunner, expected: Logits) -> bool:
-    """Feed the probes side by side, as a scheduler would, and compare every step's logits.
-
-    The second joins while the first decodes, so that one pass holds both kinds of tokens.
+    Each joins while the others go on: a pass holds both kinds of tokens, and state that a model
+    keeps for whoever came last shows.
     """
-    places = [runner.open() for _ in PROMPTS]
-    found: Logits = [[] for _ in PROMPTS]
-    fed = [0 for _ in PROMPTS]
-    for step in range(len(PROMPTS[0])):
+    places = [runner.open() for _ in PROBES]
+    starts = [[0, *accumulate(parts)] for _, parts in PROBES]
+    found: Logits = [[] for _ in PROBES]
+    for step in range(max(index + len(parts) for index, (_, parts) in enumerate(PROBES))):
         feeds: dict[int, Feed] = {}
-        for index, prompt in enumerate(PROMPTS):
-            if step >= 2 * index and fed[index] < len(prompt):
-                ids = prompt[fed[index] : fed[index] + 1] if fed[index] else prompt[:2]
-                feeds[index] = Feed(places[index], ids)
-                fed[index] += len(ids)
-        rows = runner.run(list(feeds.values())) if feeds else ()
-        for index, row in zip(feeds, rows, strict=True):
+        for index, (prompt, parts) in enumerate(PROBES):
+            if 0 <= step - index < len(parts):
+                start, end = starts[index][step - index : step - index + 2]
+                feeds[index] = Feed(places[index], prompt[start:end])
+        for index, row in zip(feeds, runner.run(list(feeds.values())), strict=True):
             found[index].append(row)
     for place in places:
         runner.release(place)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gateway.engine.decoder import new_decoder
+from gateway.engine.decoder import CachedDecoder, Decoder
 from gateway.engine.memory import Memory, Unlimited
 
 if TYPE_CHECKING:
@@ -69,12 +69,13 @@ class Runner(Protocol):
 
 
 class SerialRunner:
-    """One forward pass for each sequence, by the model's own rules. Works for every model."""
+    """One forward pass for each sequence, through a decoder of its own. Works for every model."""
 
     is_batched = False
     memory_bytes = 0
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, decoder: Callable[..., Decoder] = CachedDecoder) -> None:
+        self.decoder = decoder
         self._model = model
         # What a failed step came to for each: fed once, a decoder cannot take the same again.
         self._outcomes: dict[Any, Tensor | Exception] = {}
@@ -83,7 +84,7 @@ class SerialRunner:
         pass
 
     def open(self, inputs: Mapping[str, Any] | None = None) -> Any:
-        return new_decoder(self._model, inputs)
+        return self.decoder(self._model, inputs) if inputs else self.decoder(self._model)
 
     def release(self, place: Any) -> None:
         self._outcomes.pop(place, None)

@@ -54,6 +54,8 @@ class Sampler:
         self._constraint = constraint
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._random = random.Random(seed)
+        self.chance = self._random.random()
+        """The next number of this request's own random sequence, from [0, 1)."""
         self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         self._counts: dict[int, int] = {}
 
@@ -70,10 +72,6 @@ class Sampler:
             and sampling.logprobs is None
             and self._constraint is None
         )
-
-    def chance(self) -> float:
-        """Return the next number of this request's own random sequence, from [0, 1)."""
-        return self._random.random()
 
     def adjust(self, scores: Tensor) -> None:
         """Apply biases, penalties and the constraint to `scores` of shape [vocabulary], in place.
@@ -101,6 +99,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Remember that `token` was said."""
+        self.chance = self._random.random()
         if self._constraint is not None:
             self._constraint.accept(token)
         sampling = self.sampling
@@ -113,8 +112,18 @@ class Sampler:
 def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[Sampled | Exception]:
     """Draw a token for each row of `logits` [rows, vocabulary], and let its sampler remember it.
 
-    A row whose sampler raises yields the exception; the others do not notice.
+    A row that cannot be drawn yields the exception; the others do not notice.
     """
+    try:
+        return _sample_together(logits, samplers)
+    except Exception as error:  # whose fault it was shows when each is drawn alone
+        if len(samplers) == 1:
+            return [error]
+        rows = [logits[row : row + 1] for row in range(len(samplers))]
+        return [sample(own, [sampler])[0] for own, sampler in zip(rows, samplers, strict=True)]
+
+
+def _sample_together(logits: Tensor, samplers: Sequence[Sampler]) -> list[Sampled | Exception]:
     chosen: list[Sampled | Exception] = [Sampled(token) for token in logits.argmax(-1).tolist()]
     if any(not sampler.is_plain for sampler in samplers):
         _sample_special(logits, samplers, chosen)
@@ -130,7 +139,6 @@ def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[Sampled | Except
 def _sample_special(
     logits: Tensor, samplers: Sequence[Sampler], chosen: list[Sampled | Exception]
 ) -> None:
-
     rows = [row for row, sampler in enumerate(samplers) if not sampler.is_plain]
     scores = logits[rows].float()
     tells = [samplers[row].sampling.logprobs is not None for row in rows]
@@ -145,7 +153,7 @@ def _sample_special(
     warm = [index for index, row in enumerate(rows) if samplers[row].sampling.temperature > 0]
     if warm:
         own = [samplers[rows[index]] for index in warm]
-        chance = [sampler.chance() for sampler in own]
+        chance = [sampler.chance for sampler in own]
         drawn[warm] = draw(scores[warm], [sampler.sampling for sampler in own], chance)
     tokens = drawn.tolist()
     for index, row in enumerate(rows):

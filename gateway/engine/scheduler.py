@@ -169,11 +169,11 @@ class Scheduler:
         if not sequence.admitted_at:
             sequence.admitted_at = self._clock()
             sequence.queue_ms = (sequence.admitted_at - sequence.queued_at) * 1000
-        sequence.place = self._runner.open(sequence.inputs)
         try:
+            sequence.place = self._runner.open(sequence.inputs)
             sequence.fed = self._runner.recall(sequence.place, sequence.caller, sequence.tokens)
         except Exception:
-            logger.exception("past prompts cannot be recalled")
+            logger.exception("a sequence cannot be opened")
             self._fail(sequence)
 
     def _tell_places(self) -> None:
@@ -226,13 +226,18 @@ class Scheduler:
         except Exception:
             if len(counts) > 1:
                 logger.exception("a step failed; its sequences go on one by one")
-                for sequence, count in counts.items():
-                    self._advance({sequence: count})
+                self._advance_singly(counts)
                 return
             logger.exception("a sequence failed")
             self._fail(next(iter(counts)))
             return
         self._take(counts, logits)
+
+    def _advance_singly(self, counts: dict[Sequence, int]) -> None:
+        for sequence, count in counts.items():
+            # One of those before may have had to take this one's place.
+            if sequence.place is not None:
+                self._advance({sequence: count})
 
     def _take(self, counts: dict[Sequence, int], logits: Tensor) -> None:
         for sequence, count in counts.items():
@@ -265,6 +270,9 @@ class Scheduler:
         first, then the place of the youngest, which starts over once somebody left."""
         if self._runner.forget():
             return
+        if any(sequence.cancelled or sequence.finished for sequence in self._active):
+            # Who leaves after this step gives back what he has.
+            return
         if len(self._active) == 1:
             for sequence in counts:
                 self._fail(sequence, error)
@@ -293,7 +301,8 @@ class Scheduler:
         if sequence.finished:
             self._pace.observe_service(self._clock() - sequence.admitted_at)
             self._keep(sequence)
-        self._runner.release(sequence.place)
+        if sequence.place is not None:
+            self._runner.release(sequence.place)
         sequence.place = None
         with self._condition:
             self._active.remove(sequence)
@@ -314,5 +323,6 @@ class Scheduler:
         with suppress(Exception):
             self._runner.forget()
             for sequence in placed:
-                self._runner.release(sequence.place)
+                if sequence.place is not None:
+                    self._runner.release(sequence.place)
         self.memory_bytes = 0

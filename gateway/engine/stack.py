@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.engine.kv_cache import SlotCache
     from gateway.engine.view import View
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3"})
 
 
 class UnknownLayout(Exception):
@@ -81,11 +81,11 @@ class _Layer:
         self._window = _window(attention, config)
         self._before_attention = _Norm(layer.input_layernorm)
         self._before_mlp = _Norm(layer.post_attention_layernorm)
-        self._qkv = joint_product([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._qkv = joint_product(_parts(attention, "qkv_proj", ("q_proj", "k_proj", "v_proj")))
         self._head_norm = self._join_head_norms(attention)
         self._out = joint_product([attention.o_proj])
-        self._gate_up = joint_product([mlp.gate_proj, mlp.up_proj])
-        self._activate = mlp.act_fn
+        self._gate_up = joint_product(_parts(mlp, "gate_up_proj", ("gate_proj", "up_proj")))
+        self._activate = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
         self._down = joint_product([mlp.down_proj])
 
     def forward(
@@ -115,6 +115,11 @@ class _Layer:
             raise UnknownLayout("norms of queries and keys that differ")
         weights = [query.weight.detach()] * self._heads + [key.weight.detach()] * self._shared_heads
         return torch.stack(weights), query.variance_epsilon
+
+
+def _parts(module: Any, joint: str, apart: tuple[str, ...]) -> list[Any]:
+    """Return the linear layers of one product; Phi has it as one layer to begin with."""
+    return [getattr(module, name) for name in ((joint,) if hasattr(module, joint) else apart)]
 
 
 def _window(attention: Any, config: Any) -> int | None:

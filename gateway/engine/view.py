@@ -88,9 +88,12 @@ class View:
             self._masks[key] = _additive(seen, like)[:, None, None, :]
         return self._masks[key]
 
-    def chunk_mask(self, run: Run, window: int | None, like: Tensor) -> Tensor | None:
-        """Return the same for a chunk, [count, end]; None stands for the plain causal mask."""
-        if run.start == 0 and (window is None or window >= run.tokens):
+    def chunk_mask(
+        self, run: Run, window: int | None, like: Tensor, *, always: bool = False
+    ) -> Tensor | None:
+        """Return the same for a chunk, [count, end]; None stands for the plain causal mask, unless
+        a mask is `always` wanted."""
+        if not always and run.start == 0 and (window is None or window >= run.tokens):
             return None
         key = (run.row, window)
         if key not in self._masks:

@@ -1,5 +1,6 @@
 """TransformersEngine over real tiny models: what it says, when it stops, what it survives."""
 
+import math
 import random
 import threading
 from collections.abc import AsyncIterator
@@ -26,54 +27,14 @@ from gateway.core.events import Event, Finished, Generation, Started, TextDelta,
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
+from gateway.engine.kv_cache import CacheFull
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.scheduler import Scheduler
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
+from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
-    "mistral": {"sliding_window": 16},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 16},
-    "mixtral": {"num_local_experts": 2},
-    "qwen3": {"head_dim": 8},
-    "phi3": {},
-    "gemma2": {"head_dim": 8, "sliding_window": 16},
-    "mamba": {"state_size": 4},
-}
-UNBATCHED = {"gemma2", "mamba"}
-
-
-def generated_by_transformers(folder: Path, loaded: LoadedModel, request: GenerateRequest) -> str:
-    """Return what a model of its own says by transformers' own generate."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    prompt = loaded.encoder.encode(request)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=request.options.max_tokens, do_sample=False
-    )
-    ids = output[0][len(prompt) :].tolist()
-    return loaded.encoder.decode([token for token in ids if token not in loaded.eos_ids])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-async def test_greedy_output_equals_generate_for_every_family(
-    family: str, tmp_path: Path, start_engine: StartEngine
-) -> None:
-    folder = build_model(tmp_path / family, family=family, **FAMILIES[family])
-    loaded = load_model(family, folder, LoadConfig(device="cpu"))
-    request = ask("What is a gateway?", max_tokens=40)
-    async with start_engine(loaded) as engine:
-        answer = await collect(engine.stream(request))
-    assert answer.text == generated_by_transformers(folder, loaded, request)
-    assert answer.usage.prompt_tokens == len(loaded.encoder.encode(request))
-    assert loaded.runner.is_batched == (family not in UNBATCHED)
 
 
 async def test_streams_side_by_side_say_what_each_would_say_alone(
@@ -152,6 +113,77 @@ async def test_short_of_memory_sequences_wait_their_turn_and_say_the_same(
         assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
     assert memory.most > memory.room / 2
     assert memory.taken == 0
+
+
+async def test_who_loses_his_place_while_a_failed_step_is_repeated_waits_for_another(
+    llama_folder: Path,
+    llama: LoadedModel,
+    start_engine: StartEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = [ask(f"Question {n}", max_tokens=60) for n in range(3)]
+    answers: dict[int, Generation] = {}
+    # A step of all three fails; repeated one by one, the first of them finds no memory.
+    faults: list[Exception] = [RuntimeError("out of memory, say"), CacheFull("and no room")]
+    original = llama.runner.run
+
+    def run(feeds: list[Feed]) -> Any:
+        if faults and (len(feeds) == 3 or len(faults) == 1):
+            raise faults.pop(0)
+        return original(feeds)
+
+    async def read(index: int) -> None:
+        answers[index] = await collect(engine.stream(requests[index]))
+
+    monkeypatch.setattr(llama.runner, "run", run)
+    async with start_engine(llama) as engine, anyio.create_task_group() as tasks:
+        for index in range(3):
+            tasks.start_soon(read, index)
+    assert not faults
+    for index, request in enumerate(requests):
+        assert answers[index].text == generated_by_transformers(llama_folder, llama, request)
+
+
+async def test_a_request_whose_token_cannot_be_drawn_fails_alone(
+    llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    seeded = ask(temperature=1.0, seed=3, max_tokens=60)
+    failed: list[str] = []
+
+    async def break_in() -> None:
+        # No edge lets it through, and nothing before the draw looks at it.
+        with pytest.raises(EngineFailed):
+            await collect(engine.stream(ask("breaks", logprobs=-1)))
+        failed.append("alone")
+
+    async with start_engine(llama) as engine:
+        alone = await collect(engine.stream(seeded))
+        async with aclosing(engine.stream(ask(max_tokens=900))) as neighbour:
+            await first_of(neighbour, Started)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(break_in)
+                beside = await collect(engine.stream(seeded))
+        assert engine.alive
+    assert failed == ["alone"] * 3
+    assert beside.text == alone.text
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"temperature": math.nan}, {"top_k": -1}, {"logit_bias": ((10**9, 1.0),)}, {"max_tokens": 0}],
+)
+async def test_an_option_outside_its_range_is_refused_before_the_queue(
+    llama: LoadedModel, start_engine: StartEngine, option: dict[str, Any]
+) -> None:
+    async with (
+        start_engine(llama, max_active=1, max_queue=0) as engine,
+        aclosing(engine.stream(ask(max_tokens=900))) as running,
+    ):
+        await first_of(running, Started)
+        # Nobody may wait here: a request that came as far would be refused as one too many.
+        with pytest.raises(InvalidRequest, match=next(iter(option))):
+            await collect(engine.stream(ask(**option)))
 
 
 async def test_a_conversation_that_goes_on_is_not_computed_anew(

@@ -20,11 +20,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": 8},
+    "phi3": {"sliding_window": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
     "gemma3_text": {"head_dim": 8, "sliding_window": 8},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 256},
     "mixtral": {"num_local_experts": 2},
 }
-STACKED = {"llama", "qwen2", "qwen3", "mistral"}
+STACKED = {"llama", "qwen2", "qwen3", "mistral", "phi3"}
 
 
 def load_pair(folder: Path, family: str, **overrides: Any) -> tuple[BatchRunner, Any]:

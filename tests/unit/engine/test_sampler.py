@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from gateway.core.messages import Options
@@ -193,3 +195,19 @@ def test_a_request_that_fails_fails_alone() -> None:
     outcomes = sample(torch.tensor([[1.0, 0.0], [0.0, 100.0]]), [broken, fine])
     assert isinstance(outcomes[0], RuntimeError)
     assert outcomes[1] == Sampled(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}])
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_never_lead_to_a_token_that_there_is_not(
+    options: dict[str, float], score: float
+) -> None:
+    import torch
+
+    # No multiple of the parts in which a vocabulary is looked at.
+    logits = torch.full((1, drawing.PART_TOKENS + 3), score)
+    for seed in range(20):
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed, **options), [])  # type: ignore[arg-type]
+        (outcome,) = sample(logits, [sampler])
+        assert isinstance(outcome, Sampled)
+        assert 0 <= outcome.token < logits.shape[1]
