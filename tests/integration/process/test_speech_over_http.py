@@ -161,7 +161,12 @@ def test_the_native_face_tells_the_same(gateway: GatewayProcess) -> None:
         if line.startswith('data: {"text"')
     ]
     assert "".join(delta["text"] for delta in deltas) == answer["text"]
-    assert [e for delta in deltas for e in delta["logprobs"]] == answer["logprobs"]
+    told = [entry for delta in deltas for entry in delta["logprobs"]]
+    assert [entry["bytes"] for entry in told] == [entry["bytes"] for entry in answer["logprobs"]]
+    # The second prompt is not computed anew, so its numbers are rounded in another order.
+    assert [entry["logprob"] for entry in told] == pytest.approx(
+        [entry["logprob"] for entry in answer["logprobs"]], abs=1e-4
+    )
 
 
 @tool(args_schema=Plan)
