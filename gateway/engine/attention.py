@@ -45,8 +45,19 @@ def _attend_for_transformers(
     """`query` is [1, heads, tokens, size]; `key` and `value` are all that the layer holds."""
     if view is None or s_aux is not None or position_bias is not None:
         raise UnsupportedAttention
+    if sliding_window is None and _slides(module):
+        raise UnsupportedAttention  # it is told by a mask alone, which is not made here
     output = attend(query[0].transpose(0, 1), key, value, view, sliding_window, scaling, softcap)
     return output[None], None
+
+
+def _slides(layer: Any) -> bool:
+    """Tell whether the config gives this layer a window."""
+    config = layer.config
+    if getattr(config, "sliding_window", None) is None:
+        return False
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or kinds[layer.layer_idx] == "sliding_attention"
 
 
 def attend(

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gateway.engine.view import View
 
 FIRST_CAPACITY = 256
-"""Tokens that a new cache holds a row; it doubles whenever a sequence outgrows it."""
+"""Tokens that a new cache holds a row, and by which it grows at least."""
+GROWTH = 1.25
+"""How much larger it becomes when a sequence outgrows it: every row grows with the longest."""
 TIGHT_STEP = 64
 """Where memory is short a cache grows by so many tokens."""
 ROOMY = 4
@@ -32,11 +34,15 @@ class CacheFull(NoRoom):
 
 
 class Slot:
-    """The place of one sequence: its row, which may change, and how many tokens are in it."""
+    """The place of one sequence: its row, which may change, and how many tokens are in it.
+
+    `expected` is how many there will be at least, so that the cache grows once for a long prompt.
+    """
 
     def __init__(self, row: int) -> None:
         self.row = row
         self.length = 0
+        self.expected = 0
 
 
 class _Shape:
@@ -112,10 +118,13 @@ class SlotCache(Cache):  # type: ignore[misc]
             last.row = slot.row
         self._shrink()
 
-    def begin(self, view: View) -> None:
-        """Make room for what `view` touches; the layers' updates follow. Raises CacheFull."""
+    def begin(self, view: View, *, is_needed: bool = True) -> None:
+        """Make room for what `view` touches; the layers' updates follow.
+
+        Raises CacheFull. Only what `is_needed` is worth another model's place.
+        """
         self._view = view
-        self._require(view.last_row + 1, view.longest)
+        self._require(view.last_row + 1, view.longest, is_needed)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -158,23 +167,29 @@ class SlotCache(Cache):  # type: ignore[misc]
     def copy_in(self, slot: Slot, blocks: Sequence[Tensor]) -> None:
         """Begin a sequence with what `copy_out` returned. Raises CacheFull."""
         length = sum(block.shape[2] for block in blocks)
-        self._require(slot.row + 1, length)
+        self._require(slot.row + 1, length, False)
         tensors = (*self._keys, *self._values)
         for index, tensor in enumerate(tensors):
             torch.cat([block[index] for block in blocks], dim=1, out=tensor[slot.row, :, :length])
         slot.length = length
 
-    def _require(self, rows: int, capacity: int) -> None:
+    def _require(self, rows: int, capacity: int, is_needed: bool) -> None:
         if rows <= self._rows and capacity <= self._capacity:
             return
+        expected = max((capacity, *(slot.expected for slot in self.slots)))
         try:
-            roomy = _grown(self._capacity, capacity, FIRST_CAPACITY)
-            self._resize(_grown(self._rows, rows, 1), roomy, is_needed=False)
+            wide = max(self._rows, _doubled(rows))
+            self._resize(wide, self._roomy(expected), is_needed=False)
         except CacheFull:
-            # Then no more than is needed now.
+            # Then no more than must be now.
             longest = max(slot.length for slot in self.slots)
-            tight = -(-max(capacity, longest) // TIGHT_STEP) * TIGHT_STEP
-            self._resize(max(rows, len(self.slots)), tight)
+            tight = _rounded_up(max(capacity, longest), TIGHT_STEP)
+            self._resize(max(rows, len(self.slots)), tight, is_needed=is_needed)
+
+    def _roomy(self, capacity: int) -> int:
+        if capacity <= self._capacity:
+            return self._capacity
+        return _rounded_up(max(capacity, int(self._capacity * GROWTH)), FIRST_CAPACITY)
 
     def _shrink(self) -> None:
         rows = len(self.slots)
@@ -182,28 +197,35 @@ class SlotCache(Cache):  # type: ignore[misc]
         if not rows:
             self._resize(0, 0)
         elif self._rows * self._capacity > ROOMY * rows * max(longest, FIRST_CAPACITY):
-            self._resize(_grown(0, rows, 1), _grown(0, longest, FIRST_CAPACITY))
+            self._resize(_doubled(rows), _rounded_up(longest, FIRST_CAPACITY))
 
     @torch.inference_mode()
     def _resize(self, rows: int, capacity: int, *, is_needed: bool = True) -> None:
         more_bytes = (rows * capacity - self._rows * self._capacity) * self.token_bytes
         if more_bytes > 0 and not self.memory.reserve(more_bytes, is_needed=is_needed):
             raise CacheFull("There is no memory for more context of this model.")
+        try:
+            self._reallocate(rows, capacity)
+        except RuntimeError as error:  # the allocator's; layers that grew already do no harm
+            if more_bytes > 0:
+                self.memory.release(more_bytes)
+            raise CacheFull("The machine has no memory for more context.") from error
+        if more_bytes < 0:
+            self.memory.release(-more_bytes)
+
+    def _reallocate(self, rows: int, capacity: int) -> None:
         old_rows, old_capacity = min(self._rows, rows), min(self._capacity, capacity)
-        self._rows, self._capacity = rows, capacity
         if not rows:
             self._keys.clear()
             self._values.clear()
-        for layer in range(len(self._shapes) if rows else 0):
-            if layer == len(self._keys):
-                self._allocate(layer)
-                continue
+        for layer in range(len(self._keys)):
             for tensors, allocate in self._both(layer):
                 old = tensors[layer]
                 tensors[layer] = allocate(rows, capacity)
                 tensors[layer][:old_rows, :, :old_capacity] = old[:old_rows, :, :old_capacity]
-        if more_bytes < 0:
-            self.memory.release(-more_bytes)
+        self._rows, self._capacity = rows, capacity
+        for layer in range(len(self._keys), len(self._shapes) if rows else 0):
+            self._allocate(layer)
 
     def _allocate(self, layer: int) -> None:
         for tensors, allocate in self._both(layer):
@@ -214,8 +236,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         return (self._keys, shape.allocate_keys), (self._values, shape.allocate_values)
 
 
-def _grown(have: int, need: int, least: int) -> int:
-    size = max(have, least)
-    while size < need:
-        size *= 2
-    return size
+def _doubled(need: int) -> int:
+    return 1 << max(0, need - 1).bit_length()
+
+
+def _rounded_up(need: int, step: int) -> int:
+    return -(-need // step) * step

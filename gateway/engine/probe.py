@@ -46,6 +46,10 @@ UNPROVEN: frozenset[Way] = frozenset({"recompute", "vision"})
 # Rope that depends on the longest sequence at hand would let neighbours disturb each other.
 _SHARED_ROPE = frozenset({"dynamic", "longrope"})
 
+# Others look at the past in a way that is only in a mask, which our attention is not given, and
+# that may show no sooner than a probe is long.
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
 Logits = list[list["Tensor"]]
 """The logits after each part of each probe."""
 
@@ -130,6 +134,8 @@ def _may_batch(model: Any) -> bool:
         getattr(model, "_supports_attention_backend", False)
         and not getattr(model, "_is_stateful", False)
         and not kinds & _SHARED_ROPE
+        and set(getattr(config, "layer_types", None) or ()) <= _KNOWN_LAYERS
+        and not getattr(config, "attention_chunk_size", None)
     )
 
 

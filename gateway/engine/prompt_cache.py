@@ -91,13 +91,16 @@ class PromptCache:
 
     def _make_room(self, need_bytes: int, *, keep: int) -> bool:
         """Drop the oldest blocks, but not the `keep` ones that were touched last."""
-        while self.memory_bytes + need_bytes > self._limit_bytes or not self._memory.reserve(
-            need_bytes
-        ):
+        while not self._take(need_bytes):
             if len(self._blocks) <= keep:
                 return False
             self._drop_oldest()
         return True
+
+    def _take(self, size_bytes: int) -> bool:
+        """Reserve what fits into the limit. Nobody else makes room for it: it is only useful."""
+        fits = self.memory_bytes + size_bytes <= self._limit_bytes
+        return fits and self._memory.reserve(size_bytes, is_needed=False)
 
     def _drop_oldest(self) -> None:
         _, block = self._blocks.popitem(last=False)

@@ -180,6 +180,7 @@ class BatchRunner:
     def recall(self, place: Slot, caller: str, ids: list[int]) -> int:
         from gateway.engine.kv_cache import CacheFull
 
+        place.expected = len(ids)
         # The last token is always computed: its logits are wanted.
         blocks = self._prompts.find(caller, ids[:-1])
         if blocks:
@@ -198,12 +199,23 @@ class BatchRunner:
     def forget(self) -> bool:
         return self._prompts.clear()
 
+    def _begin(self, view: Any) -> None:
+        """Make room: what is kept of past prompts goes before other models do."""
+        from gateway.engine.kv_cache import CacheFull
+
+        try:
+            self._cache.begin(view, is_needed=not self._prompts.memory_bytes)
+        except CacheFull:
+            if not self._prompts.clear():
+                raise
+            self._cache.begin(view)
+
     def _forward(self, ids: list[int], view: Any, wanted: list[int]) -> Tensor:
         import torch
 
         device = self._model.device
         with torch.inference_mode():
-            self._cache.begin(view)
+            self._begin(view)
             tokens = torch.tensor(ids, device=device)
             rows = torch.tensor(wanted, dtype=torch.long, device=device)
             if self._stack is not None:

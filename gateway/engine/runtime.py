@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import sys
 import threading
 from contextlib import suppress
 
@@ -23,6 +24,7 @@ def import_torch() -> None:
     with _lock:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        is_first = "transformers" not in sys.modules
         import torch  # noqa: F401
         import transformers
 
@@ -30,6 +32,11 @@ def import_torch() -> None:
         transformers.logging.disable_progress_bar()
         # Lazy modules: the first use of these is what takes the time.
         _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
+        if is_first:
+            # What the libraries hold stays for ever: later collections, each of which stops
+            # every thread, need not look through it.
+            gc.collect()
+            gc.freeze()
 
 
 def choose_threads(threads: int, memory_bytes: int) -> int:

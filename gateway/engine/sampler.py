@@ -6,11 +6,13 @@ else is in the batch.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from gateway.core.errors import EngineFailed
 from gateway.engine.drawing import draw
 from gateway.engine.sampling import Sampling
 
@@ -124,7 +126,12 @@ def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[Sampled | Except
 
 
 def _sample_together(logits: Tensor, samplers: Sequence[Sampler]) -> list[Sampled | Exception]:
-    chosen: list[Sampled | Exception] = [Sampled(token) for token in logits.argmax(-1).tolist()]
+    best = logits.max(-1)
+    chosen: list[Sampled | Exception] = [
+        # Neither a NaN nor nothing but minus infinity is an answer.
+        Sampled(token) if math.isfinite(value) else EngineFailed("The model gave no numbers.")
+        for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
     if any(not sampler.is_plain for sampler in samplers):
         _sample_special(logits, samplers, chosen)
     for row, (sampler, outcome) in enumerate(zip(samplers, chosen, strict=True)):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RELIEF_S = 0.5
+"""How long a step that was refused memory waits for other models to give some back."""
+
 
 class Scheduler:
     """Serves up to `max_active` sequences at once; `max_queue` more may wait.
@@ -53,6 +56,7 @@ class Scheduler:
         self._active: list[Sequence] = []
         # A sequence lost its place for want of memory: nobody gets one before another leaves.
         self._is_full = False
+        self._starved_at: float | None = None
         self._pace = Pace()
         self._condition = threading.Condition()
         self._closing = False
@@ -240,6 +244,7 @@ class Scheduler:
                 self._advance({sequence: count})
 
     def _take(self, counts: dict[Sequence, int], logits: Tensor) -> None:
+        self._starved_at = None
         for sequence, count in counts.items():
             self._outbox.post(sequence.channel, sequence.advance(count))
             if not sequence.remaining and not sequence.said:
@@ -273,6 +278,8 @@ class Scheduler:
         if any(sequence.cancelled or sequence.finished for sequence in self._active):
             # Who leaves after this step gives back what he has.
             return
+        if self._may_be_relieved():
+            return
         if len(self._active) == 1:
             for sequence in counts:
                 self._fail(sequence, error)
@@ -284,6 +291,17 @@ class Scheduler:
             self._active.remove(youngest)
             self._queue.put_back(youngest)
             self._is_full = True
+
+    def _may_be_relieved(self) -> bool:
+        """Wait a moment and tell whether to try again: other models may be making room."""
+        now = self._clock()
+        self._starved_at = now if self._starved_at is None else self._starved_at
+        if now - self._starved_at >= RELIEF_S:
+            self._starved_at = None
+            return False
+        with self._condition:
+            self._condition.wait(RELIEF_S / 10)
+        return True
 
     def _fail(self, sequence: Sequence, error: GatewayError | None = None) -> None:
         error = error or EngineFailed("The model failed on this request.")

@@ -58,6 +58,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": (BATCHED, {"num_local_experts": 2}),
     "qwen3_moe": (BATCHED, {**SMALL_HEADS, **EXPERTS}),
     "gpt_oss": (CACHED, {**SMALL_HEADS, "num_local_experts": 4, "sliding_window": 16}),
+    # Their windows are told by masks alone, and are wider than a probe is long.
+    "qwen2_moe": (
+        CACHED,
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 32,
+            "use_sliding_window": True,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "llama4_text": (
+        CACHED,
+        {
+            **SMALL_HEADS,
+            "attention_chunk_size": 16,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 32,
+        },
+    ),
     "falcon": (CACHED, {}),
     "bloom": (CACHED, {"n_head": 4, "n_layer": 2}),
     "stablelm": (CACHED, {}),

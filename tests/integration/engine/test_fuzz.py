@@ -113,8 +113,8 @@ class FickleLedger(Ledger):
         super().__init__(room)
         self._weather = weather
 
-    def reserve(self, size_bytes: int) -> bool:
-        return not self._weather.strikes(0.2) and super().reserve(size_bytes)
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
+        return not self._weather.strikes(0.2) and super().reserve(size_bytes, is_needed=is_needed)
 
 
 def breaking(compute: Callable[..., Any], weather: Weather) -> Callable[..., Any]:

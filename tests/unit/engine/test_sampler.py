@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from gateway.core.errors import EngineFailed
 from gateway.core.messages import Options
 from gateway.engine import drawing
 from gateway.engine.sampler import Sampled, Sampler, sample
@@ -199,7 +200,7 @@ def test_a_request_that_fails_fails_alone() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}])
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_no_numbers_never_lead_to_a_token_that_there_is_not(
+def test_scores_that_are_no_numbers_lead_to_no_token(
     options: dict[str, float], score: float
 ) -> None:
     import torch
@@ -209,5 +210,13 @@ def test_scores_that_are_no_numbers_never_lead_to_a_token_that_there_is_not(
     for seed in range(20):
         sampler = Sampler(Sampling(temperature=1.0, seed=seed, **options), [])  # type: ignore[arg-type]
         (outcome,) = sample(logits, [sampler])
-        assert isinstance(outcome, Sampled)
-        assert 0 <= outcome.token < logits.shape[1]
+        assert isinstance(outcome, EngineFailed)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(seed=1, top_k=5)])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_what_is_no_number_is_no_answer(sampling: Sampling, number: float) -> None:
+    rows = torch.tensor([[number] * 8, [0.0, 1.0] * 4])
+    broken, fine = sample(rows, [Sampler(sampling, []), Sampler(sampling, [])])
+    assert isinstance(broken, EngineFailed)
+    assert isinstance(fine, Sampled)
