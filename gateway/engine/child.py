@@ -35,7 +35,6 @@ from gateway.engine.child_wire import (
     Released,
     ToChild,
     Told,
-    WireError,
     decode_to_child,
     to_fault,
 )
@@ -128,11 +127,6 @@ class _Child:
         except GatewayError as error:
             self._link.post(Refused(to_fault(error)))
             self._listening.cancel()
-        except Exception:
-            logger.exception("loading %s failed", spec.ref)
-            defect = Internal(f"Loading {spec.ref} failed inside the gateway.")
-            self._link.post(Refused(to_fault(defect)))
-            self._listening.cancel()
 
     async def _answer(self, ask: Ask, answer: _Answer) -> None:
         fault: Fault | None = None
@@ -141,6 +135,8 @@ class _Child:
                 await self._tell(ask, answer)
         except GatewayError as error:
             fault = to_fault(error)
+        except MemoryError:
+            fault = to_fault(EngineFailed("The model ran out of memory on this request."))
         except Exception:
             logger.exception("a request failed")
             fault = to_fault(Internal("Something went wrong inside the gateway."))
@@ -194,9 +190,9 @@ def main() -> None:
         anyio.run(serve, connection, backend_options={"use_uvloop": True})
     except* MemoryError:
         status = EXIT_OUT_OF_MEMORY
-    except* WireError as group:
-        logger.error("the gateway cannot be understood: %s", group.exceptions[0])
-        status = 1
+    except* Exception:
+        logger.exception("the process of a model failed")
+        status = status or 1
     sys.exit(status)
 
 

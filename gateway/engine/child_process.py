@@ -20,7 +20,8 @@ from gateway.engine.child_wire import EXIT_OUT_OF_MEMORY
 logger = logging.getLogger(__name__)
 
 LINE_BYTES = 8192
-LAST_LINES = 20
+LAST_LINES = 200
+"""Enough for a traceback through torch and transformers."""
 # Of Python, of C++ and of torch's allocator, in this order.
 _OUT_OF_MEMORY = re.compile(r"MemoryError|bad_alloc|can't allocate memory|out of memory", re.I)
 

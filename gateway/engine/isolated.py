@@ -212,7 +212,9 @@ class IsolatedEngine:
             stream = await UNIXSocketStream.from_socket(ours)
             self._link = Link(stream, decode_from_child)
             async with stream:
-                self._process = await start_child(self._spec.ref, theirs, environment)
+                # Whoever is cancelled while he starts a process does not get what he must end.
+                with anyio.CancelScope(shield=True):
+                    self._process = await start_child(self._spec.ref, theirs, environment)
                 theirs.close()
                 try:
                     await self._attend(task_status)
