@@ -55,12 +55,18 @@ class _Answer:
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
+        self.is_stopped = False
         self._credit = WINDOW
         self._granted = anyio.Event()
 
     def grant(self, events: int) -> None:
         self._credit += events
         self._granted.set()
+
+    def stop(self) -> None:
+        """End it, and not because its reader wants that."""
+        self.is_stopped = True
+        self.scope.cancel()
 
     async def spend(self) -> None:
         """Wait until the reader has room for one event."""
@@ -95,6 +101,9 @@ class _Child:
         """Free the model; the answers under way end with EngineFailed."""
         if self._engine is not None:
             await self._engine.aclose()
+        # Those whose reader has no room would wait for him; the others have ended by themselves.
+        for answer in self._answers.values():
+            answer.stop()
 
     async def beat(self) -> None:
         """Say that the process is well, as long as somebody reads it."""
@@ -133,6 +142,8 @@ class _Child:
         try:
             with answer.scope:
                 await self._tell(ask, answer)
+            if answer.is_stopped:
+                fault = to_fault(EngineFailed("The engine of this model stopped."))
         except GatewayError as error:
             fault = to_fault(error)
         except MemoryError:
@@ -193,7 +204,10 @@ def main() -> None:
     except* Exception:
         logger.exception("the process of a model failed")
         status = status or 1
-    sys.exit(status)
+    if status:
+        # The gateway waits to learn it: torch may take a second to be taken down.
+        logging.shutdown()
+        os._exit(status)
 
 
 def _die_with_the_gateway() -> None:

@@ -214,7 +214,7 @@ class IsolatedEngine:
             async with stream:
                 # Whoever is cancelled while he starts a process does not get what he must end.
                 with anyio.CancelScope(shield=True):
-                    self._process = await start_child(self._spec.ref, theirs, environment)
+                    self._process = await self._start(theirs, environment)
                 theirs.close()
                 try:
                     await self._attend(task_status)
@@ -222,6 +222,14 @@ class IsolatedEngine:
                     self._kill()
                     with anyio.CancelScope(shield=True):
                         await self._process.aclose()
+
+    async def _start(self, theirs: socket.socket, environment: Mapping[str, str]) -> Process:
+        try:
+            return await start_child(self._spec.ref, theirs, environment)
+        except OSError as error:
+            raise ModelLoadFailed(
+                f"No process can be started for {self._spec.ref}: {error.strerror}."
+            ) from error
 
     async def _attend(self, task_status: TaskStatus[None]) -> None:
         """Listen to the child until it ends, and find out why it did."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -247,6 +248,15 @@ async def test_a_model_that_cannot_be_loaded_fails_as_in_the_thread(tmp_path: Pa
     assert open_files() <= files + 2  # the loop's own, made at the first process
 
 
+async def test_a_process_that_cannot_be_started_is_a_failed_load(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_files()
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    assert "No process can be started" in (await load_failure_of(llama_folder)).message
+    assert open_files() <= files + 2
+
+
 async def test_leaving_a_load_ends_its_process(llama_folder: Path) -> None:
     before = children()
     async with anyio.create_task_group() as tasks:
@@ -343,8 +353,12 @@ async def test_closing_the_engine_ends_its_streams_with_an_error(llama_folder: P
     async with child_of(llama_folder) as engine:
         stream = engine.stream(ask(max_tokens=900))
         assert isinstance(await anext(stream), Started)
+        # The child has said all that it may, and its answer waits for a reader who does not read.
+        [inbox] = engine._inboxes.values()
+        while len(inbox._events) < WINDOW - 1:
+            await anyio.lowlevel.checkpoint()
         await engine.aclose()
-        with pytest.raises(EngineFailed, match="unloaded"):
+        with pytest.raises(EngineFailed, match="stopped"):
             async for _ in stream:
                 pass
         assert "unloaded" in await failure_of(engine, ask())

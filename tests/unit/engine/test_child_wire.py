@@ -16,6 +16,7 @@ from gateway.core.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCallDelta,
     Usage,
     Waiting,
@@ -67,7 +68,10 @@ REQUEST = GenerateRequest(
         Message("assistant", tool_calls=(CALL,), reasoning="hm"),
         Message("tool", (TextPart("4"),), tool_call_id="1", tool_name="f"),
     ),
-    options=Options(temperature=0.5, seed=2**62, stop=("a", "b")),
+    options=Options(
+        temperature=0.5, seed=2**62, stop=("a", "b"), logprobs=2, logit_bias=((3, -1.5),)
+    ),
+    caller="somebody",
     tools=(Tool("f", parameters={"type": "object", "properties": {"n": {"enum": [1, None]}}}),),
     response_format=ResponseFormat("json_schema", {"type": "object"}),
     think="high",
@@ -77,6 +81,7 @@ EVENTS: list[Event] = [
     Waiting("prefill", fraction=0.5),
     Started(REF, 3, queue_ms=1.5),
     TextDelta("é", 2),
+    TextDelta("a", 1, (TokenLogprob("a", b"\xff", -0.5, (TokenLogprob("b", b"b", -1.0),)),)),
     ReasoningDelta("so"),
     ToolCallDelta(0, CALL),
     Finished("stop", Usage(3, 4)),
