@@ -24,11 +24,15 @@ from gateway.engine.child_wire import (
     EXIT_OUT_OF_MEMORY,
     WINDOW,
     Ask,
+    AskVectors,
     Beat,
     Cancel,
     Close,
+    Embedded,
     Fault,
     Grant,
+    Lent,
+    Loading,
     Open,
     Opened,
     Refused,
@@ -38,14 +42,20 @@ from gateway.engine.child_wire import (
     decode_to_child,
     to_fault,
 )
-from gateway.engine.engine import Engine
+from gateway.engine.engine import Embedder, Engine, Generator
+from gateway.engine.lent_memory import LentMemory
 from gateway.engine.link import Link
+from gateway.engine.loader import choose_device
 from gateway.engine.opening import EngineSpec, open_engine
+from gateway.engine.progress import LoadProgress
 
 logger = logging.getLogger(__name__)
 
 OOM_SCORE = 500
 """Where the machine runs out of memory the kernel shall end a model and not the gateway."""
+
+PROGRESS_S = 0.2
+"""How often a load says how far it is."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -82,7 +92,9 @@ class _Child:
     def __init__(self, link: Link[ToChild], tasks: TaskGroup) -> None:
         self._link = link
         self._tasks = tasks
+        self._memory = LentMemory(link.post)
         self._engine: Engine | None = None
+        self._is_in_ram = False
         self._answers: dict[int, _Answer] = {}
         self._listening = anyio.CancelScope()
 
@@ -99,6 +111,8 @@ class _Child:
 
     async def aclose(self) -> None:
         """Free the model; the answers under way end with EngineFailed."""
+        # The engine may wait for an answer that nobody reads any more.
+        self._memory.close()
         if self._engine is not None:
             await self._engine.aclose()
         # Those whose reader has no room would wait for him; the others have ended by themselves.
@@ -119,9 +133,11 @@ class _Child:
                 logging.getLogger().setLevel(message.log_level)
                 _limit_memory(message.memory_limit_bytes)
                 self._tasks.start_soon(self._open, message.spec)
-            case Ask():
+            case Ask() | AskVectors():
                 self._answers[message.id] = _Answer()
                 self._tasks.start_soon(self._answer, message, self._answers[message.id])
+            case Lent():
+                self._memory.settle(message.id, message.granted)
             # An answer may end while the gateway says something about it.
             case Grant() if message.id in self._answers:
                 self._answers[message.id].grant(message.events)
@@ -130,14 +146,33 @@ class _Child:
 
     async def _open(self, spec: EngineSpec) -> None:
         """Load the model; without one this process is of no use, so it ends."""
-        try:
-            self._engine = await open_engine(spec)
-            self._link.post(Opened(self._memory_bytes(self._engine)))
-        except GatewayError as error:
-            self._link.post(Refused(to_fault(error)))
-            self._listening.cancel()
+        progress = LoadProgress()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tell_progress, progress)
+            try:
+                await self._load(spec, progress)
+            except GatewayError as error:
+                self._link.post(Refused(to_fault(error)))
+                self._listening.cancel()
+            tasks.cancel_scope.cancel()
 
-    async def _answer(self, ask: Ask, answer: _Answer) -> None:
+    async def _load(self, spec: EngineSpec, progress: LoadProgress) -> None:
+        device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
+        self._is_in_ram = device == "cpu"
+        engine = self._engine = await open_engine(spec, progress, self._memory)
+        # A load may be over before it was told of.
+        self._link.post(Loading(progress.read_bytes, progress.total_bytes))
+        self._link.post(Opened(self._memory_bytes(engine), engine.is_batched, engine.recipe))
+
+    async def _tell_progress(self, progress: LoadProgress) -> None:
+        told = 0
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            if progress.read_bytes != told:
+                told = progress.read_bytes
+                self._link.post(Loading(told, progress.total_bytes))
+
+    async def _answer(self, ask: Ask | AskVectors, answer: _Answer) -> None:
         fault: Fault | None = None
         try:
             with answer.scope:
@@ -155,21 +190,26 @@ class _Child:
         self._link.post(Released(ask.id, fault))
         self._stop_if_dead()
 
-    async def _tell(self, ask: Ask, answer: _Answer) -> None:
-        if self._engine is None:
-            raise EngineFailed("The model is not loaded.")
-        async with aclosing(self._engine.stream(ask.request)) as events:
-            async for event in events:
-                await answer.spend()
-                self._link.post(Told(ask.id, event))
+    async def _tell(self, ask: Ask | AskVectors, answer: _Answer) -> None:
+        engine = self._engine
+        if isinstance(ask, AskVectors) and isinstance(engine, Embedder):
+            self._link.post(Embedded(ask.id, await engine.embed(ask.request)))
+        elif isinstance(ask, Ask) and isinstance(engine, Generator):
+            async with aclosing(engine.stream(ask.request)) as events:
+                async for event in events:
+                    await answer.spend()
+                    self._link.post(Told(ask.id, event))
+        else:
+            raise EngineFailed("The model cannot do this, or is not loaded.")
 
     def _stop_if_dead(self) -> None:
         if self._engine is not None and not self._engine.alive:
             self._listening.cancel()
 
     def _memory_bytes(self, engine: Engine) -> int:
-        """Return what the model takes: this process is there for nothing else."""
-        return max(engine.memory_bytes, _resident_bytes())
+        """Return what the model takes; in RAM that is all of this process, which is there for
+        nothing else."""
+        return max(engine.memory_bytes, _resident_bytes() if self._is_in_ram else 0)
 
 
 async def serve(connection: socket.socket) -> None:

@@ -5,14 +5,16 @@ msgpack. Either side takes a frame that it cannot read for the end of the other.
 """
 
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gateway.core import errors
-from gateway.core.errors import GatewayError, Internal, PayloadTooLarge
+from gateway.core.embeddings import Embeddings, EmbedRequest
+from gateway.core.errors import GatewayError, Internal, InvalidRequest, PayloadTooLarge
 from gateway.core.events import Event
 from gateway.core.messages import GenerateRequest
+from gateway.engine.loader import Recipe
 from gateway.engine.opening import EngineSpec
 
 MAX_FRAME_BYTES = 2**28
@@ -24,6 +26,7 @@ WINDOW = 64
 """Events of one stream that may be on their way or unread; only a Grant lets the child say more."""
 
 _LENGTH = struct.Struct(">I")
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WireError(Exception):
@@ -31,7 +34,7 @@ class WireError(Exception):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A GatewayError as plain data: the name of its class and what it holds."""
+    """A GatewayError as plain data: the name of its class in the tree, and what it holds."""
 
     kind: str
     state: dict[str, Any]
@@ -56,23 +59,48 @@ class Ask(_Message, frozen=True):
     request: GenerateRequest
 
 
+class AskVectors(_Message, frozen=True):
+    """The same of a model that embeds; the answer is one Embedded."""
+
+    id: int
+    request: EmbedRequest
+
+
 class Grant(_Message, frozen=True):
     """The reader has taken so many events: as many more may come."""
 
     id: int
-    events: int
+    events: _Count
 
 
 class Cancel(_Message, frozen=True):
     id: int
 
 
+class Lent(_Message, frozen=True):
+    """The answer to a Need; what was granted counts until it is Returned."""
+
+    id: int
+    granted: bool
+
+
 class Close(_Message, frozen=True):
     """Free everything and end."""
 
 
+class Loading(_Message, frozen=True):
+    """How much of the weights is read."""
+
+    read_bytes: _Count
+    total_bytes: _Count
+
+
 class Opened(_Message, frozen=True):
-    memory_bytes: int
+    """The model is loaded: what the gateway has to know of it."""
+
+    memory_bytes: _Count
+    is_batched: bool
+    recipe: Recipe | None
 
 
 class Refused(_Message, frozen=True):
@@ -86,6 +114,11 @@ class Told(_Message, frozen=True):
     event: Event
 
 
+class Embedded(_Message, frozen=True):
+    id: int
+    embeddings: Embeddings
+
+
 class Released(_Message, frozen=True):
     """The last word of an answer: the model no longer works for it."""
 
@@ -96,11 +129,24 @@ class Released(_Message, frozen=True):
 class Beat(_Message, frozen=True):
     """The process is well, and takes this much."""
 
-    memory_bytes: int
+    memory_bytes: _Count
 
 
-ToChild = Open | Ask | Grant | Cancel | Close
-FromChild = Opened | Refused | Told | Released | Beat
+class Need(_Message, frozen=True):
+    """The state of the sequences wants to grow: is there room in the budget?"""
+
+    id: int
+    size_bytes: _Count
+
+
+class Returned(_Message, frozen=True):
+    """So much of what was Lent is free again."""
+
+    size_bytes: _Count
+
+
+ToChild = Open | Ask | AskVectors | Grant | Cancel | Lent | Close
+FromChild = Loading | Opened | Refused | Told | Embedded | Released | Beat | Need | Returned
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
@@ -108,12 +154,19 @@ _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromCh
 
 
 def encode_frame(message: ToChild | FromChild) -> bytes:
-    """Return the frame of a message; raises PayloadTooLarge above MAX_FRAME_BYTES."""
-    payload = _encoder.encode(message)
+    """Return the frame of a message.
+
+    Raises PayloadTooLarge above MAX_FRAME_BYTES, InvalidRequest for what msgpack cannot hold.
+    """
+    try:
+        payload = _encoder.encode(message)
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        # Only the JSON of tools and schemas may hold such numbers, strings or depths.
+        raise InvalidRequest(f"The process of the model cannot be told this: {error}.") from None
     if len(payload) > MAX_FRAME_BYTES:
         raise PayloadTooLarge(
-            f"The request has {len(payload)} bytes; a model in a process of its own takes "
-            f"{MAX_FRAME_BYTES}."
+            f"Request and answer may have {MAX_FRAME_BYTES} bytes each where a model has a process "
+            f"of its own; there are {len(payload)}."
         )
     return _LENGTH.pack(len(payload)) + payload
 
@@ -159,8 +212,9 @@ class FrameSplitter:
 
 
 def to_fault(error: GatewayError) -> Fault:
-    """Return an error as data."""
-    return Fault(type(error).__name__, dict(vars(error)))
+    """Return an error as data; a part of the engine may have a class of its own for one."""
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return Fault(kind.__name__, dict(vars(error)))
 
 
 def to_error(fault: Fault) -> GatewayError:

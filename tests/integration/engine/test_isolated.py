@@ -1,58 +1,82 @@
-"""IsolatedEngine with real processes: the same answers, and deaths that are nobody else's."""
+"""IsolatedGenerator with real processes: the same answers, and deaths that are nobody else's."""
 
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 from anyio.abc import TaskGroup, UNIXSocketStream
 
+from gateway.core.cards import ModelCard
+from gateway.core.embeddings import EmbedRequest, unpack_vector
 from gateway.core.errors import (
     ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
     ModelLoadFailed,
+    ModelUnloaded,
+    NoRoom,
     Overloaded,
 )
 from gateway.core.events import Finished, Generation, Started, TextDelta, collect
-from gateway.core.messages import GenerateRequest, Options
-from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.loading import LoadConfig
+from gateway.core.messages import GenerateRequest, Options, Tool
+from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine import isolated
+from gateway.engine import keeper
 from gateway.engine.child_process import start_child
-from gateway.engine.child_wire import WINDOW, Ask, FromChild, Open, Told, decode_from_child
-from gateway.engine.isolated import IsolatedEngine, open_isolated
+from gateway.engine.child_wire import WINDOW, Ask, FromChild, Open, Opened, Told, decode_from_child
+from gateway.engine.embedder import EmbeddingEngine
+from gateway.engine.embedding_loader import load_embedder
+from gateway.engine.engine import Embedder, Engine, Generator
+from gateway.engine.isolated import IsolatedEmbedder, IsolatedGenerator, open_isolated
+from gateway.engine.keeper import Keeper
 from gateway.engine.link import Link
-from gateway.engine.loader import LoadConfig, LoadedModel
-from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.loader import LoadedModel
+from gateway.engine.memory import Memory
 from gateway.engine.opening import EngineSpec
+from gateway.engine.progress import LoadProgress
 from gateway.settings import child_environment
 from tests.integration.engine.conftest import StartEngine, ask
+from tests.integration.engine.house import A, House, keeping_house
+from tests.integration.engine.ledger import Ledger
+from tests.tiny_models import build_encoder
 
 REF = ModelRef("huggingface", "tiny")
-OpenChild = Callable[..., AbstractAsyncContextManager[IsolatedEngine]]
 
 
-def spec_of(folder: Path, *, max_active: int = 8, max_queue: int = 16) -> EngineSpec:
+def spec_of(folder: Path, *, architecture: str = "LlamaForCausalLM") -> EngineSpec:
+    card = ModelCard(architecture, "bert" if architecture == "BertModel" else "llama")
     return EngineSpec(
         REF,
-        LocalModel("tiny", str(folder), 1),
+        LocalModel("tiny", str(folder), 1, card=card),
         LoadConfig(device="cpu"),
-        max_active=max_active,
-        max_queue=max_queue,
+        max_active=8,
+        max_queue=16,
     )
 
 
-async def open_child(tasks: TaskGroup, folder: Path, limit_bytes: int = 0) -> IsolatedEngine:
+async def open_child(
+    tasks: TaskGroup,
+    spec: EngineSpec,
+    progress: LoadProgress | None = None,
+    memory: Memory | None = None,
+    limit_bytes: int = 0,
+) -> Any:
     return await open_isolated(
-        spec_of(folder),
+        spec,
+        progress,
+        memory,
         task_group=tasks,
         environment=child_environment(),
         memory_limit_bytes=limit_bytes,
@@ -60,10 +84,10 @@ async def open_child(tasks: TaskGroup, folder: Path, limit_bytes: int = 0) -> Is
 
 
 @asynccontextmanager
-async def child_of(folder: Path) -> AsyncIterator[IsolatedEngine]:
+async def child_of(spec: EngineSpec, memory: Memory | None = None) -> AsyncIterator[Any]:
     """Give a loaded model in a process of its own; at the end no process of it is left."""
     async with anyio.create_task_group() as tasks:
-        engine = await open_child(tasks, folder)
+        engine = await open_child(tasks, spec, memory=memory)
         try:
             yield engine
         finally:
@@ -71,10 +95,27 @@ async def child_of(folder: Path) -> AsyncIterator[IsolatedEngine]:
     assert engine.pid not in children()
 
 
+@asynccontextmanager
+async def isolated_house(folder: Path) -> AsyncIterator[House]:
+    """A manager whose models live in processes; it is left without one, and without a byte."""
+    before = children()
+    async with anyio.create_task_group() as tasks:
+        opener = partial(open_isolated, task_group=tasks, environment=child_environment())
+        async with keeping_house(folder, budget=10**10, open_spec=opener) as house:
+            yield house
+    assert children() == before
+
+
 @pytest.fixture(scope="module")
-async def shared(llama_folder: Path) -> AsyncIterator[IsolatedEngine]:
+def ledger() -> Ledger:
+    """What the shared child takes its memory from."""
+    return Ledger()
+
+
+@pytest.fixture(scope="module")
+async def shared(llama_folder: Path, ledger: Ledger) -> AsyncIterator[IsolatedGenerator]:
     """One child for the tests that leave it as it was."""
-    async with child_of(llama_folder) as engine:
+    async with child_of(spec_of(llama_folder), ledger) as engine:
         yield engine
 
 
@@ -88,7 +129,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def failure_of(engine: IsolatedEngine, request: GenerateRequest) -> str:
+async def failure_of(engine: IsolatedGenerator, request: GenerateRequest) -> str:
     with pytest.raises(EngineFailed) as caught:
         await collect(engine.stream(request))
     return caught.value.message
@@ -97,11 +138,11 @@ async def failure_of(engine: IsolatedEngine, request: GenerateRequest) -> str:
 async def load_failure_of(folder: Path, limit_bytes: int = 0) -> ModelLoadFailed:
     async with anyio.create_task_group() as tasks:
         with pytest.raises(ModelLoadFailed) as caught:
-            await open_child(tasks, folder, limit_bytes)
+            await open_child(tasks, spec_of(folder), limit_bytes=limit_bytes)
     return caught.value
 
 
-def process_file(engine: IsolatedEngine, name: str) -> bytes:
+def process_file(engine: Keeper, name: str) -> bytes:
     return Path(f"/proc/{engine.pid}/{name}").read_bytes()
 
 
@@ -109,7 +150,7 @@ def process_file(engine: IsolatedEngine, name: str) -> bytes:
 
 
 async def test_a_child_says_what_the_thread_says(
-    shared: IsolatedEngine, llama: LoadedModel, start_engine: StartEngine
+    shared: IsolatedGenerator, llama: LoadedModel, start_engine: StartEngine
 ) -> None:
     requests = [
         ask("What is a gateway?", max_tokens=60),
@@ -126,7 +167,7 @@ async def test_a_child_says_what_the_thread_says(
     assert [answer.usage for answer in answers] == [answer.usage for answer in expected]
 
 
-async def test_sixteen_streams_at_once_say_what_each_says_alone(shared: IsolatedEngine) -> None:
+async def test_sixteen_streams_at_once_say_what_each_says_alone(shared: IsolatedGenerator) -> None:
     requests = [ask(f"Question {n}", max_tokens=20 + n) for n in range(16)]
     answers: dict[int, Generation] = {}
 
@@ -141,16 +182,19 @@ async def test_sixteen_streams_at_once_say_what_each_says_alone(shared: Isolated
         assert answers[index].usage.completion_tokens == 20 + index
 
 
-async def test_errors_of_a_request_cross_as_they_are(shared: IsolatedEngine) -> None:
+async def test_errors_of_a_request_cross_as_they_are(shared: IsolatedGenerator) -> None:
     with pytest.raises(ContextLengthExceeded, match="1024 tokens") as caught:
         await collect(shared.stream(ask("x" * 1100)))
     assert caught.value.param == "messages"
     with pytest.raises(InvalidRequest, match="empty"):
         await collect(shared.stream(GenerateRequest(id="r", model="m", prompt="", raw=True)))
+    tool = Tool("f", parameters={"type": "object", "maxProperties": 10**30})
+    with pytest.raises(InvalidRequest, match="cannot be told"):
+        await collect(shared.stream(msgspec.structs.replace(ask(), tools=(tool,))))
     assert shared.alive
 
 
-async def test_huge_prompts_are_refused_and_others_are_served(shared: IsolatedEngine) -> None:
+async def test_huge_prompts_are_refused_and_others_are_served(shared: IsolatedGenerator) -> None:
     refusals = []
 
     async def ask_too_much() -> None:
@@ -167,7 +211,9 @@ async def test_huge_prompts_are_refused_and_others_are_served(shared: IsolatedEn
     assert len(refusals) == 2
 
 
-async def test_closing_a_stream_returns_when_the_child_has_let_go(shared: IsolatedEngine) -> None:
+async def test_closing_a_stream_returns_when_the_child_has_let_go(
+    shared: IsolatedGenerator,
+) -> None:
     for _ in range(3):
         async with aclosing(shared.stream(ask(max_tokens=900))) as events:
             async for event in events:
@@ -185,7 +231,7 @@ async def test_closing_a_stream_returns_when_the_child_has_let_go(shared: Isolat
     assert (await collect(shared.stream(ask(max_tokens=2)))).usage.completion_tokens == 2
 
 
-async def test_cancelling_a_reader_stops_the_model(shared: IsolatedEngine) -> None:
+async def test_cancelling_a_reader_stops_the_model(shared: IsolatedGenerator) -> None:
     with anyio.CancelScope() as scope:
         async for event in shared.stream(ask(max_tokens=900)):
             if isinstance(event, TextDelta):
@@ -194,21 +240,21 @@ async def test_cancelling_a_reader_stops_the_model(shared: IsolatedEngine) -> No
     assert shared._inboxes == {}
 
 
-async def test_a_slow_reader_holds_back_its_own_stream_only(shared: IsolatedEngine) -> None:
+async def test_a_slow_reader_holds_back_its_own_stream_only(shared: IsolatedGenerator) -> None:
     slow = shared.stream(ask(max_tokens=400))
     assert isinstance(await anext(slow), Started)
     for n in range(3):
         quick = await collect(shared.stream(ask(f"another {n}", max_tokens=200)))
         assert quick.usage.completion_tokens == 200
     [inbox] = shared._inboxes.values()
-    assert len(inbox._events) <= WINDOW
+    assert inbox.unread <= WINDOW
     assert not inbox.released.is_set()
     rest = [event async for event in slow]
     assert isinstance(rest[-1], Finished)
     assert rest[-1].usage.completion_tokens == 400
 
 
-async def test_signals_meant_for_the_gateway_do_not_end_a_child(shared: IsolatedEngine) -> None:
+async def test_signals_meant_for_the_gateway_do_not_end_a_child(shared: IsolatedGenerator) -> None:
     stream = shared.stream(ask(max_tokens=300))
     assert isinstance(await anext(stream), Started)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -219,13 +265,13 @@ async def test_signals_meant_for_the_gateway_do_not_end_a_child(shared: Isolated
     assert os.getsid(shared.pid) == shared.pid != os.getsid(0)
 
 
-async def test_a_child_tells_what_its_process_takes(shared: IsolatedEngine) -> None:
+async def test_a_child_tells_what_its_process_takes(shared: IsolatedGenerator) -> None:
     resident = int(process_file(shared, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert resident / 2 < shared.memory_bytes < resident * 2
 
 
 async def test_a_child_inherits_no_secret_and_no_file(
-    shared: IsolatedEngine, monkeypatch: pytest.MonkeyPatch
+    shared: IsolatedGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     monkeypatch.setenv("GATEWAY_DATABASE_URL", "postgresql://u:canary@h/d")
@@ -235,7 +281,113 @@ async def test_a_child_inherits_no_secret_and_no_file(
     assert process_file(shared, "oom_score_adj").strip() == b"500"
 
 
+# Memory
+
+
+async def test_the_state_of_sequences_takes_its_bytes_of_the_memory_here(
+    shared: IsolatedGenerator, ledger: Ledger, llama: LoadedModel, start_engine: StartEngine
+) -> None:
+    here = Ledger()
+    async with start_engine(llama, memory=here) as thread:
+        await collect(thread.stream(ask(max_tokens=600)))
+    ledger.most = 0
+    async with aclosing(shared.stream(ask(max_tokens=600))) as events:
+        assert [type(event) async for event in events][-1] is Finished
+    assert ledger.most == here.most > 0
+    assert ledger.taken == 0
+
+
+async def test_where_there_is_no_room_here_the_child_gets_none(
+    shared: IsolatedGenerator, ledger: Ledger
+) -> None:
+    ledger.room = 0
+    try:
+        with pytest.raises(NoRoom):
+            await collect(shared.stream(ask(max_tokens=5)))
+    finally:
+        ledger.room = 2**40
+    assert (await collect(shared.stream(ask(max_tokens=2)))).usage.completion_tokens == 2
+
+
+# Embeddings
+
+
+async def test_a_child_embeds_as_the_thread_does(tmp_path: Path) -> None:
+    build_encoder(tmp_path / "bert", pooling={"pooling_mode_mean_tokens": True})
+    loaded = load_embedder("bert", tmp_path / "bert", LoadConfig(device="cpu"))
+    words = ["a", "gateway", "embeds", "texts"]
+    texts = tuple(" ".join(words[: 1 + n % 4]) for n in range(40))
+    request = EmbedRequest("r", "tiny", inputs=texts)
+    thread = EmbeddingEngine(REF, loaded, max_queue=4)
+    expected = await thread.embed(request)
+    await thread.aclose()
+    async with child_of(spec_of(tmp_path / "bert", architecture="BertModel")) as engine:
+        assert isinstance(engine, IsolatedEmbedder) and isinstance(engine, Embedder)
+        assert not isinstance(engine, Generator)
+        answer = await engine.embed(request)
+        assert answer.usage == expected.usage
+        for mine, theirs in zip(answer.vectors, expected.vectors, strict=True):
+            assert unpack_vector(mine) == pytest.approx(unpack_vector(theirs), abs=1e-5)
+        with pytest.raises(InvalidRequest, match="dimensions"):
+            await engine.embed(EmbedRequest("r", "tiny", inputs=texts, dimensions=4000))
+        with anyio.move_on_after(0) as scope:
+            await engine.embed(request)
+        assert scope.cancelled_caught
+        assert engine._inboxes == {}
+        os.kill(engine.pid, signal.SIGSTOP)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(embed_in_vain, engine, request)
+            await anyio.wait_all_tasks_blocked()
+            os.kill(engine.pid, signal.SIGKILL)
+
+
+async def embed_in_vain(engine: IsolatedEmbedder, request: EmbedRequest) -> None:
+    with pytest.raises(EngineFailed, match="SIGKILL"):
+        await engine.embed(request)
+
+
 # Loads
+
+
+async def test_a_load_tells_how_far_it_is_and_what_it_found_out(
+    llama_folder: Path, llama: LoadedModel
+) -> None:
+    progress = LoadProgress()
+    async with anyio.create_task_group() as tasks:
+        engine = await open_child(tasks, spec_of(llama_folder), progress)
+        assert progress.fraction == 1.0
+        assert progress.on_cancel is None
+        assert engine.recipe == llama.recipe
+        assert engine.is_batched == llama.runner.is_batched
+        await engine.aclose()
+
+
+async def test_a_load_that_was_cancelled_before_it_began_starts_no_process(
+    llama_folder: Path,
+) -> None:
+    before, progress = children(), LoadProgress()
+    progress.cancel()
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(ModelUnloaded):
+            await open_child(tasks, spec_of(llama_folder), progress)
+        assert children() == before
+
+
+async def test_a_load_cancelled_while_its_process_starts_ends_it(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, progress = children(), LoadProgress()
+
+    async def start(*arguments: Any) -> Any:
+        process = await start_child(*arguments)
+        progress.cancel()
+        return process
+
+    monkeypatch.setattr(keeper, "start_child", start)
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(ModelUnloaded):
+            await open_child(tasks, spec_of(llama_folder), progress)
+    assert children() == before
 
 
 async def test_a_model_that_cannot_be_loaded_fails_as_in_the_thread(tmp_path: Path) -> None:
@@ -262,7 +414,7 @@ async def test_leaving_a_load_ends_its_process(llama_folder: Path) -> None:
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as openers:
-                openers.start_soon(open_child, tasks, llama_folder)
+                openers.start_soon(open_child, tasks, spec_of(llama_folder))
                 while children() == before:
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
@@ -284,7 +436,7 @@ async def test_a_child_killed_while_it_loads_is_a_failed_load(llama_folder: Path
 
 
 async def test_a_load_that_exceeds_its_memory_fails_alone(
-    llama_folder: Path, shared: IsolatedEngine
+    llama_folder: Path, shared: IsolatedGenerator
 ) -> None:
     failure = await load_failure_of(llama_folder, limit_bytes=150 * 2**20)
     assert "tiny" in failure.message
@@ -300,10 +452,10 @@ async def test_kill_9_tells_every_reader_at_once_and_leaves_nothing(
     files = open_files()
     said: list[str] = []
 
-    async def run(engine: IsolatedEngine, n: int) -> None:
+    async def run(engine: IsolatedGenerator, n: int) -> None:
         said.append(await failure_of(engine, ask(f"{n}", max_tokens=900)))
 
-    async with child_of(llama_folder) as engine:
+    async with child_of(spec_of(llama_folder)) as engine:
         running = engine.stream(ask(max_tokens=900))
         assert isinstance(await anext(running), Started)
         async with anyio.create_task_group() as tasks:
@@ -327,11 +479,11 @@ async def test_kill_9_tells_every_reader_at_once_and_leaves_nothing(
 async def test_a_child_that_hangs_is_taken_for_dead(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with child_of(llama_folder) as engine:
+    async with child_of(spec_of(llama_folder)) as engine:
         stream = engine.stream(ask(max_tokens=900))
         assert isinstance(await anext(stream), Started)
-        monkeypatch.setattr(isolated, "SILENT_BEATS", 1)
-        monkeypatch.setattr(isolated, "BEAT_S", 0.2)
+        monkeypatch.setattr(keeper, "SILENT_BEATS", 1)
+        monkeypatch.setattr(keeper, "BEAT_S", 0.2)
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(EngineFailed, match="did not answer for"):
             async for _ in stream:
@@ -342,20 +494,20 @@ async def test_a_child_that_hangs_is_taken_for_dead(
 async def test_a_child_that_does_not_end_when_told_is_killed(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated, "STOP_S", 0.1)
-    async with child_of(llama_folder) as engine:
+    monkeypatch.setattr(keeper, "STOP_S", 0.1)
+    async with child_of(spec_of(llama_folder)) as engine:
         os.kill(engine.pid, signal.SIGSTOP)
         await engine.aclose()
         assert engine.pid not in children()
 
 
 async def test_closing_the_engine_ends_its_streams_with_an_error(llama_folder: Path) -> None:
-    async with child_of(llama_folder) as engine:
+    async with child_of(spec_of(llama_folder)) as engine:
         stream = engine.stream(ask(max_tokens=900))
         assert isinstance(await anext(stream), Started)
         # The child has said all that it may, and its answer waits for a reader who does not read.
         [inbox] = engine._inboxes.values()
-        while len(inbox._events) < WINDOW - 1:
+        while inbox.unread < WINDOW - 1:
             await anyio.lowlevel.checkpoint()
         await engine.aclose()
         with pytest.raises(EngineFailed, match="stopped"):
@@ -377,7 +529,8 @@ async def test_a_child_without_a_gateway_ends_and_one_without_credit_says_no_mor
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(link.run_writer)
                 link.post(Open(spec_of(llama_folder), 30, 0))
-                await link.receive()
+                while not any(isinstance(message, Opened) for message in await link.receive()):
+                    pass
                 link.post(Ask(1, ask(max_tokens=900)))
                 told = 0
                 while told < WINDOW:
@@ -390,41 +543,76 @@ async def test_a_child_without_a_gateway_ends_and_one_without_credit_says_no_mor
             assert await process.wait() != 0
 
 
+# Under the manager
+
+
 async def test_the_manager_says_that_a_model_died_and_loads_it_anew(llama_folder: Path) -> None:
-    changes: list[ModelState] = []
-    engines: list[IsolatedEngine] = []
-    files = LocalModel("tiny", str(llama_folder), 1)
-
-    def observe(change: ModelStateChange) -> None:
-        changes.append(change.state)
-
-    async with anyio.create_task_group() as tasks:
-
-        async def open_(_ref: ModelRef, _files: LocalModel) -> IsolatedEngine:
-            engines.append(await open_child(tasks, llama_folder))
-            return engines[-1]
-
-        manager = HuggingFaceModelManager(
-            open=open_, task_group=tasks, observe=observe, max_models=1, budget_bytes=10**10
-        )
-        async with manager.lease(REF, files) as engine:
-            stream = engine.stream(ask(max_tokens=900))
+    async with isolated_house(llama_folder) as house:
+        async with house.manager.lease(A, house.files) as engine:
+            stream = generator(engine).stream(ask(max_tokens=900))
             assert isinstance(await anext(stream), Started)
-            os.kill(engines[0].pid, signal.SIGKILL)
-            with pytest.raises(EngineFailed):
+            os.kill(generator(engine).pid, signal.SIGKILL)
+            with pytest.raises(EngineFailed, match="SIGKILL"):
                 async for _ in stream:
                     pass
-        assert manager.residents() == []
-        state, message = manager.state_of(REF)
-        assert state is ModelState.FAILED
-        assert message is not None and "died" in message
-        async with manager.lease(REF, files) as engine:
-            assert (await collect(engine.stream(ask(max_tokens=2)))).usage.completion_tokens == 2
-        await manager.aclose()
-    assert changes[1:5] == [
-        ModelState.LOADED,
-        ModelState.UNLOADING,
-        ModelState.FAILED,
-        ModelState.LOADING,
-    ]
-    assert not {engine.pid for engine in engines} & children()
+            state, message = house.manager.state_of(A)
+            assert state is ModelState.FAILED
+            assert message is not None and "died" in message
+        assert await house.use(A)
+        assert house.states_of(A) == [
+            ModelState.LOADING,
+            ModelState.LOADED,
+            ModelState.UNLOADING,
+            ModelState.FAILED,
+            ModelState.LOADING,
+            ModelState.LOADED,
+        ]
+
+
+async def test_an_unload_by_force_ends_the_streams_and_the_process(llama_folder: Path) -> None:
+    async with isolated_house(llama_folder) as house:
+        begun, said = anyio.Semaphore(0), []
+
+        async def read() -> None:
+            with pytest.raises(ModelUnloaded) as caught:
+                async with house.manager.lease(A, house.files) as engine:
+                    async for event in generator(engine).stream(ask(max_tokens=900)):
+                        if isinstance(event, Started):
+                            begun.release()
+            said.append(caught.value.message)
+
+        async with anyio.create_task_group() as readers:
+            for _ in range(3):
+                readers.start_soon(read)
+            for _ in range(3):
+                await begun.acquire()
+            assert house.used_bytes > house.manager.statuses(A)[0].memory_bytes / 2 > 0
+            await house.manager.unload(A, force=True)
+            assert house.state_of(A) is ModelState.NOT_LOADED
+            assert house.used_bytes == 0
+        assert said == ["huggingface/a was unloaded while it answered."] * 3
+
+
+async def test_a_load_that_is_given_up_ends_its_process_and_the_next_one_works(
+    llama_folder: Path,
+) -> None:
+    before = children()
+    async with isolated_house(llama_folder) as house:
+        async with anyio.create_task_group() as loads:
+
+            async def load() -> None:
+                with pytest.raises(ModelUnloaded, match="cancelled"):
+                    await house.manager.load(A, house.files)
+
+            loads.start_soon(load)
+            while children() == before:
+                await anyio.lowlevel.checkpoint()
+            await house.manager.unload(A)
+            assert children() == before
+        assert house.state_of(A) is ModelState.NOT_LOADED
+        assert await house.use(A)
+
+
+def generator(engine: Engine) -> IsolatedGenerator:
+    assert isinstance(engine, IsolatedGenerator)
+    return engine

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core import errors
+from gateway.core.cards import ModelCard
+from gateway.core.dialects import read_dialect
+from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import AmbiguousModel, GatewayError, Internal, ModelNotFound, NoRoom
 from gateway.core.events import (
     Event,
@@ -21,6 +24,7 @@ from gateway.core.events import (
     Usage,
     Waiting,
 )
+from gateway.core.loading import LoadConfig
 from gateway.core.messages import (
     GenerateRequest,
     ImagePart,
@@ -36,16 +40,22 @@ from gateway.core.names import ModelRef
 from gateway.engine import child_wire
 from gateway.engine.child_wire import (
     Ask,
+    AskVectors,
     Beat,
     Cancel,
     Close,
+    Embedded,
     Fault,
     FrameSplitter,
     Grant,
+    Lent,
+    Loading,
+    Need,
     Open,
     Opened,
     Refused,
     Released,
+    Returned,
     Told,
     WireError,
     decode_from_child,
@@ -54,11 +64,18 @@ from gateway.engine.child_wire import (
     to_error,
     to_fault,
 )
-from gateway.engine.loader import LoadConfig
+from gateway.engine.loader import Recipe
 from gateway.engine.opening import EngineSpec
 
 REF = ModelRef("huggingface", "tiny", "main")
-SPEC = EngineSpec(REF, LocalModel("tiny", "/m", 9), LoadConfig("cpu"), max_active=1, max_queue=2)
+SPEC = EngineSpec(
+    REF,
+    LocalModel("tiny", "/m", 9, card=ModelCard("LlamaForCausalLM", context_length=9)),
+    LoadConfig("cpu", quantization="int8", context_length=5),
+    max_active=1,
+    max_queue=2,
+    recipe=Recipe(packs=True),
+)
 CALL = ToolCall("1", "f", "{}")
 REQUEST = GenerateRequest(
     id="r",
@@ -69,9 +86,16 @@ REQUEST = GenerateRequest(
         Message("tool", (TextPart("4"),), tool_call_id="1", tool_name="f"),
     ),
     options=Options(
-        temperature=0.5, seed=2**62, stop=("a", "b"), logprobs=2, logit_bias=((3, -1.5),)
+        temperature=0.5,
+        seed=2**62,
+        stop=("a", "b"),
+        stop_ids=(7,),
+        logprobs=2,
+        logit_bias=((3, -1.5),),
     ),
     caller="somebody",
+    tool_choice="f",
+    parallel_tool_calls=False,
     tools=(Tool("f", parameters={"type": "object", "properties": {"n": {"enum": [1, None]}}}),),
     response_format=ResponseFormat("json_schema", {"type": "object"}),
     think="high",
@@ -87,9 +111,22 @@ EVENTS: list[Event] = [
     Finished("stop", Usage(3, 4)),
 ]
 FAULT = to_fault(NoRoom("No."))
-TO_CHILD = [Open(SPEC, 20, 2**40), Ask(1, REQUEST), Grant(1, 32), Cancel(1), Close()]
+TO_CHILD = [
+    Open(SPEC, 20, 2**40),
+    Ask(1, REQUEST),
+    AskVectors(2, EmbedRequest("r", "tiny", ("a text", (1, 2, 3)), dimensions=2)),
+    Grant(1, 32),
+    Cancel(1),
+    Lent(3, granted=True),
+    Close(),
+]
 FROM_CHILD = [
-    Opened(2**40),
+    Loading(5, 9),
+    Opened(2**40, True, Recipe(packs=True, way="serial")),
+    Opened(2**40, False, None),
+    Embedded(2, Embeddings(REF, (b"\x00\xff", b""), Usage(3))),
+    Need(3, 2**40),
+    Returned(2**40),
     Refused(FAULT),
     *(Told(1, event) for event in EVENTS),
     Released(1),
@@ -143,6 +180,26 @@ def test_a_request_above_the_largest_frame_is_the_caller_s_fault(
         encode_frame(Ask(1, REQUEST))
 
 
+def test_what_msgpack_cannot_hold_is_the_caller_s_fault() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(10_000):
+        deep = {"a": deep}
+    for hostile in ({"n": 2**64}, {"s": "\ud800"}, deep):
+        request = GenerateRequest("r", "m", tools=(Tool("f", parameters=hostile),))
+        with pytest.raises(errors.InvalidRequest, match="cannot be told"):
+            encode_frame(Ask(1, request))
+
+
+def test_what_is_known_of_the_files_of_a_model_arrives_as_it_was() -> None:
+    template = '<think>{{ tools }}<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    card = ModelCard("Qwen3ForCausalLM", "qwen3", dialect=read_dialect([template]))
+    assert card.dialect.calls and card.dialect.reasoning
+    spec = msgspec.structs.replace(SPEC, files=LocalModel("tiny", "/m", 9, card=card))
+    message = decode_to_child(payload(encode_frame(Open(spec, 20, 0))))
+    assert isinstance(message, Open)
+    assert message.spec == spec
+
+
 @given(st.binary(max_size=200))
 def test_rubbish_is_a_wire_error_and_nothing_else(data: bytes) -> None:
     for decode in (decode_to_child, decode_from_child):
@@ -162,13 +219,15 @@ def test_rubbish_is_a_wire_error_and_nothing_else(data: bytes) -> None:
         msgspec.msgpack.encode(["Told", "one", {"type": "text", "text": "x"}]),
         msgspec.msgpack.encode(["Told", 1, {"type": "nope"}]),
         msgspec.msgpack.encode(["Exec", "rm"]),
-        msgspec.msgpack.encode(["Opened", 2**63 * 1.0]),
+        msgspec.msgpack.encode(["Opened", 2**63 * 1.0, True, None]),
+        msgspec.msgpack.encode(["Need", 1, -1]),
+        msgspec.msgpack.encode(["Returned", -1]),
         b"\xdd\xff\xff\xff\xff",  # an array that says it has 4 billion entries
         b"\x91" * 100_000,
         b"\x93\xa4Told\x01\x82\xa4type\xa4text\xa4text\xa1\xff",  # no UTF-8
         b"",
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_hostile_messages_are_refused(hostile: bytes) -> None:
     with pytest.raises(WireError):
@@ -210,6 +269,13 @@ def test_an_error_is_the_same_on_the_other_side(error: GatewayError) -> None:
     assert str(there) == str(error)
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(error).items()}
     assert vars(there) == plain
+
+
+def test_an_error_of_a_class_that_only_the_engine_knows_is_what_it_is_a_kind_of() -> None:
+    class CacheFull(NoRoom):
+        pass
+
+    assert type(to_error(to_fault(CacheFull("No.")))) is NoRoom
 
 
 @pytest.mark.parametrize(
