@@ -133,10 +133,11 @@ class Beat(_Message, frozen=True):
 
 
 class Need(_Message, frozen=True):
-    """The state of the sequences wants to grow: is there room in the budget?"""
+    """The state of the sequences wants to grow: is there room in the budget? See `Memory`."""
 
     id: int
     size_bytes: _Count
+    is_needed: bool
 
 
 class Returned(_Message, frozen=True):

@@ -233,7 +233,7 @@ class Keeper:
             case Beat():
                 self._memory_bytes = message.memory_bytes
             case Need():
-                granted = self._memory.reserve(message.size_bytes)
+                granted = self._memory.reserve(message.size_bytes, is_needed=message.is_needed)
                 self._lent_bytes += message.size_bytes if granted else 0
                 self._link.post(Lent(message.id, granted))
             case Returned():

@@ -24,7 +24,7 @@ class LentMemory:
         self._questions: dict[int, tuple[int, Future[bool]]] = {}
         self._is_closed = False
 
-    def reserve(self, size_bytes: int) -> bool:
+    def reserve(self, size_bytes: int, *, is_needed: bool = True) -> bool:
         """Take `size_bytes` more if the gateway has them; blocks until it said so."""
         number = next(self._numbers)
         answer: Future[bool] = Future()
@@ -32,7 +32,7 @@ class LentMemory:
         # Looked at after the question is there: `close` finds it, or is found here.
         if self._is_closed:
             return False
-        self._say(Need(number, size_bytes))
+        self._say(Need(number, size_bytes, is_needed))
         try:
             return answer.result(ANSWER_S)
         except TimeoutError:

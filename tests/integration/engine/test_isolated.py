@@ -520,7 +520,7 @@ async def test_closing_the_engine_ends_its_streams_with_an_error(llama_folder: P
         while inbox.unread + inbox._taken < WINDOW:
             await anyio.lowlevel.checkpoint()
         await engine.aclose()
-        with pytest.raises(EngineFailed, match="stopped|unloaded"):
+        with pytest.raises(EngineFailed, match=r"stopped|unloaded"):
             async for _ in stream:
                 pass
         assert "unloaded" in await failure_of(engine, ask())

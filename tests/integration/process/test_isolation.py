@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.process.conftest import GatewayProcess, chat
 from tests.integration.process.test_serving import events_of
-from tests.tiny_models import build_model
+from tests.tiny_models import build_encoder, build_model
 
 Serve = Callable[..., GatewayProcess]
 Event = tuple[str, dict[str, Any]]
@@ -21,10 +21,11 @@ Event = tuple[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`smol`, and `long`, whose context takes prompts that are seconds of work."""
+    """`smol`, `long`, whose context takes prompts that are seconds of work, and `bert`."""
     folder = tmp_path_factory.mktemp("isolated-models")
     build_model(folder / "smol", max_position_embeddings=1024)
     build_model(folder / "long", max_position_embeddings=2**16)
+    build_encoder(folder / "bert", pooling={"pooling_mode_mean_tokens": True})
     return folder
 
 
@@ -66,13 +67,17 @@ def stream(gateway: GatewayProcess, model: str, text: str) -> Any:
 def kill_at(
     gateway: GatewayProcess, reply: httpx.Response, is_moment: Callable[[Event], bool]
 ) -> Event:
-    """Read to the moment, kill the model's process, and return how the stream ended."""
+    """Read to the moment, kill the model's process, and return how the stream ended: at once."""
     events: Iterator[Event] = events_of(reply)
     for event in events:
         if is_moment(event):
             break
-    os.kill(wait_for_child(gateway), signal.SIGKILL)
-    return list(events)[-1]
+    child = wait_for_child(gateway)
+    killed_at = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    last = list(events)[-1]
+    assert time.monotonic() - killed_at < 1
+    return last
 
 
 def test_kill_9_in_each_phase_costs_the_streams_of_that_model_and_nothing_else(
@@ -101,6 +106,37 @@ def test_kill_9_in_each_phase_costs_the_streams_of_that_model_and_nothing_else(
     assert gateway.generate("huggingface/long", "hi", max_tokens=3)["usage"]["completion_tokens"]
     gateway.terminate()
     assert gateway.wait() == 0
+
+
+def test_an_unload_by_force_ends_the_streams_and_the_process(isolated: GatewayProcess) -> None:
+    gateway = isolated
+    with stream(gateway, "huggingface/long", "go on") as reply:
+        events = events_of(reply)
+        assert any(name == "delta" for name, _ in events)
+        [child] = children_of(gateway)
+        body = {"model": "huggingface/long", "force": True, "wait": True}
+        reply = gateway.client.post("/api/v1/models/unload", json=body)
+        assert (reply.status_code, reply.json()["state"]) == (200, "NOT_LOADED")
+        assert has_ended(child, within_s=0)
+        name, data = list(events)[-1]
+    assert (name, data["code"]) == ("failed", "model_unloaded")
+    assert children_of(gateway) == []
+
+
+def test_a_model_that_embeds_has_a_process_too(isolated: GatewayProcess) -> None:
+    gateway = isolated
+    body = {"model": "huggingface/bert", "input": ["a gateway", "embeds texts"]}
+    reply = gateway.client.post("/v1/embeddings", json=body)
+    assert reply.status_code == 200, reply.text
+    [first, second] = (entry["embedding"] for entry in reply.json()["data"])
+    assert len(first) == len(second) == 32
+    assert first != second
+    [child] = children_of(gateway)
+    os.kill(child, signal.SIGKILL)
+    assert has_ended(child, within_s=5)
+    again = gateway.client.post("/v1/embeddings", json=body).json()
+    assert again["data"][0]["embedding"] == pytest.approx(first)
+    assert children_of(gateway) != [child]
 
 
 def test_models_live_and_die_apart_and_none_outlives_the_gateway(

@@ -122,10 +122,10 @@ TO_CHILD = [
 ]
 FROM_CHILD = [
     Loading(5, 9),
-    Opened(2**40, True, Recipe(packs=True, way="serial")),
+    Opened(2**40, True, Recipe(packs=True, way="stack")),
     Opened(2**40, False, None),
     Embedded(2, Embeddings(REF, (b"\x00\xff", b""), Usage(3))),
-    Need(3, 2**40),
+    Need(3, 2**40, True),
     Returned(2**40),
     Refused(FAULT),
     *(Told(1, event) for event in EVENTS),
@@ -220,7 +220,7 @@ def test_rubbish_is_a_wire_error_and_nothing_else(data: bytes) -> None:
         msgspec.msgpack.encode(["Told", 1, {"type": "nope"}]),
         msgspec.msgpack.encode(["Exec", "rm"]),
         msgspec.msgpack.encode(["Opened", 2**63 * 1.0, True, None]),
-        msgspec.msgpack.encode(["Need", 1, -1]),
+        msgspec.msgpack.encode(["Need", 1, -1, True]),
         msgspec.msgpack.encode(["Returned", -1]),
         b"\xdd\xff\xff\xff\xff",  # an array that says it has 4 billion entries
         b"\x91" * 100_000,

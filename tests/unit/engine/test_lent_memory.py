@@ -1,5 +1,7 @@
 """What a child asks of the gateway's budget: answers in time, too late, and never."""
 
+from functools import partial
+
 import anyio
 import anyio.to_thread
 import pytest
@@ -30,9 +32,10 @@ class Wire:
 async def test_a_thread_gets_what_the_gateway_says(answer: bool) -> None:
     wire = Wire(answer)
     assert await anyio.to_thread.run_sync(wire.memory.reserve, 10) is answer
-    assert await anyio.to_thread.run_sync(wire.memory.reserve, 20) is answer
+    useful = partial(wire.memory.reserve, 20, is_needed=False)
+    assert await anyio.to_thread.run_sync(useful) is answer
     await anyio.to_thread.run_sync(wire.memory.release, 10)
-    assert wire.posted == [Need(1, 10), Need(2, 20), Returned(10)]
+    assert wire.posted == [Need(1, 10, True), Need(2, 20, False), Returned(10)]
 
 
 async def test_an_answer_that_comes_too_late_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +44,7 @@ async def test_an_answer_that_comes_too_late_is_given_back(monkeypatch: pytest.M
     for number, granted in ((1, True), (2, False)):
         assert not await anyio.to_thread.run_sync(wire.memory.reserve, 10)
         wire.memory.settle(number, granted)
-    assert wire.posted == [Need(1, 10), Returned(10), Need(2, 10)]
+    assert wire.posted == [Need(1, 10, True), Returned(10), Need(2, 10, True)]
     wire.memory.settle(1, granted=True)
     wire.memory.settle(99, granted=True)
     assert len(wire.posted) == 3
@@ -59,4 +62,4 @@ async def test_when_the_process_ends_nobody_waits_for_an_answer() -> None:
             await wire.asked.wait()
             wire.memory.close()
         await reserve()
-    assert wire.posted == [Need(1, 10)]
+    assert wire.posted == [Need(1, 10, True)]
