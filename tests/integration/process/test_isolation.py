@@ -5,6 +5,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ def isolated(serve: Serve) -> GatewayProcess:
 
 def children_of(gateway: GatewayProcess) -> list[int]:
     """Return the processes of the gateway's models."""
-    tasks = Path(f"/proc/{gateway.pid}/task")
-    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{gateway.pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def wait_for_child(gateway: GatewayProcess) -> int:
