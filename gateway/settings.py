@@ -34,6 +34,7 @@ from gateway.core.errors import Misconfigured
 PREFIX = "GATEWAY_"
 CONFIG_DIR = PREFIX + "CONFIG_DIR"
 RESERVED = frozenset({CONFIG_DIR})
+OUR_PREFIXES = (PREFIX, "OLLAMA_", "HF_", "HUGGING_FACE_")
 VENDOR_NAMES = {
     "ollama_host": "OLLAMA_HOST",
     "hf_model_path": "HF_MODEL_PATH",
@@ -158,6 +159,12 @@ class Settings(BaseModel):
     hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto: as they are stored."
+    )
+    hf_isolation: Literal["thread", "process"] = Field(
+        "thread", description="Where a model runs: in the gateway, or in a process of its own."
+    )
+    hf_child_memory_bytes: int = Field(
+        0, ge=0, description="Bytes that the process of a model may have for itself; 0: no limit."
     )
     hf_threads: int = Field(0, ge=0, description="Compute threads; 0: as many as cores.")
     hf_preload: Names = Field((), description="Models to load at the start, comma-separated.")
@@ -294,6 +301,15 @@ def load_settings(
     sources.add_environment(file_values, str(dotenv))
     sources.add_environment(environ, "the environment")
     return sources.validate(find_mistakes)
+
+
+def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for our own children: without what configures the gateway.
+
+    They are told what they need, and what they need not know are its secrets.
+    """
+    source = os.environ if environ is None else environ
+    return {name: value for name, value in source.items() if not name.startswith(OUR_PREFIXES)}
 
 
 def default_config_dir() -> Path:

@@ -139,8 +139,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         assert view is not None, "write without begin"
         if layer == len(self._shapes):
             # The first forward pass of all learns the layers one by one.
-            self._shapes.append(_Shape(new_keys, new_values))
-            self._allocate(layer)
+            self._learn(_Shape(new_keys, new_values))
         keys, values = self._keys[layer], self._values[layer]
         if count := len(view.single_rows):
             keys[view.rows, :, view.positions] = new_keys[:count]
@@ -226,6 +225,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._rows, self._capacity = rows, capacity
         for layer in range(len(self._keys), len(self._shapes) if rows else 0):
             self._allocate(layer)
+
+    def _learn(self, shape: _Shape) -> None:
+        # What `begin` made room for had no size yet.
+        if not self.memory.reserve(self._rows * self._capacity * shape.token_bytes):
+            raise CacheFull("There is no memory for the context of this model.")
+        self._shapes.append(shape)
+        self._allocate(len(self._shapes) - 1)
 
     def _allocate(self, layer: int) -> None:
         for tensors, allocate in self._both(layer):

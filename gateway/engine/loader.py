@@ -217,10 +217,13 @@ def require_safetensors(name: str, path: Path) -> None:
 
 
 def choose_device(wanted: str) -> str:
-    """Return the device to load on: `cpu`, `mps`, `cuda:0`, ... Blocking: imports torch.
+    """Return the device to load on: `cpu`, `mps`, `cuda:0`, ... Blocking: imports torch, unless it
+    is `cpu` that is wanted, which is always there.
 
     Raises ModelLoadFailed for one that this machine has not.
     """
+    if wanted == "cpu":
+        return wanted
     import_torch()
     import torch
 

@@ -103,14 +103,17 @@ class HuggingFaceModelManager:
         model = self._models.get(ref)
         if model is None:
             return ModelState.NOT_LOADED, None
+        self._bury_if_dead(model)
         return model.state, model.error.message if model.error else None
 
     def residents(self) -> list[Resident]:
         """Return the models in memory, and those that are being loaded."""
+        self._bury_dead()
         return [place.describe() for place in self._placement]
 
     def statuses(self, ref: ModelRef | None = None) -> list[ModelStatus]:
         """Return the status of one model, or of all that anybody asked for."""
+        self._bury_dead()
         models = self._models.values() if ref is None else filter(None, [self._models.get(ref)])
         return [model.status(self._clock()) for model in models]
 
@@ -265,11 +268,10 @@ class HuggingFaceModelManager:
         model, joined = claim.model, claim.attempt
         if joined is not None and joined.error is not None:
             raise joined.error.renewed()
+        self._bury_if_dead(model)
         residence = model.residence
         if residence is not None and not residence.unloading:
-            if residence.engine is None or not residence.engine.alive:
-                self._bury(residence)
-            elif self._must_go(residence, claim):
+            if self._must_go(residence, claim):
                 self._begin_unload(residence)
             else:
                 self._grant(claim, residence)
@@ -306,9 +308,17 @@ class HuggingFaceModelManager:
         self._placement.notify()
         self._expire_later(model)
 
-    def _bury(self, residence: Residence) -> None:
+    def _bury_dead(self) -> None:
+        for model in self._models.values():
+            self._bury_if_dead(model)
+
+    def _bury_if_dead(self, model: Model) -> None:
         """Give up an engine that died; its last readers hold what is left of it."""
-        model = residence.place.model
+        residence = model.residence
+        if residence is None or residence.unloading or self._closing:
+            return
+        if residence.engine is not None and residence.engine.alive:
+            return
         residence.unloading = True
         model.enter(ModelState.UNLOADING)
         model.residence = None

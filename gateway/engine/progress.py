@@ -21,6 +21,8 @@ class LoadProgress:
     def __init__(self) -> None:
         self.read_bytes = 0
         self.total_bytes = 0
+        self.on_cancel: Callable[[], None] | None = None
+        """Called by `cancel`, for a load that no thread here would notice it in."""
         self._cancelled = False
 
     @property
@@ -31,6 +33,8 @@ class LoadProgress:
     def cancel(self) -> None:
         """Let the thread that loads raise ModelUnloaded at the next weight."""
         self._cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     def check(self) -> None:
         """Raise ModelUnloaded if the load was cancelled."""

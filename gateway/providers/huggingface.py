@@ -1,9 +1,10 @@
-"""HuggingFaceService: models in this process, from the files on this machine."""
+"""HuggingFaceService: models from the files on this machine, in this process or in their own."""
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import anyio.to_thread
 from anyio.abc import TaskGroup
@@ -28,6 +29,7 @@ from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Embedder, Engine, Generator
+from gateway.engine.isolated import open_isolated
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
 from gateway.engine.loader import Recipe, choose_device
 from gateway.engine.manager import HuggingFaceModelManager
@@ -35,7 +37,7 @@ from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from gateway.engine.runtime import default_budget, import_torch
 from gateway.providers import ProviderContext
-from gateway.settings import Settings
+from gateway.settings import Settings, child_environment
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +257,8 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
-    """Build the service with its manager; torch is imported in the background."""
+    """Build the service with its manager; torch is imported in the background, if at all here."""
+    open_spec = _choose_opener(settings, context)
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
     recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
 
@@ -274,7 +277,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
             gguf_context_length=config.context_length or settings.gguf_context_length,
             recipe=recipes.get((files, config)),
         )
-        engine = await open_engine(spec, progress, share)
+        engine = await open_spec(spec, progress, share)
         if engine.recipe is not None:
             recipes[files, config] = engine.recipe
         return engine
@@ -300,6 +303,21 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         usual=usual,
         gguf_context_length=settings.gguf_context_length,
     )
-    service.warm_up(context.task_group)
+    # With the models elsewhere, torch is here for no more than to see which devices there are.
+    if settings.hf_isolation == "thread" or settings.hf_device != "cpu":
+        service.warm_up(context.task_group)
     service.preload(settings.hf_preload, context.task_group)
     return service
+
+
+def _choose_opener(
+    settings: Settings, context: ProviderContext
+) -> Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]:
+    if settings.hf_isolation == "thread":
+        return open_engine
+    return partial(
+        open_isolated,
+        task_group=context.task_group,
+        environment=child_environment(),
+        memory_limit_bytes=settings.hf_child_memory_bytes,
+    )

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,15 +22,18 @@ from gateway.engine.progress import LoadProgress
 from tests.hand_clock import HandClock
 from tests.integration.engine.conftest import ask
 
+OpenSpec = Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]
+
 A, B, C = (ModelRef("huggingface", name) for name in "abc")
 
 
 class House:
     """`began` is set when a load is in its thread; while `gate` is not set it stays there."""
 
-    def __init__(self, folder: Path, budget: int) -> None:
+    def __init__(self, folder: Path, budget: int, open_spec: OpenSpec = open_engine) -> None:
         size = (folder / "model.safetensors").stat().st_size
         self.files = LocalModel("tiny", str(folder), size)
+        self.open_spec = open_spec
         self.loads: list[ModelRef] = []
         self.configs: list[LoadConfig] = []
         self.changes: list[tuple[ModelRef, ModelState]] = []
@@ -56,7 +59,7 @@ class House:
         self.began.set()
         assert await anyio.to_thread.run_sync(self.gate.wait, 30)
         spec = EngineSpec(ref, files, config, max_active=4, max_queue=4)
-        return await open_engine(spec, progress, share)
+        return await self.open_spec(spec, progress, share)
 
     def observe(self, change: ModelStateChange) -> None:
         self.changes.append((change.ref, change.state))
@@ -91,11 +94,12 @@ async def keeping_house(
     max_models: int = 2,
     budget: int = 10**9,
     by_hand: bool = True,
+    open_spec: OpenSpec = open_engine,
     **options: float,
 ) -> AsyncIterator[House]:
     """A house that is left empty: no model and no byte stays behind. Its clock is turned by hand,
     or else the machine's own."""
-    house = House(folder, budget)
+    house = House(folder, budget, open_spec)
     async with anyio.create_task_group() as tasks:
         house.manager = HuggingFaceModelManager(
             open=house.open,

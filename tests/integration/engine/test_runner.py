@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from gateway.core.loading import LoadConfig
 from gateway.engine.decoder import CachedDecoder
 from gateway.engine.kv_cache import CacheFull
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.probe import choose_runner, probe_logits
 from gateway.engine.prompt_cache import BLOCK_TOKENS
 from gateway.engine.runner import BatchRunner, Feed
@@ -131,6 +133,22 @@ def test_memory_is_asked_for_before_it_is_taken_and_given_back(tmp_path: Path) -
         assert memory.taken == runner.memory_bytes
     assert runner.memory_bytes > 0
     assert runner.forget()
+    assert memory.taken == runner.memory_bytes == 0
+
+
+def test_a_cache_that_was_never_tried_out_asks_for_its_first_memory_too(
+    llama_folder: Path, llama: LoadedModel
+) -> None:
+    again = load_model("llama", llama_folder, LoadConfig(device="cpu"), recipe=llama.recipe)
+    runner, memory = again.runner, Ledger(room=0)
+    runner.attach(memory, 0)
+    place = runner.open()
+    with pytest.raises(CacheFull):
+        runner.run([Feed(place, [1, 2])])
+    memory.room = 2**40
+    runner.run([Feed(place, [1, 2])])
+    assert memory.taken == runner.memory_bytes > 0
+    runner.release(place)
     assert memory.taken == runner.memory_bytes == 0
 
 

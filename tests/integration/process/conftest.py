@@ -34,6 +34,10 @@ class GatewayProcess:
         self.url = self._read_url()
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def generate(self, model: str, text: str, **options: Any) -> dict[str, Any]:
         reply = self.client.post("/api/v1/generate", json=chat(model, text, **options))
         assert reply.status_code == 200, reply.text
