@@ -21,6 +21,7 @@ from gateway.core.events import Event, Finished, Routed, Started, Waiting, colle
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message, Options, ResponseFormat
 from gateway.engine import engine as engine_module
+from gateway.engine import scheduler
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import BatchRunner
@@ -221,6 +222,8 @@ async def weather_a_storm(
     count: int,
     seed: int,
 ) -> None:
+    # Refusals are as frequent here as nowhere else: they need not last as well.
+    monkeypatch.setattr(scheduler, "RELIEF_S", 0.01)
     weather = Weather(seed)
     monkeypatch.setattr(engine_module, "CHANNEL_EVENTS", 4)
     owner, name, room = loaded.model, "forward", 0
