@@ -24,7 +24,7 @@ from gateway.core.states import ModelState
 from gateway.http.body import decode_body, read_request
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
-from gateway.http.options import parse_keep_alive, to_options
+from gateway.http.options import describe_options, parse_keep_alive, to_options
 from gateway.http.stream import NativeOptionsBody
 from gateway.problems import describe
 from gateway.services.gateway import Gateway
@@ -201,10 +201,9 @@ def describe_report(report: ConfigReport) -> dict[str, Any]:
 
 
 def _describe_config(config: ModelConfig) -> dict[str, Any]:
-    defaults = msgspec.structs.asdict(config.defaults)
     return {
         "load": msgspec.structs.asdict(config.load),
-        "defaults": {name: value for name, value in defaults.items() if value not in (None, ())},
+        "defaults": describe_options(config.defaults),
         "keep_alive": config.keep_alive_s,
         "pinned": config.pinned,
     }
