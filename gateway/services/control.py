@@ -45,14 +45,16 @@ class _Job:
             raise self.error
 
 
-_Jobs = dict[ModelRef, _Job]
+_Jobs = dict[ModelRef, list[_Job]]
+"""Those of each model that are under way, the oldest first."""
 
 
 class ModelControlService:
     """Every method takes a name in any form that requests may use, and raises what resolving it
     does: ModelNotFound, AmbiguousModel, InvalidRequest.
 
-    Loads and unloads run in tasks of the service, one at a time for a model: who asked may leave.
+    Loads and unloads run in tasks of the service: who asked may leave. Those of one model are
+    brought together by its provider.
     """
 
     def __init__(
@@ -85,16 +87,18 @@ class ModelControlService:
     ) -> ModelStatus:
         """Begin to load a model and return its status at once; with `wait`, once it is loaded.
 
-        A load of the model that is under way is joined. Raises ModelTooLarge when it could never
-        fit and UnsupportedCapability for a config that its provider cannot follow; with `wait`
-        also what fails later, which else is in the status.
+        A load of the model that is under way is joined, and what is wished here comes on top.
+        Raises ModelTooLarge when it could never fit and UnsupportedCapability for a config that its
+        provider cannot follow; with `wait` also what fails later, which else is in the status.
         """
         provider, ref = await self._resolve(name)
         plan = await provider.plan(ref, config)
         if plan.is_too_large and not plan.already_loaded:
             raise ModelTooLarge(plan.reason or f"{plan.ref} does not fit.")
-        job = self._loads.get(plan.ref)
-        if job is None:
+        under_way = self._loads.get(plan.ref)
+        if under_way and (config, pinned, keep_alive_s) == (None, None, None):
+            job = under_way[0]
+        else:
             work = partial(
                 provider.load, plan.ref, config, pinned=pinned, keep_alive_s=keep_alive_s
             )
@@ -114,8 +118,10 @@ class ModelControlService:
         """
         provider, ref = await self._resolve(name)
         ref = (await provider.config(ref)).ref
-        job = self._unloads.get(ref)
-        if job is None or force:
+        under_way = self._unloads.get(ref)
+        if under_way and not force:
+            job = under_way[-1]
+        else:
             work = partial(provider.unload, ref, force=force)
             job = self._start(self._unloads, ref, work)
         if wait:
@@ -172,7 +178,8 @@ class ModelControlService:
         return self._providers[route.ref.provider], route.ref
 
     def _start(self, jobs: _Jobs, ref: ModelRef, work: Callable[[], Awaitable[None]]) -> _Job:
-        job = jobs[ref] = _Job()
+        job = _Job()
+        jobs.setdefault(ref, []).append(job)
         self._failures.pop(ref, None)
         self._tasks.start_soon(self._run, jobs, ref, job, work, name=f"control {ref}")
         return job
@@ -182,6 +189,7 @@ class ModelControlService:
     ) -> None:
         try:
             await work()
+            self._failures.pop(ref, None)
         except GatewayError as error:
             logger.warning("%s: %s", ref, error.message)
             job.error = error
@@ -189,7 +197,8 @@ class ModelControlService:
             logger.exception("a load or unload of %s failed", ref)
             job.error = Internal("Something went wrong inside the gateway.")
         finally:
-            if jobs.get(ref) is job:
+            jobs[ref].remove(job)
+            if not jobs[ref]:
                 del jobs[ref]
             if job.error is not None and not isinstance(job.error, ModelUnloaded):
                 self._failures[ref] = job.error
