@@ -123,13 +123,12 @@ class HuggingFaceModelManager:
 
     def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
         """Change a model's config: `load` holds at its next load, the rest at once."""
-        model = self._model(ref)
-        model.config, before = change.of(model.config), model.config
+        model, before = self._model(ref), self.config(ref).config
+        model.decisions.add(change, is_final=True)
         residence = model.residence
         if residence and model.config.keep_alive_s != before.keep_alive_s:
             residence.keep_alive_s = self._keep_alive_of(model)
-        self._expire_later(model)
-        self._placement.notify()
+        self._config_changed(model)
         return self.config(ref)
 
     async def plan(
@@ -196,13 +195,22 @@ class HuggingFaceModelManager:
         pinned: bool | None = None,
         keep_alive_s: float | None = None,
     ) -> None:
-        """Have a model in memory as its config says, with these changes; raises as `claim`.
+        """Have a model in memory as its config says, with these changes; raises as `claim`, and
+        then takes the changes back.
 
         One that is loaded in another way is unloaded first, once its streams have finished.
         """
-        self.configure(ref, ConfigChange(load=config, pinned=pinned))
-        async with self.claim(ref, files, keep_alive_s, as_configured=True) as claim:
-            await claim.ready()
+        model = self._model(ref)
+        decision = model.decisions.add(ConfigChange(load=config, pinned=pinned), is_final=False)
+        self._config_changed(model)
+        try:
+            async with self.claim(ref, files, keep_alive_s, as_configured=True) as claim:
+                await claim.ready()
+        except BaseException:
+            model.decisions.take_back(decision)
+            self._config_changed(model)
+            raise
+        model.decisions.confirm(decision)
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
         """Have a model out of memory; returns once it is.
@@ -255,6 +263,11 @@ class HuggingFaceModelManager:
 
     def _new_model(self, ref: ModelRef) -> Model:
         return Model(ref, self._default_config, self._observe)
+
+    def _config_changed(self, model: Model) -> None:
+        self._expire_later(model)
+        model.notify()
+        self._placement.notify()
 
     def _keep_alive_of(self, model: Model) -> float:
         own = model.config.keep_alive_s

@@ -1,7 +1,7 @@
 """The lifecycle of models over real tiny ones: pins, expiry, unloads, plans, waiting, configs."""
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from gateway.core.errors import (
     ShuttingDown,
 )
 from gateway.core.events import Event, Waiting
-from gateway.core.loading import ConfigChange, LoadConfig
+from gateway.core.loading import ConfigChange, LoadConfig, ModelConfig
 from gateway.core.messages import Options
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
@@ -441,3 +441,53 @@ async def test_a_load_by_hand_makes_the_config_true(open_house: OpenHouse) -> No
         assert not (await house.manager.plan(A, house.files)).already_loaded
         await house.manager.load(A, house.files)
         assert house.configs[-1] == other and house.loads == [A, A]
+
+
+@pytest.mark.parametrize("budget", [1000, 10**9])
+async def test_a_load_that_is_refused_leaves_the_config_as_it_was(
+    open_house: OpenHouse, budget: int
+) -> None:
+    error = ModelTooLarge if budget == 1000 else NoRoom
+    async with open_house(max_models=1, budget=budget) as house:
+        house.manager.configure(A, ConfigChange(load=LoadConfig(context_length=64)))
+        before = house.manager.config(A)
+        async with AsyncExitStack() as stack:
+            if error is NoRoom:
+                await stack.enter_async_context(house.manager.lease(B, house.files))
+            with pytest.raises(error):
+                await house.manager.load(A, house.files, LoadConfig(dtype="bfloat16"), pinned=True)
+        assert house.manager.config(A) == before
+        assert not house.manager.statuses(A)[0].pinned
+
+
+async def test_loads_that_fail_together_each_take_back_only_what_they_asked_for(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house(max_models=1, place_wait_s=30) as house:
+
+        async def load(config: LoadConfig | None, pinned: bool | None) -> None:
+            with pytest.raises(NoRoom):
+                await house.manager.load(A, house.files, config, pinned=pinned)
+
+        async with house.manager.lease(B, house.files), anyio.create_task_group() as tasks:
+            tasks.start_soon(load, None, True)
+            tasks.start_soon(load, LoadConfig(dtype="bfloat16"), None)
+            await anyio.wait_all_tasks_blocked()
+            during = house.manager.config(A).config
+            assert (during.pinned, during.load.dtype) == (True, "bfloat16")
+            house.manager.configure(A, ConfigChange(keep_alive_s=7))
+            await house.clock.turn(30)
+        # What was decided by itself meanwhile stays.
+        assert house.manager.config(A).config == ModelConfig(keep_alive_s=7)
+
+
+async def test_a_load_that_works_keeps_what_it_asked_for(open_house: OpenHouse) -> None:
+    async with open_house(max_models=1) as house:
+        wanted = LoadConfig(context_length=64)
+        await house.manager.load(A, house.files, wanted, pinned=True)
+        with pytest.raises(ModelLoadFailed):
+            torn = msgspec.structs.replace(house.files, path="/nowhere")
+            house.manager.configure(A, ConfigChange(pinned=False))
+            await house.manager.load(A, torn, pinned=True)
+        config = house.manager.config(A).config
+        assert (config.load, config.pinned) == (wanted, False)
