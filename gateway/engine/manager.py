@@ -106,6 +106,16 @@ class HuggingFaceModelManager:
         self._bury_if_dead(model)
         return model.state, model.error.message if model.error else None
 
+    def find(self, ref: ModelRef) -> ModelRef | None:
+        """Return the ref that a model is known by here, which may be its revision's in memory."""
+        if ref in self._models:
+            return ref
+        for place in self._placement:
+            known, residence = place.model.ref, place.residence
+            if residence and known.model == ref.model and residence.files.revision == ref.revision:
+                return known
+        return None
+
     def residents(self) -> list[Resident]:
         """Return the models in memory, and those that are being loaded."""
         self._bury_dead()

@@ -144,8 +144,7 @@ class HuggingFaceService:
         await self._manager.load(ref, files, config, pinned=pinned, keep_alive_s=keep_alive_s)
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
-        ref, _ = await anyio.to_thread.run_sync(self._find, ref)
-        await self._manager.unload(ref, force=force)
+        await self._manager.unload(await self._find_known(ref), force=force)
 
     async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
@@ -155,8 +154,7 @@ class HuggingFaceService:
         return self._manager.statuses(ref)
 
     async def config(self, ref: ModelRef) -> ConfigReport:
-        ref, _ = await anyio.to_thread.run_sync(self._find, ref)
-        return self._manager.config(ref)
+        return self._manager.config(await self._find_known(ref))
 
     async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
@@ -181,6 +179,16 @@ class HuggingFaceService:
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
         return ModelRef(self.name, files.name, None if is_default else files.revision), files
+
+    async def _find_known(self, ref: ModelRef) -> ModelRef:
+        """Return the one spelling of a ref, also where the files of a known model went away."""
+        try:
+            return (await anyio.to_thread.run_sync(self._find, ref))[0]
+        except (ModelNotFound, ModelLoadFailed):
+            known = self._manager.find(ref)
+            if known is None:
+                raise
+            return known
 
     def _complete(self, config: LoadConfig | None, files: LocalModel) -> LoadConfig | None:
         """Return the config with the operator's own choices for `auto`.

@@ -11,7 +11,7 @@ import pytest
 from gateway.core.errors import ModelNotFound
 from gateway.core.events import Started, Waiting, collect
 from gateway.core.models import ModelStateChange
-from gateway.core.names import ModelRef
+from gateway.core.names import ModelRef, parse_ref
 from gateway.core.states import ModelState
 from gateway.hub.cache import FileLibrary
 from gateway.providers import ProviderContext, load
@@ -104,3 +104,28 @@ async def test_a_listing_shows_state_card_and_failure(open_service: OpenService)
     assert dict(before.metadata)["revision"] == COMMIT
     assert after.state is ModelState.FAILED
     assert after.message is not None and "could not be loaded" in after.message
+
+
+@pytest.mark.parametrize("name", ["own/m", f"own/m@{COMMIT}"])
+async def test_a_model_whose_files_went_away_can_be_unloaded(
+    open_service: OpenService, hub: Path, name: str
+) -> None:
+    ref = parse_ref("huggingface", name)
+    async with open_service([]) as service:
+        await service.load(ref, pinned=True)
+        shutil.rmtree(hub / "models--own--m")
+        report = await service.config(ref)
+        assert report.config.pinned
+        [status] = await service.status(report.ref)
+        assert status.state is ModelState.LOADED
+        await service.unload(ref)
+        assert await service.resident() == []
+
+
+async def test_what_was_never_there_is_still_not_found(open_service: OpenService) -> None:
+    ref = ModelRef("huggingface", "own/other")
+    async with open_service([]) as service:
+        with pytest.raises(ModelNotFound):
+            await service.unload(ref)
+        with pytest.raises(ModelNotFound):
+            await service.config(ref)
