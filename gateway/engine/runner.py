@@ -75,7 +75,7 @@ class SerialRunner:
     memory_bytes = 0
 
     def __init__(self, model: Any, decoder: Callable[..., Decoder] = CachedDecoder) -> None:
-        self.decoder = decoder
+        self._decoder = decoder
         self._model = model
         # What a failed step came to for each: fed once, a decoder cannot take the same again.
         self._outcomes: dict[Any, Tensor | Exception] = {}
@@ -84,7 +84,7 @@ class SerialRunner:
         pass
 
     def open(self, inputs: Mapping[str, Any] | None = None) -> Any:
-        return self.decoder(self._model, inputs) if inputs else self.decoder(self._model)
+        return self._decoder(self._model, inputs) if inputs else self._decoder(self._model)
 
     def release(self, place: Any) -> None:
         self._outcomes.pop(place, None)

@@ -3,7 +3,7 @@
 transformers' own forward pass starts some fifty operators in each layer, through as many Python
 frames; for a small model and few sequences that costs more than reading the weights. This one
 computes the same from the same modules, for the families that share the layout of Llama. Whether it
-says the same is found out by `runner.choose_runner` before it is used. Figures: bench/README.md.
+says the same is found out by `probe.choose_runner` before it is used. Figures: bench/README.md.
 """
 
 from __future__ import annotations
