@@ -60,6 +60,8 @@ def test_a_model_goes_up_and_down_over_http(gateway: GatewayProcess) -> None:
     begun = post(gateway, "load", model=SMOL, keep_alive="10m")
     assert (begun.status_code, begun.json()["state"]) == (202, "LOADING")
     loaded = until(gateway, SMOL, "LOADED")
+    while loaded["leases"]:  # the load itself, for a moment
+        loaded = status(gateway, SMOL)
     assert loaded["model"] == SMOL and loaded["device"] == "cpu" and loaded["batched"]
     assert 590 < loaded["expires_in_s"] <= 600
     assert 0.5 < loaded["memory_bytes"] / plan.json()["need_bytes"] < 1.5
