@@ -60,7 +60,7 @@ def test_a_model_goes_up_and_down_over_http(gateway: GatewayProcess) -> None:
     begun = post(gateway, "load", model=SMOL, keep_alive="10m")
     assert (begun.status_code, begun.json()["state"]) == (202, "LOADING")
     loaded = until(gateway, SMOL, "LOADED")
-    while loaded["leases"]:  # the load itself, for a moment
+    while loaded["expires_in_s"] is None:  # the load itself still uses it, for a moment
         loaded = status(gateway, SMOL)
     assert loaded["model"] == SMOL and loaded["device"] == "cpu" and loaded["batched"]
     assert 590 < loaded["expires_in_s"] <= 600
@@ -158,17 +158,19 @@ def test_a_config_is_checked_like_the_options_of_a_request(gateway: GatewayProce
 
 
 def test_what_cannot_be_loaded_says_why_at_once_or_in_its_status(
-    serve: Serve, models_folder: Path
+    serve: Serve, models_folder: Path, tmp_path: Path
 ) -> None:
-    broken = models_folder / "broken"
-    shutil.copytree(models_folder / "smol", broken, dirs_exist_ok=True)
+    models = tmp_path / "models"  # the folder of the session stays as it is
+    shutil.copytree(models_folder, models)
+    broken = models / "broken"
+    shutil.copytree(models / "smol", broken)
     (broken / "model.safetensors").write_bytes(b"\xff" * 64)
-    gateway = serve(GATEWAY_HF_MEMORY_BUDGET_BYTES="1000")
+    gateway = serve(GATEWAY_HF_MEMORY_BUDGET_BYTES="1000", HF_MODEL_PATH=str(models))
     reply = post(gateway, "load", model=SMOL)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "model_too_large")
     assert "1000 bytes" in reply.json()["error"]["message"]
     gateway.close()
-    gateway = serve()
+    gateway = serve(HF_MODEL_PATH=str(models))
     assert post(gateway, "load", model=SMOL, config={"device": "cuda:7"}).status_code == 500
     assert post(gateway, "load", model="huggingface/broken").status_code == 202
     failed = until(gateway, "huggingface/broken", "FAILED")
