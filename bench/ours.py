@@ -19,19 +19,20 @@ from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
 from gateway.engine import linear
+from gateway.engine.compute import Compute, ComputeThread
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
 
 
-def load(way: str, folder: Path) -> LoadedModel:
+def load(way: str, folder: Path, compute: Compute) -> LoadedModel:
     """`packed` is what the gateway runs, `plain` the same with torch's own linear layers, and
     `serial` has one forward pass for each sequence, by transformers' own attention."""
     import_torch()
     if way != "packed":
         linear.can_pack = lambda model: False
-    loaded = load_model("bench", folder, LoadConfig(device="cpu"))
+    loaded = load_model("bench", folder, LoadConfig(device="cpu"), compute=compute)
     if way == "serial":
         loaded.model.set_attn_implementation("sdpa")
         loaded = msgspec.structs.replace(loaded, runner=SerialRunner(loaded.model))
@@ -39,11 +40,14 @@ def load(way: str, folder: Path) -> LoadedModel:
 
 
 def run_with(way: str, folder: Path, streams: int) -> worker.Run:
-    loaded = load(way, folder)
+    compute = ComputeThread()
+    loaded = load(way, folder, compute)
     ref = ModelRef("huggingface", "bench")
 
     async def answer_all(prompts: Sequence[str], new_tokens: int) -> list[Answer]:
-        engine = TransformersEngine(ref, loaded, max_active=streams, max_queue=streams)
+        engine = TransformersEngine(
+            ref, loaded, max_active=streams, max_queue=streams, compute=compute
+        )
         answers = [Answer() for _ in prompts]
         began = time.perf_counter()
         async with anyio.create_task_group() as tasks:

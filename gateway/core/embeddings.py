@@ -21,7 +21,7 @@ class EmbedRequest(msgspec.Struct, frozen=True):
 
     An input that is too long is cut if `truncate`, else refused. `dimensions` asks for the first
     so many numbers of each vector, at unit length again. `keep_alive_s` is seconds (negative: for
-    ever).
+    ever). Requests of one `caller` share his turns.
     """
 
     id: str
@@ -30,6 +30,7 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     dimensions: int | None = None
     truncate: bool = False
     keep_alive_s: float | None = None
+    caller: str = ""
 
 
 class Embeddings(msgspec.Struct, frozen=True):

@@ -42,6 +42,7 @@ from gateway.engine.child_wire import (
     decode_to_child,
     to_fault,
 )
+from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.lent_memory import LentMemory
 from gateway.engine.link import Link
@@ -159,7 +160,9 @@ class _Child:
     async def _load(self, spec: EngineSpec, progress: LoadProgress) -> None:
         device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
         self._is_in_ram = device == "cpu"
-        engine = self._engine = await open_engine(spec, progress, self._memory)
+        engine = self._engine = await open_engine(
+            spec, progress, self._memory, compute=ComputeThread(spec.threads)
+        )
         # A load may be over before it was told of.
         self._link.post(Loading(progress.read_bytes, progress.total_bytes))
         self._link.post(Opened(self._memory_bytes(engine), engine.is_batched, engine.recipe))

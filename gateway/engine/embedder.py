@@ -1,7 +1,7 @@
 """The engine that embeds: the inputs of all requests to one model share its batches.
 
-One worker thread does all that touches the model. The requests take turns, so one with a thousand
-inputs does not hold up one with a single input.
+One worker does all that touches the model. Callers take turns, and so do the requests of each: one
+with a thousand inputs does not hold up one with a single input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -27,8 +26,9 @@ from gateway.core.errors import EngineFailed, GatewayError, Overloaded
 from gateway.core.events import Usage
 from gateway.core.names import ModelRef
 from gateway.engine.batching import choose_batch
+from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.embedding_loader import LoadedEmbedder
-from gateway.engine.runtime import bound_threads
+from gateway.engine.fair_queue import FairQueue
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 class _Job:
     """One request. `lengths` and `order` are those of its inputs that wait, shortest first."""
 
-    def __init__(self, inputs: list[list[int]], dimensions: int | None) -> None:
+    def __init__(self, caller: str, inputs: list[list[int]], dimensions: int | None) -> None:
+        self.caller = caller
         self.inputs = inputs
         self.dimensions = dimensions
         self.order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
@@ -58,13 +59,21 @@ class _Job:
 
 
 class EmbeddingEngine:
-    """A model behind its worker. Create it on the event loop; `max_queue` requests may wait."""
+    """A model behind its worker. Create it on the event loop; `max_queue` requests may wait.
+
+    `compute` is where its batches are computed (None: in a thread of its own).
+    """
 
     is_batched = True
     recipe = None
 
     def __init__(
-        self, ref: ModelRef, loaded: LoadedEmbedder, *, max_queue: int, threads: int = 0
+        self,
+        ref: ModelRef,
+        loaded: LoadedEmbedder,
+        *,
+        max_queue: int,
+        compute: Compute | None = None,
     ) -> None:
         self._ref = ref
         self._loaded: LoadedEmbedder | None = loaded
@@ -73,7 +82,7 @@ class EmbeddingEngine:
             str(ref),
             loaded,
             max_queue=max_queue,
-            bound_threads=partial(bound_threads, threads, loaded.memory_bytes),
+            compute=partial((compute or Inline()).run, is_small=loaded.memory_bytes < SMALL_BYTES),
         )
 
     @property
@@ -86,7 +95,7 @@ class EmbeddingEngine:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Return the vectors; see `gateway.engine.engine.Embedder`."""
-        job = await anyio.to_thread.run_sync(self._prepare, request)
+        job = await run_aside(partial(self._prepare, request))
         self._worker.submit(job)
         try:
             await job.settled.wait()
@@ -112,7 +121,7 @@ class EmbeddingEngine:
             raise EngineFailed("The model was unloaded.")
         if request.dimensions is not None:
             require_dimensions(request.dimensions, loaded.dimensions)
-        return _Job(loaded.encoder.encode(request), request.dimensions)
+        return _Job(request.caller, loaded.encoder.encode(request), request.dimensions)
 
 
 class _Worker:
@@ -128,13 +137,13 @@ class _Worker:
         loaded: LoadedEmbedder,
         *,
         max_queue: int,
-        bound_threads: Callable[[], None],
+        compute: Callable[[Callable[[], None]], None],
     ) -> None:
         self._model: LoadedEmbedder | None = loaded
         self._batch_tokens = loaded.batch_tokens
         self._max_queue = max_queue
-        self._bound_threads = bound_threads
-        self._jobs: deque[_Job] = deque()
+        self._do = compute
+        self._jobs: FairQueue[_Job] = FairQueue()
         self._condition = threading.Condition()
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -149,7 +158,7 @@ class _Worker:
                 raise EngineFailed("The engine of this model stopped.")
             if len(self._jobs) > self._max_queue:
                 raise Overloaded(f"{len(self._jobs)} requests already wait for this model.")
-            self._jobs.append(job)
+            self._jobs.push(job, self._max_queue + 1)
             self._condition.notify()
 
     def cancel(self, job: _Job) -> None:
@@ -168,9 +177,8 @@ class _Worker:
     def _run(self) -> None:
         reason = "The model was unloaded."
         try:
-            self._bound_threads()
             while batch := self._next_batch():
-                self._compute(batch)
+                self._do(partial(self._compute, batch))
         except BaseException:
             # Not a fault of one input: those are caught in _compute.
             logger.exception("the engine's loop died")
@@ -183,11 +191,12 @@ class _Worker:
         """Return what is computed next, waiting for it; nothing when the worker shall stop."""
         with self._condition:
             while not self._closing:
-                self._settle([job for job in self._jobs if job.is_over])
+                self._tell(self._jobs.remove(lambda job: job.is_over))
                 if self._jobs:
-                    parts = choose_batch([job.lengths for job in self._jobs], self._batch_tokens)
-                    pairs = list(zip(self._jobs, parts, strict=True))
-                    self._jobs.rotate(-1)
+                    jobs = list(self._jobs)
+                    parts = choose_batch([job.lengths for job in jobs], self._batch_tokens)
+                    pairs = list(zip(jobs, parts, strict=True))
+                    self._jobs.rotate()
                     return [(job, index) for job, part in pairs for index in job.take(part)]
                 self._condition.wait()
         return []
@@ -209,21 +218,20 @@ class _Worker:
         for (job, index), vector in zip(batch, vectors, strict=True):
             job.vectors[index] = pack_vector(cut_vector(vector, job.dimensions))
 
-    def _settle(self, jobs: Sequence[_Job]) -> None:
-        for job in jobs:
-            self._jobs.remove(job)
+    def _tell(self, jobs: Sequence[_Job]) -> None:
         if jobs and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_tell, jobs)
+            self._loop.call_soon_threadsafe(_settle, jobs)
 
     def _end_all(self, reason: str) -> None:
         with self._condition:
             self.alive = False
-            for job in self._jobs:
+            left = self._jobs.remove(lambda job: True)
+            for job in left:
                 if not job.is_over:
                     job.error = EngineFailed(reason)
-            self._settle(list(self._jobs))
+            self._tell(left)
 
 
-def _tell(jobs: Sequence[_Job]) -> None:
+def _settle(jobs: Sequence[_Job]) -> None:
     for job in jobs:
         job.settled.set()

@@ -14,9 +14,9 @@ from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.options import require_in_range
 from gateway.engine.bridge import Channel
+from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.memory import Memory, Unlimited
-from gateway.engine.runtime import bound_threads
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Sequence
@@ -86,12 +86,13 @@ class TransformersEngine:
         *,
         max_active: int,
         max_queue: int,
-        threads: int = 0,
         prompt_cache_bytes: int = 0,
         memory: Memory | None = None,
+        compute: Compute | None = None,
     ) -> None:
         """The state of sequences takes its bytes from `memory` (None: nobody counts them); past
-        prompts take up to `prompt_cache_bytes` of them."""
+        prompts take up to `prompt_cache_bytes` of them. `compute` is where its steps are done
+        (None: in a thread of its own)."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
@@ -103,7 +104,7 @@ class TransformersEngine:
             loaded.runner,
             max_active=max_active,
             max_queue=max_queue,
-            bound_threads=partial(bound_threads, threads, loaded.memory_bytes),
+            compute=partial((compute or Inline()).run, is_small=loaded.memory_bytes < SMALL_BYTES),
         )
 
     @property
@@ -120,7 +121,7 @@ class TransformersEngine:
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         channel = Channel(limit=CHANNEL_EVENTS, on_room=self._scheduler.wake)
-        sequence = await anyio.to_thread.run_sync(self._prepare, request, channel)
+        sequence = await run_aside(partial(self._prepare, request, channel))
         self._scheduler.submit(sequence)
         try:
             while events := await channel.take():

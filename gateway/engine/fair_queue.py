@@ -52,6 +52,12 @@ class FairQueue(Generic[W]):
         """Let `item`, which had its turn, be the very next."""
         self._returned.appendleft(item)
 
+    def rotate(self) -> None:
+        """Let the first one have had its turn, and stay: it goes behind its caller's others, and
+        its caller behind the other callers."""
+        item = self.pop()
+        self._lines.setdefault(item.caller, deque()).append(item)
+
     def pop(self) -> W:
         """Remove and return the next one; its caller goes to the end of the turns."""
         if self._returned:

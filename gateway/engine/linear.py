@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+
+from gateway.engine.compute import Compute, Inline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,11 +137,17 @@ def can_pack(model: Any) -> bool:
         return False
 
 
-def pack_linears(model: Any, make: Callable[[list[nn.Linear]], Product] = PackedProduct) -> int:
+def pack_linears(
+    model: Any,
+    make: Callable[[list[nn.Linear]], Product] = PackedProduct,
+    compute: Compute | None = None,
+) -> int:
     """Replace every Linear of `model` by its product; return the bytes of the products' weights.
 
-    The plain weights are freed, but for one that something else uses (a tied embedding).
+    The plain weights are freed, but for one that something else uses (a tied embedding). Each
+    product is made in `compute` (None: here).
     """
+    compute = compute or Inline()
     packed_bytes = 0
     for parent in list(model.modules()):
         children = {
@@ -146,7 +155,7 @@ def pack_linears(model: Any, make: Callable[[list[nn.Linear]], Product] = Packed
         }
         for names in _groups(children):
             layers = [children[name] for name in names]
-            product = make(layers)
+            product = compute.run(partial(make, layers))
             shared = _Shared(product, [layer.out_features for layer in layers])
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))

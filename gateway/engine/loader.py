@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
+from gateway.engine.compute import Compute, Inline
 from gateway.engine.decoder import sees_images
 from gateway.engine.probe import (
     UNPROVEN,
@@ -75,14 +77,17 @@ def load_model(
     config: LoadConfig,
     progress: LoadProgress | None = None,
     recipe: Recipe | None = None,
+    compute: Compute | None = None,
 ) -> LoadedModel:
     """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
     takes seconds.
 
-    `recipe` is what a load of the very same files found out: it spares this one the finding. Raises
-    ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
+    `recipe` is what a load of the very same files found out: it spares this one the finding.
+    `compute` is where its weights are packed, piece by piece (None: here). Raises ModelLoadFailed
+    with the reason for a person, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
+    prepare = partial(_prepare, name, config=config, compute=compute or Inline())
     require_safetensors(name, path)
     import_torch()
     device = choose_device(config.device)
@@ -94,10 +99,10 @@ def load_model(
         progress.check()
         if recipe is None:
             model, recipe, runner, extra_bytes = _find_recipe(
-                name, model, config, lambda: _load(path, config.dtype, device)
+                model, config, prepare, lambda: _load(path, config.dtype, device)
             )
         else:
-            extra_bytes = _prepare(name, model, config, recipe)
+            extra_bytes = prepare(model, recipe)
             runner = build_runner(model, recipe.way)
         progress.check()
     except GatewayError:
@@ -160,7 +165,10 @@ def _sees_images(path: Path, config: Any) -> bool:
 
 
 def _find_recipe(
-    name: str, model: Any, config: LoadConfig, reload: Callable[[], Any]
+    model: Any,
+    config: LoadConfig,
+    prepare: Callable[[Any, Recipe], int],
+    reload: Callable[[], Any],
 ) -> tuple[Any, Recipe, Runner, int]:
     """Return the model prepared as is fastest and right, how that is, and the bytes that took.
 
@@ -172,7 +180,7 @@ def _find_recipe(
     recipe = Recipe(packs=config.quantization == "none" and can_pack(model))
     # What quantized weights say is not what the others said: they are compared with themselves.
     expected = probe_logits(model) if config.quantization == "none" else None
-    size = _prepare(name, model, config, recipe)
+    size = prepare(model, recipe)
     way, runner = choose_runner(model, expected or probe_logits(model))
     if recipe.packs and way in UNPROVEN and not _still_says(model, expected):
         model, recipe, size = reload(), Recipe(packs=False), 0
@@ -180,16 +188,16 @@ def _find_recipe(
     return model, replace(recipe, way=way), runner, size
 
 
-def _prepare(name: str, model: Any, config: LoadConfig, recipe: Recipe) -> int:
+def _prepare(name: str, model: Any, recipe: Recipe, *, config: LoadConfig, compute: Compute) -> int:
     """Quantize or pack the linear layers; return the bytes of what stands for them."""
     if config.quantization != "none":
         from gateway.engine.quantization import quantize
 
-        return quantize(name, _replaceable(model), config.quantization)
+        return quantize(name, _replaceable(model), config.quantization, compute)
     if recipe.packs:
         from gateway.engine.linear import pack_linears
 
-        return pack_linears(_replaceable(model))
+        return pack_linears(_replaceable(model), compute=compute)
     return 0
 
 

@@ -1,16 +1,17 @@
 """Makes an engine of a model's files, in the process that calls."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-import anyio.to_thread
 import msgspec
 
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
+from gateway.engine.compute import Compute, Inline, run_aside
 from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
@@ -40,12 +41,15 @@ async def open_engine(
     spec: EngineSpec,
     progress: LoadProgress | None = None,
     memory: Memory | None = None,
+    *,
+    compute: Compute | None = None,
 ) -> Engine:
     """Load the model in a thread and return the engine that answers with it: one that embeds, if
     that is what the model's files are for, else one that generates.
 
-    The engine's cache takes its bytes from `memory` (None: nobody counts them). Raises
-    ModelLoadFailed with the reason for a person, ModelUnloaded when `progress` was cancelled.
+    The engine's cache takes its bytes from `memory` (None: nobody counts them). What is computed on
+    a CPU is computed in `compute` (None: in a thread of its own). Raises ModelLoadFailed with the
+    reason for a person, ModelUnloaded when `progress` was cancelled.
     """
     is_plain = spec.load.quantization == "none"
     if not is_plain and (spec.files.card.embeds or spec.files.card.format != "safetensors"):
@@ -55,35 +59,48 @@ async def open_engine(
             param="quantization",
         )
     open = _open_embedder if spec.files.card.embeds else _open_generator
-    return await open(spec, progress or LoadProgress(), memory)
+    return await open(spec, progress or LoadProgress(), memory, compute or Inline(spec.threads))
 
 
-async def _open_embedder(spec: EngineSpec, progress: LoadProgress, memory: Memory | None) -> Engine:
-    path = Path(spec.files.path)
-    loaded = await anyio.to_thread.run_sync(load_embedder, str(spec.ref), path, spec.load, progress)
-    return EmbeddingEngine(spec.ref, loaded, max_queue=spec.max_queue, threads=spec.threads)
+async def _open_embedder(
+    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, compute: Compute
+) -> Engine:
+    load = partial(load_embedder, str(spec.ref), Path(spec.files.path), spec.load, progress)
+    loaded = await run_aside(load)
+    return EmbeddingEngine(
+        spec.ref,
+        loaded,
+        max_queue=spec.max_queue,
+        compute=_on(str(loaded.model.device), compute),
+    )
 
 
 async def _open_generator(
-    spec: EngineSpec, progress: LoadProgress, memory: Memory | None
+    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, compute: Compute
 ) -> Engine:
-    loaded = await anyio.to_thread.run_sync(_LOADERS[spec.files.card.format], spec, progress)
+    load = _LOADERS[spec.files.card.format]
+    loaded = await run_aside(partial(load, spec, progress, compute))
     return TransformersEngine(
         spec.ref,
         loaded,
         max_active=spec.max_active,
         max_queue=spec.max_queue,
-        threads=spec.threads,
         prompt_cache_bytes=spec.prompt_cache_bytes,
         memory=memory,
+        compute=_on(loaded.device, compute),
     )
 
 
-def _load_folder(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
-    return load_model(str(spec.ref), Path(spec.files.path), spec.load, progress, spec.recipe)
+def _on(device: str, compute: Compute) -> Compute:
+    return compute if device == "cpu" else Inline()
 
 
-def _load_gguf(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
+def _load_folder(spec: EngineSpec, progress: LoadProgress, compute: Compute) -> LoadedModel:
+    path = Path(spec.files.path)
+    return load_model(str(spec.ref), path, spec.load, progress, spec.recipe, compute)
+
+
+def _load_gguf(spec: EngineSpec, progress: LoadProgress, compute: Compute) -> LoadedModel:
     progress.check()
     return load_gguf(
         str(spec.ref),
@@ -96,6 +113,6 @@ def _load_gguf(spec: EngineSpec, progress: LoadProgress) -> LoadedModel:
     )
 
 
-_LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress], LoadedModel]] = MappingProxyType(
-    {"safetensors": _load_folder, "gguf": _load_gguf}
+_LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress, Compute], LoadedModel]] = (
+    MappingProxyType({"safetensors": _load_folder, "gguf": _load_gguf})
 )

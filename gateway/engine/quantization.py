@@ -15,6 +15,7 @@ from torch import nn
 
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import Quantization
+from gateway.engine.compute import Compute
 from gateway.engine.linear import Product, joint_bias, joint_weight, pack_linears
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Int4Product:
         return _finish(output, tensor, self._bias)
 
 
-def quantize(name: str, model: Any, quantization: Quantization) -> int:
+def quantize(
+    name: str, model: Any, quantization: Quantization, compute: Compute | None = None
+) -> int:
     """Replace every Linear of `model`; return the bytes of the new weights.
 
     The output layer keeps 8 bits where the others get 4, as does a layer whose sizes the 4 bit
@@ -77,7 +80,7 @@ def quantize(name: str, model: Any, quantization: Quantization) -> int:
             hint="8 and 4 bit weights are for the CPU; GGUF files are quantized as they are.",
         )
     head = model.get_output_embeddings()
-    return pack_linears(model, _maker(quantization, head))
+    return pack_linears(model, _maker(quantization, head), compute)
 
 
 def _maker(quantization: Quantization, head: Any) -> Callable[[list[nn.Linear]], Product]:

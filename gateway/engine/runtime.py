@@ -7,7 +7,6 @@ import sys
 import threading
 from contextlib import suppress
 
-SMALL_BYTES = 32 * 2**20
 MACHINE_SHARE = 0.6
 GPU_SHARE = 0.9
 """What models may take of a memory when the operator gives no budget."""
@@ -25,7 +24,7 @@ def import_torch() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         is_first = "transformers" not in sys.modules
-        import torch  # noqa: F401
+        import torch
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -33,29 +32,12 @@ def import_torch() -> None:
         # Lazy modules: the first use of these is what takes the time.
         _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
         if is_first:
+            # For threads that say nothing of it: those that compute say how many they want.
+            torch.set_num_threads(1)
             # What the libraries hold stays for ever: later collections, each of which stops
             # every thread, need not look through it.
             gc.collect()
             gc.freeze()
-
-
-def choose_threads(threads: int, memory_bytes: int) -> int:
-    """Return how many threads shall compute a model of that size; never more than cores.
-
-    0 means one for each core, and one alone for a small model: its operators end sooner than
-    threads can be woken and waited for.
-    """
-    if threads == 0 and memory_bytes < SMALL_BYTES:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(threads or cores or 1, cores or 1)
-
-
-def bound_threads(threads: int, memory_bytes: int) -> None:
-    """Bound the compute threads of the calling thread for a model of that size."""
-    import torch
-
-    torch.set_num_threads(choose_threads(threads, memory_bytes))
 
 
 def give_back_memory() -> None:

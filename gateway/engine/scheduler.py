@@ -31,9 +31,9 @@ RELIEF_S = 0.5
 class Scheduler:
     """Serves up to `max_active` sequences at once; `max_queue` more may wait.
 
-    `submit` and `cancel` are for the event loop; everything that touches the model happens in the
-    worker thread. A sequence that raises fails alone. Should the loop itself die, every sequence
-    gets EngineFailed and `alive` turns false.
+    `submit` and `cancel` are for the event loop; everything that touches the model happens where
+    `compute` does it, a step at a time. A sequence that raises fails alone. Should the loop itself
+    die, every sequence gets EngineFailed and `alive` turns false.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Scheduler:
         *,
         max_active: int,
         max_queue: int,
-        bound_threads: Callable[[], None],
+        compute: Callable[[Callable[[], None]], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`bound_threads` is called once, in the worker thread."""
+        """`compute` does a piece of work, and returns when it is done."""
         self._runner = runner
         self._max_active = max_active
-        self._bound_threads = bound_threads
+        self._compute = compute
         self._clock = clock
         self._max_queue = max_queue
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -57,6 +57,7 @@ class Scheduler:
         # A sequence lost its place for want of memory: nobody gets one before another leaves.
         self._is_full = False
         self._starved_at: float | None = None
+        self._is_starved = False
         self._pace = Pace()
         self._condition = threading.Condition()
         self._closing = False
@@ -125,10 +126,8 @@ class Scheduler:
     def _run(self) -> None:
         reason = "The model was unloaded."
         try:
-            self._bound_threads()
             while self._wait_for_work():
-                self._admit()
-                self._step()
+                self._compute(self._turn)
                 self._outbox.flush()
         except BaseException:
             # Not a fault of one sequence: those are caught in _compute and _accept.
@@ -140,8 +139,15 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Wait until some sequence can go on; False when the scheduler is closing."""
         with self._condition:
+            if self._is_starved and not self._closing:
+                self._condition.wait(RELIEF_S / 10)
+            self._is_starved = False
             self._condition.wait_for(lambda: self._closing or self._has_work())
             return not self._closing
+
+    def _turn(self) -> None:
+        self._admit()
+        self._step()
 
     def _has_work(self) -> bool:
         if self._has_place():
@@ -293,14 +299,13 @@ class Scheduler:
             self._is_full = True
 
     def _may_be_relieved(self) -> bool:
-        """Wait a moment and tell whether to try again: other models may be making room."""
+        """Tell whether to try again in a moment: other models may be making room."""
         now = self._clock()
         self._starved_at = now if self._starved_at is None else self._starved_at
         if now - self._starved_at >= RELIEF_S:
             self._starved_at = None
             return False
-        with self._condition:
-            self._condition.wait(RELIEF_S / 10)
+        self._is_starved = True
         return True
 
     def _fail(self, sequence: Sequence, error: GatewayError | None = None) -> None:

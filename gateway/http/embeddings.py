@@ -18,6 +18,7 @@ from gateway import telemetry
 from gateway.core.embeddings import Embeddings, EmbedRequest, unpack_vector
 from gateway.core.errors import InvalidRequest
 from gateway.http.body import decode_body, read_request
+from gateway.http.caller import identify_caller
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.encoding import encode_json
 from gateway.http.options import parse_keep_alive
@@ -83,6 +84,7 @@ class EmbeddingsFace:
             parse_embed_request,
             decoder=decoder,
             request_id=telemetry.request_id.get(),
+            caller=identify_caller(request.headers),
             max_inputs=self._settings.max_embed_inputs,
         )
         wanted = await read_request(request, self._settings.max_body_bytes, parse)
@@ -99,6 +101,7 @@ def parse_embed_request(
     *,
     decoder: "msgspec.json.Decoder[EmbeddingBody]",
     request_id: str,
+    caller: str,
     max_inputs: int,
 ) -> Wanted:
     """Return what a body of either form asks for; raises InvalidRequest and its kind."""
@@ -110,6 +113,7 @@ def parse_embed_request(
         dimensions=body.dimensions,
         truncate=isinstance(body, EmbedBody) and bool(body.truncate),
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        caller=caller,
     )
     return Wanted(request, body.encoding_format == "base64")
 

@@ -28,6 +28,7 @@ from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.isolated import open_isolated
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
@@ -52,12 +53,15 @@ class HuggingFaceService:
         library: ModelLibrary,
         manager: HuggingFaceModelManager,
         *,
+        compute: ComputeThread,
         usual: LoadConfig,
         gguf_context_length: int,
     ) -> None:
-        """`usual` is how the operator wants models loaded."""
+        """`compute` is where the manager's engines compute, `usual` how the operator wants models
+        loaded."""
         self._library = library
         self._manager = manager
+        self._compute = compute
         self._usual = usual
         self._gguf_context_length = gguf_context_length
 
@@ -163,6 +167,7 @@ class HuggingFaceService:
 
     async def aclose(self) -> None:
         await self._manager.aclose()
+        await anyio.to_thread.run_sync(self._compute.close)
 
     def _find(self, ref: ModelRef) -> tuple[ModelRef, LocalModel]:
         """Return a model's files, and its ref in the one spelling that stands for them.
@@ -266,7 +271,8 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background, if at all here."""
-    open_spec = _choose_opener(settings, context)
+    compute = ComputeThread(settings.hf_threads)
+    open_spec = _choose_opener(settings, context, compute)
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
     recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
 
@@ -308,6 +314,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     service = HuggingFaceService(
         context.library,
         manager,
+        compute=compute,
         usual=usual,
         gguf_context_length=settings.gguf_context_length,
     )
@@ -319,10 +326,10 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
 
 
 def _choose_opener(
-    settings: Settings, context: ProviderContext
+    settings: Settings, context: ProviderContext, compute: ComputeThread
 ) -> Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]:
     if settings.hf_isolation == "thread":
-        return open_engine
+        return partial(open_engine, compute=compute)
     return partial(
         open_isolated,
         task_group=context.task_group,

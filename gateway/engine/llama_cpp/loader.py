@@ -9,6 +9,7 @@ import msgspec
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.gguf import BrokenGguf, GgufHeader, Scalar, read_header, split_parts
 from gateway.core.loading import LoadConfig
+from gateway.engine.compute import bound_threads
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.model import ContextConfig, LlamaContext, LlamaModel
@@ -17,7 +18,7 @@ from gateway.engine.llama_cpp.tokenizer import LlamaTokenizer
 from gateway.engine.llama_cpp.trial import try_load
 from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.prompt import PromptEncoder
-from gateway.engine.runtime import choose_threads, import_torch
+from gateway.engine.runtime import import_torch
 from gateway.engine.vocabulary import Vocabulary
 
 # What each key of the metadata is called in a generation config. Source: llama-arch.cpp.
@@ -93,7 +94,7 @@ def _load(
     room = ContextConfig(
         context_length=min(context_length, model.trained_context or context_length),
         sequences=sequences,
-        threads=choose_threads(threads, model.memory_bytes),
+        threads=bound_threads(threads),
         full_precision=header.quantization == "F32",
     )
     context = LlamaContext(library, model, room)

@@ -319,12 +319,27 @@ async def test_requests_take_turns_and_too_many_are_refused(
         gate.reached = anyio.Event()
         async with anyio.create_task_group() as others:
             others.start_soon(engine.embed, ask((6,)))
-            while engine._worker._jobs[-1].inputs != [[6]]:
+            while [each.inputs for each in engine._worker._jobs][-1] != [[6]]:
                 await anyio.lowlevel.checkpoint()
             with pytest.raises(Overloaded):
                 await engine.embed(ask((7,)))
             gate.opened.set()
     assert gate.inputs == [[5, 5, 5], [5, 5], [6], [5]]
+
+
+async def test_callers_take_turns_however_many_requests_one_has(
+    bert: LoadedEmbedder, start: StartEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    one_by_one = msgspec.structs.replace(bert, batch_tokens=0)
+    async with start(one_by_one) as engine, anyio.create_task_group() as tasks:
+        for number, (caller, token) in enumerate([("a", 5), ("a", 6), ("a", 7), ("b", 8)]):
+            request = msgspec.structs.replace(ask((token,)), caller=caller)
+            tasks.start_soon(engine.embed, request)
+            while len(engine._worker._jobs) <= number:
+                await anyio.lowlevel.checkpoint()
+        gate.opened.set()
+    assert gate.inputs in ([[5], [8], [6], [7]], [[5], [6], [8], [7]])  # b came before or after
 
 
 async def test_an_input_that_fails_fails_its_own_request_alone(

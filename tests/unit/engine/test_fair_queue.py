@@ -63,3 +63,9 @@ def test_the_order_shown_is_the_order_of_service(callers: str, gone: set[int]) -
     )
     assert [queue.pop() for _ in range(len(queue))] == shown
     assert len(shown) + len(removed) == len(callers)
+
+
+def test_who_had_a_turn_and_stays_goes_behind_his_own_and_his_caller_behind_others() -> None:
+    queue = filled("aab")
+    queue.rotate()
+    assert [(item.caller, item.number) for item in queue] == [("b", 2), ("a", 1), ("a", 0)]
