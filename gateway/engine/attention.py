@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.engine.varlen import attend_varlen, fits
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -79,9 +81,28 @@ def attend(
 
     count = len(view.single_rows)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if view.kernel is not None and fits(keys.shape[3], values.shape[3], softcap):
+        return _attend_ragged(query, keys, values, view, window, scale)
     ways = window, scale, softcap
     parts = [_decode(query[:count], keys, values, view, *ways)] if count else []
     parts += [_prefill(query, keys, values, view, run, *ways) for run in view.chunks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_ragged(
+    query: Tensor, keys: Tensor, values: Tensor, view: View, window: int | None, scale: float
+) -> Tensor:
+    """One call for all that decode and one for all chunks, each row read as far as it is long."""
+    import torch
+
+    assert view.kernel is not None
+    count, capacity = len(view.single_rows), keys.shape[2]
+    ways = window, scale, view.kernel
+    parts = []
+    if count:
+        parts.append(attend_varlen(query[:count], keys, values, view.single_slots(capacity), *ways))
+    if view.chunks:
+        parts.append(attend_varlen(query[count:], keys, values, view.chunk_slots(capacity), *ways))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

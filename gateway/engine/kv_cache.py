@@ -48,8 +48,9 @@ class Slot:
 class _Shape:
     """What one layer keeps of a token: learnt from the first that it is given."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, *, is_token_major: bool = False) -> None:
         """Takes new keys and values, of shape [tokens, heads, size]."""
+        self._is_token_major = is_token_major
         self.key_sizes = (keys.shape[1], keys.shape[2])
         self.value_sizes = (values.shape[1], values.shape[2])
         self._like = keys.new_empty(0)
@@ -58,13 +59,20 @@ class _Shape:
 
     def allocate_keys(self, rows: int, capacity: int) -> Tensor:
         heads, size = self.key_sizes
-        if self._like.device.type == "cpu" and rows * heads >= WIDE:
+        on_cpu = self._like.device.type == "cpu" and not self._is_token_major
+        if on_cpu and rows * heads >= WIDE:
             # The same to look at, but a key's numbers lie apart: attention.py says why.
             return self._zeros(rows, heads, size, capacity).transpose(2, 3)
-        return self._zeros(rows, heads, capacity, size)
+        return self._allocate(rows, heads, capacity, size)
 
     def allocate_values(self, rows: int, capacity: int) -> Tensor:
         heads, size = self.value_sizes
+        return self._allocate(rows, heads, capacity, size)
+
+    def _allocate(self, rows: int, heads: int, capacity: int, size: int) -> Tensor:
+        if self._is_token_major:
+            # The same to look at, but a token's heads lie together: varlen.py wants them so.
+            return self._zeros(rows, capacity, heads, size).transpose(1, 2)
         return self._zeros(rows, heads, capacity, size)
 
     def _zeros(self, *sizes: int) -> Tensor:
@@ -79,8 +87,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     one thread. `begin` says what the next forward pass touches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_token_major: bool = False) -> None:
+        """`is_token_major` is for attention by varlen.py; else a head's tokens lie together."""
         super().__init__(layers=[])
+        self._is_token_major = is_token_major
         self.memory: Memory = Unlimited()
         self.slots: list[Slot] = []
         self._shapes: list[_Shape] = []
@@ -89,6 +99,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._rows = 0
         self._capacity = 0
         self._view: View | None = None
+        self.allocations = 0
+        """Grows whenever the tensors are others than before."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, taken or not."""
+        return self._rows
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens a row holds."""
+        return self._capacity
 
     @property
     def token_bytes(self) -> int:
@@ -139,7 +161,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         assert view is not None, "write without begin"
         if layer == len(self._shapes):
             # The first forward pass of all learns the layers one by one.
-            self._learn(_Shape(new_keys, new_values))
+            self._learn(_Shape(new_keys, new_values, is_token_major=self._is_token_major))
         keys, values = self._keys[layer], self._values[layer]
         if count := len(view.single_rows):
             keys[view.rows, :, view.positions] = new_keys[:count]
@@ -213,6 +235,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             self.memory.release(-more_bytes)
 
     def _reallocate(self, rows: int, capacity: int) -> None:
+        self.allocations += 1
         old_rows, old_capacity = min(self._rows, rows), min(self._capacity, capacity)
         if not rows:
             self._keys.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,13 +79,17 @@ def build_runner(model: Any, way: Way) -> Runner:
     """Return the runner of a way that is known to be right for this model."""
     if way in DECODERS:
         return SerialRunner(model, DECODERS[way])
-    attention.register()
-    model.set_attn_implementation(attention.NAME)
-    if way == "batch":
-        return BatchRunner(model)
+    from gateway.engine.graphs import CudaRecorder
+    from gateway.engine.kernels import find_kernel
     from gateway.engine.stack import Stack
 
-    return BatchRunner(model, Stack(model))
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    kernel = find_kernel(model.device, model.dtype)
+    if way == "batch":
+        return BatchRunner(model, kernel=kernel)
+    recorder = partial(CudaRecorder, model.device) if model.device.type == "cuda" else None
+    return BatchRunner(model, Stack(model), kernel=kernel, recorder=recorder)
 
 
 def probe_logits(model: Any) -> Logits:

@@ -11,9 +11,11 @@ from gateway.engine.memory import Memory, Unlimited
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gateway.engine.graphs import DecodeGraphs, Recorder
     from gateway.engine.kv_cache import Slot, SlotCache
     from gateway.engine.prompt_cache import PromptCache
     from gateway.engine.stack import Stack
+    from gateway.engine.varlen import Kernel
 
 
 class Feed(NamedTuple):
@@ -127,27 +129,49 @@ def _outcome(feed: Feed) -> Tensor | Exception:
 class BatchRunner:
     """One forward pass for the new tokens of all sequences, be they decoding or in their prompts.
 
-    With a `stack` that pass is the stack's, else it is the model's own.
+    With a `stack` that pass is the stack's, else it is the model's own. `kernel` attends where
+    there is one. With a `recorder` the stack's decode steps are recorded and replayed.
     """
 
     is_batched = True
 
-    def __init__(self, model: Any, stack: Stack | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stack: Stack | None = None,
+        *,
+        kernel: Kernel | None = None,
+        recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        from gateway.engine.graphs import DecodeGraphs
         from gateway.engine.kv_cache import SlotCache
         from gateway.engine.prompt_cache import PromptCache
 
         self._model = model
         self._stack = stack
-        self._cache: SlotCache = SlotCache()
+        self._kernel = kernel
+        self._cache: SlotCache = SlotCache(is_token_major=kernel is not None)
         self._prompts: PromptCache = PromptCache(0, Unlimited())
+        self._graphs: DecodeGraphs | None = None
+        if stack is not None and recorder is not None:
+            self._graphs = DecodeGraphs(stack, self._cache, recorder, model.device, kernel)
 
     @property
     def memory_bytes(self) -> int:
-        return self._cache.memory_bytes + self._prompts.memory_bytes
+        return self._cache.memory_bytes + self._spare_bytes
+
+    @property
+    def _spare_bytes(self) -> int:
+        """What would be given back if there were no room for the sequences."""
+        graph_bytes = self._graphs.memory_bytes if self._graphs is not None else 0
+        return self._prompts.memory_bytes + graph_bytes
 
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         from gateway.engine.prompt_cache import PromptCache
 
+        if self._graphs is not None:
+            self._graphs.clear()
+            self._graphs.memory = memory
         self._cache.memory = memory
         self._prompts = PromptCache(prompt_cache_bytes, memory)
 
@@ -157,12 +181,14 @@ class BatchRunner:
 
     def release(self, place: Slot) -> None:
         self._cache.release(place)
+        if self._graphs is not None:
+            self._graphs.drop_stale()
 
     def run(self, feeds: Sequence[Feed]) -> Tensor:
         from gateway.engine.view import Run, View
 
         singles = sorted((f for f in feeds if len(f.ids) == 1), key=lambda f: f.place.row)
-        chunks = [feed for feed in feeds if len(feed.ids) > 1]
+        chunks = sorted((f for f in feeds if len(f.ids) > 1), key=lambda f: f.place.row)
         ids: list[int] = [feed.ids[0] for feed in singles]
         last: dict[int, int] = {id(feed.place): index for index, feed in enumerate(singles)}
         runs = []
@@ -171,7 +197,8 @@ class BatchRunner:
             runs.append(Run(place.row, place.length, len(ids), len(feed.ids)))
             ids += feed.ids
             last[id(place)] = len(ids) - 1
-        view = View([(f.place.row, f.place.length) for f in singles], runs, self._model.device)
+        decoding = [(feed.place.row, feed.place.length) for feed in singles]
+        view = View(decoding, runs, self._model.device, self._kernel)
         logits = self._forward(ids, view, [last[id(feed.place)] for feed in feeds if feed.asks])
         for feed in feeds:
             feed.place.length += len(feed.ids)
@@ -197,16 +224,17 @@ class BatchRunner:
         self._prompts.add(caller, ids[: place.length], copy_out)
 
     def forget(self) -> bool:
-        return self._prompts.clear()
+        had_prompts = self._prompts.clear()
+        return (self._graphs is not None and self._graphs.clear()) or had_prompts
 
     def _begin(self, view: Any) -> None:
         """Make room: what is kept of past prompts goes before other models do."""
         from gateway.engine.kv_cache import CacheFull
 
         try:
-            self._cache.begin(view, is_needed=not self._prompts.memory_bytes)
+            self._cache.begin(view, is_needed=not self._spare_bytes)
         except CacheFull:
-            if not self._prompts.clear():
+            if not self.forget():
                 raise
             self._cache.begin(view)
 
@@ -216,6 +244,10 @@ class BatchRunner:
         device = self._model.device
         with torch.inference_mode():
             self._begin(view)
+            if self._graphs is not None:
+                replayed = self._graphs.logits(ids, view, wanted)
+                if replayed is not None:
+                    return replayed
             tokens = torch.tensor(ids, device=device)
             rows = torch.tensor(wanted, dtype=torch.long, device=device)
             if self._stack is not None:

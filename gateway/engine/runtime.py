@@ -43,9 +43,13 @@ def import_torch() -> None:
 def give_back_memory() -> None:
     """Let the system have what nobody holds any more. Blocking: tens of milliseconds.
 
-    glibc keeps freed blocks of less than 32 MB for itself, which are most of a model's weights.
+    glibc keeps freed blocks of less than 32 MB for itself, which are most of a model's weights;
+    torch keeps all that it ever had of a GPU's memory.
     """
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another libc, which has no such function
         ctypes.CDLL(None).malloc_trim(0)
 

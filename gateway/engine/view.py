@@ -8,9 +8,12 @@ the decoding sequences together and on each chunk by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from gateway.engine.varlen import Kernel, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,20 +41,24 @@ class View:
 
     `single_rows` are the cache's rows that decode, in rising order; `apart` are those of them that
     are so much longer than the rest that they are computed alone. `rows` and `positions` say where
-    the decoded tokens go.
+    the decoded tokens go. `kernel` is what attends where there is one; see varlen.py.
     """
 
-    def __init__(self, singles: Sequence[tuple[int, int]], chunks: Sequence[Run], device: Any):
-        """`singles` are (row, length before), sorted by row."""
+    def __init__(
+        self,
+        singles: Sequence[tuple[int, int]],
+        chunks: Sequence[Run],
+        device: Any,
+        kernel: Kernel | None = None,
+    ):
+        """`singles` are (row, length before); both they and the chunks are sorted by row."""
         self.single_rows = [row for row, _ in singles]
         self.chunks = list(chunks)
         self.device = device
+        self.kernel = kernel
         lengths = [length + 1 for _, length in singles]
         self.last_row = max((*self.single_rows, *(run.row for run in chunks)))
         self.longest = max((*lengths, *(run.end for run in chunks)))
-        self.rows = torch.tensor(self.single_rows, dtype=torch.long, device=device)
-        before = [length - 1 for length in lengths]
-        self.positions = torch.tensor(before, dtype=torch.long, device=device)
         apart = choose_apart(lengths)
         self.apart = [
             (index, self.single_rows[index], lengths[index])
@@ -66,6 +73,16 @@ class View:
         self._is_even = bool(together) and min(together) == self.width and self.is_dense
         self._lengths = lengths
         self._masks: dict[Any, Tensor | None] = {}
+        self._slots: dict[Any, Slots] = {}
+
+    @cached_property
+    def rows(self) -> Tensor:
+        return torch.tensor(self.single_rows, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        before = [length - 1 for length in self._lengths]
+        return torch.tensor(before, dtype=torch.long, device=self.device)
 
     def all_positions(self) -> Tensor:
         """Return the position of every token of the flat row."""
@@ -85,7 +102,7 @@ class View:
             seen = asked < lengths
             if window is not None:
                 seen &= asked >= lengths - window
-            self._masks[key] = _additive(seen, like)[:, None, None, :]
+            self._masks[key] = additive(seen, like)[:, None, None, :]
         return self._masks[key]
 
     def chunk_mask(
@@ -102,8 +119,41 @@ class View:
             seen = asked <= asking
             if window is not None:
                 seen &= asked > asking - window
-            self._masks[key] = _additive(seen, like)
+            self._masks[key] = additive(seen, like)
         return self._masks[key]
+
+    def single_slots(self, capacity: int) -> Slots:
+        """Return where in rows of `capacity` tokens the decoding rows look."""
+        if "single" not in self._slots:
+            longest = max(self._lengths)
+            ends = torch.cat([self.rows, self.rows[-1:] + 1])
+            self._slots["single"] = Slots(
+                queries=torch.arange(len(ends), dtype=torch.int32, device=self.device),
+                places=(ends * capacity).int(),
+                lengths=(self.positions + 1).clamp(max=longest).int(),
+                most_queries=1,
+                most_keys=longest,
+            )
+        return self._slots["single"]
+
+    def chunk_slots(self, capacity: int) -> Slots:
+        """Return the same for the chunks."""
+        if "chunks" not in self._slots:
+            first, last = self.chunks[0], self.chunks[-1]
+            starts = [run.first - first.first for run in (*self.chunks, last)]
+            starts[-1] += last.tokens
+            places = [run.row * capacity for run in self.chunks]
+            self._slots["chunks"] = Slots(
+                queries=self._integers(starts),
+                places=self._integers([*places, (last.row + 1) * capacity]),
+                lengths=self._integers([run.end for run in self.chunks]),
+                most_queries=max(run.tokens for run in self.chunks),
+                most_keys=max(run.end for run in self.chunks),
+            )
+        return self._slots["chunks"]
+
+    def _integers(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)
 
 
 def choose_apart(lengths: Sequence[int]) -> frozenset[int]:
@@ -122,7 +172,7 @@ def choose_apart(lengths: Sequence[int]) -> frozenset[int]:
     return frozenset(order[:best])
 
 
-def _additive(seen: Tensor, like: Tensor) -> Tensor:
+def additive(seen: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
         ~seen, -torch.inf
     )
