@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-gguf check format bench demo lock clean
+.PHONY: run test test-cuda test-gguf check format bench demo lock clean
 
 run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
 
 test-gguf: $(VENV)/.installed-gguf  ## the tests of GGUF files, with llama.cpp (compiles it)
 	$(BIN)/python -m pytest tests -m gguf
+
+test-cuda: $(VENV)/.installed-dev  ## the tests on a CUDA GPU; they skip where there is none
+	$(BIN)/python -m pytest tests -m 'cuda or mps' -rs
 
 fuzz: $(VENV)/.installed-dev  ## longer storms over the engine than those of `make test`
 	$(BIN)/python -m pytest -m fuzz --timeout 600 tests/integration/engine/test_fuzz.py

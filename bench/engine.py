@@ -1,6 +1,7 @@
 """Tokens a second, time to the first token and gaps of the engine, beside its peers.
 
     python -m bench.engine              # the core tables: about a quarter of an hour
+    python -m bench.engine --device cuda
     python -m bench.engine --quick      # one round of a small part: a few minutes
 
 Each peer is a process of its own, one at a time, and all take turns in every round. What takes
@@ -19,10 +20,10 @@ from typing import NamedTuple
 
 import anyio
 
-from bench import machine, resident, tables
+from bench import bandwidth, machine, resident, tables
 from bench.answers import Answer, Figures, Incomplete, check, describe, median
 from bench.environments import DATA
-from bench.peers import IN_PROCESS, PEERS, TITLES, Task
+from bench.peers import IN_PROCESS, ON_GPU, PEERS, TITLES, Task
 from bench.processes import Failed, Peer
 from bench.prompts import make_prompts
 from bench.shapes import SHAPES, ensure_model
@@ -113,6 +114,7 @@ async def running(
         streams=max(cell.streams for cell in cells),
         context=max(cell.prompt_tokens for cell in cells) + options.new_tokens,
         cb_memory=options.cb_memory,
+        device=options.device,
     )
     peer = PEERS[name](task)
     try:
@@ -195,6 +197,23 @@ def row(results: Results, cell: Cell, name: str) -> list[str]:
     ]
 
 
+def report_limit(results: Results, device: str, new_tokens: int, bytes_per_s: float) -> str:
+    """Return how near one stream of each peer comes to what the device's memory allows."""
+    rows = []
+    for (name, cell), measured in results.items():
+        if cell.streams > 1 or not measured.rounds:
+            continue
+        size = bandwidth.weight_bytes(DATA / "models" / cell.shape)
+        found = bandwidth.share_of_limit(median(measured.rounds), new_tokens, size, bytes_per_s)
+        rows.append(
+            [TITLES[name], SHAPE_TITLES[cell.shape], f"{cell.prompt_tokens:,}", f"{found:.0%}"]
+        )
+    if not rows:
+        return ""
+    head = f"One stream, of what {bytes_per_s / 1e9:,.0f} GB/s (a large copy on {device}) allow"
+    return f"{head}\n\n" + tables.markdown(["peer", "shape", "prompt", "of the limit"], rows)
+
+
 def ratio(results: Results, cell: Cell, name: str, found: Figures) -> str:
     """Return how many times the tokens a second ours has, of the same kind as the peer."""
     own_name = "ours" if name in IN_PROCESS else "gateway"
@@ -227,9 +246,11 @@ def as_json(results: Results, options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     options = parse(sys.argv[1:])
     cells = choose_cells(options)
+    bytes_per_s = bandwidth.measure(options.device)
     results = anyio.run(compare, options, cells)
     tables.out(report(results, cells, options.peers, options.new_tokens))
-    tables.out(json.dumps(as_json(results, options)))
+    tables.out(report_limit(results, options.device, options.new_tokens, bytes_per_s))
+    tables.out(json.dumps(as_json(results, options) | {"copy_bytes_per_s": bytes_per_s}))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -239,9 +260,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shape", type=names(SHAPES), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--streams", type=numbers, help="at the same time, as 1,4,16,64")
     parser.add_argument("--prompts", type=numbers, help="tokens of the prompts, as 128,1024")
-    parser.add_argument(
-        "--peers", type=names(PEERS), default=PEERS_BY_DEFAULT, help=f"of {', '.join(PEERS)}"
-    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps, for all peers")
+    parser.add_argument("--peers", type=names(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--limit", type=float, default=45.0, help="seconds for one run")
@@ -253,6 +273,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="one round, 16 new tokens")
     options = parser.parse_args(arguments)
+    options.peers = options.peers or [
+        name for name in PEERS_BY_DEFAULT if options.device == "cpu" or name in ON_GPU
+    ]
+    if options.device != "cpu" and (stuck := set(options.peers) - ON_GPU):
+        parser.error(f"on a GPU there is no {', '.join(sorted(stuck))}")
     if options.quick:
         options.rounds, options.new_tokens = 1, 16
         options.streams = options.streams or [1, 4]

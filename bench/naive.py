@@ -1,7 +1,7 @@
 """The worker of the naive way: for each request a thread with generate() and a
 TextIteratorStreamer, as many tutorials have it. Runs in the environment of transformers.
 
-    python -m bench.naive FOLDER
+    python -m bench.naive FOLDER DEVICE
 """
 
 import sys
@@ -15,14 +15,14 @@ from bench import worker
 from bench.answers import Answer
 
 
-def run_with(folder: Path) -> worker.Run:
+def run_with(folder: Path, device: str) -> worker.Run:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
 
     def read(prompt: str, new_tokens: int, answer: Answer, began: float) -> None:
-        inputs = tokenizer(prompt, return_tensors="pt")
+        inputs = tokenizer(prompt, return_tensors="pt").to(device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
         whole: list[Any] = []
 
@@ -58,7 +58,7 @@ def run_with(folder: Path) -> worker.Run:
 
 
 def main() -> None:
-    worker.serve(lambda: run_with(Path(sys.argv[1])))
+    worker.serve(lambda: run_with(Path(sys.argv[1]), sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The worker of our engine without its servers, and of the plainer ways it could go.
 
-python -m bench.ours packed|plain|serial FOLDER STREAMS
+python -m bench.ours packed|plain|serial FOLDER STREAMS DEVICE
 """
 
 import sys
@@ -19,29 +19,29 @@ from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
 from gateway.engine import linear
-from gateway.engine.compute import Compute, ComputeThread
+from gateway.engine.compute import Compute, ComputeThread, Inline
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
 
 
-def load(way: str, folder: Path, compute: Compute) -> LoadedModel:
+def load(way: str, folder: Path, device: str, compute: Compute) -> LoadedModel:
     """`packed` is what the gateway runs, `plain` the same with torch's own linear layers, and
     `serial` has one forward pass for each sequence, by transformers' own attention."""
     import_torch()
     if way != "packed":
         linear.can_pack = lambda model: False
-    loaded = load_model("bench", folder, LoadConfig(device="cpu"), compute=compute)
+    loaded = load_model("bench", folder, LoadConfig(device=device), compute=compute)
     if way == "serial":
         loaded.model.set_attn_implementation("sdpa")
         loaded = msgspec.structs.replace(loaded, runner=SerialRunner(loaded.model))
     return loaded
 
 
-def run_with(way: str, folder: Path, streams: int) -> worker.Run:
-    compute = ComputeThread()
-    loaded = load(way, folder, compute)
+def run_with(way: str, folder: Path, streams: int, device: str) -> worker.Run:
+    compute = ComputeThread() if device == "cpu" else Inline()
+    loaded = load(way, folder, device, compute)
     ref = ModelRef("huggingface", "bench")
 
     async def answer_all(prompts: Sequence[str], new_tokens: int) -> list[Answer]:
@@ -79,8 +79,8 @@ async def read(
 
 
 def main() -> None:
-    way, folder, streams = sys.argv[1:4]
-    worker.serve(lambda: run_with(way, Path(folder), int(streams)))
+    way, folder, streams, device = sys.argv[1:5]
+    worker.serve(lambda: run_with(way, Path(folder), int(streams), device))
 
 
 if __name__ == "__main__":

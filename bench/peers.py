@@ -22,11 +22,13 @@ class Task:
     streams: int
     context: int
     cb_memory: float
+    device: str = "cpu"
 
 
 def start_ours(way: str) -> Callable[[Task], Peer]:
     def make(task: Task) -> Peer:
-        command = [sys.executable, "-m", "bench.ours", way, str(task.folder), str(task.streams)]
+        sizes = [str(task.folder), str(task.streams), task.device]
+        command = [sys.executable, "-m", "bench.ours", way, *sizes]
         return WorkerPeer(command, _clean_environment())
 
     return make
@@ -42,6 +44,7 @@ def make_gateway(task: Task, **settings: str) -> ServerPeer:
         "GATEWAY_PORT": str(port),
         "GATEWAY_PROVIDERS": "huggingface",
         "GATEWAY_LOG_LEVEL": "warning",
+        "GATEWAY_HF_DEVICE": task.device,
         "GATEWAY_HF_MAX_ACTIVE": str(task.streams),
         "GATEWAY_HF_MAX_QUEUE": str(task.streams),
         "HF_MODEL_PATH": str(task.folder.parent),
@@ -66,7 +69,7 @@ def make_transformers(task: Task, *options: str) -> ServerPeer:
     command = [
         str(ensure_environment("transformers") / "transformers"),
         "serve",
-        "--device=cpu",
+        f"--device={task.device}",
         f"--port={port}",
         "--host=127.0.0.1",
         *options,
@@ -89,7 +92,8 @@ def make_transformers_batching(task: Task) -> ServerPeer:
 
 def make_naive(task: Task) -> Peer:
     python = ensure_environment("transformers") / "python"
-    return WorkerPeer([str(python), "-m", "bench.naive", str(task.folder)], _clean_environment())
+    command = [str(python), "-m", "bench.naive", str(task.folder), task.device]
+    return WorkerPeer(command, _clean_environment())
 
 
 def make_llama_cpp(task: Task) -> Peer:
@@ -129,6 +133,10 @@ TITLES = {
 
 IN_PROCESS = frozenset({"ours", "llama.cpp", "naive", "plain", "serial"})
 """Those that are asked without HTTP."""
+
+ON_GPU = frozenset({"gateway", "serve-cb", "serve", "ours", "naive", "serial"})
+"""Those that have a form for a GPU: llama.cpp is compiled for the CPU, and layers are packed there
+alone."""
 
 
 def _clean_environment() -> dict[str, str]:

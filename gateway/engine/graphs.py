@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -171,7 +172,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _side_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -204,6 +205,12 @@ class CudaRecorder:
             return output
 
         return replay
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that steps are recorded on: libraries keep memory for each for ever."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _require_alike(found: Tensor, expected: Tensor) -> None:

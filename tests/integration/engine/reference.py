@@ -12,9 +12,12 @@ def generated_by_transformers(folder: Path, loaded: LoadedModel, request: Genera
     from transformers import AutoModelForCausalLM
 
     prompt = loaded.encoder.encode(request)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    device = loaded.model.device
+    model = AutoModelForCausalLM.from_pretrained(folder).to(device)
     output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=request.options.max_tokens, do_sample=False
+        torch.tensor([prompt], device=device),
+        max_new_tokens=request.options.max_tokens,
+        do_sample=False,
     )
     ids = output[0][len(prompt) :].tolist()
     return loaded.encoder.decode([token for token in ids if token not in loaded.eos_ids])

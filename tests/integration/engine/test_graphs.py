@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from gateway.engine import attention
 from gateway.engine.decoder import CachedDecoder
@@ -16,7 +18,7 @@ from gateway.engine.graphs import CAPTURE_AFTER
 from gateway.engine.kv_cache import CacheFull
 from gateway.engine.runner import BatchRunner, Feed
 from gateway.engine.stack import Stack
-from gateway.engine.static_step import StaticStep
+from gateway.engine.static_step import Bucket, StaticStep
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.test_runner import FAMILIES
 from tests.tiny_models import build_model
@@ -203,6 +205,52 @@ def test_recordings_go_before_a_sequence_is_refused_its_place(tmp_path: Path) ->
     assert memory.taken == runner.memory_bytes == runner._cache.memory_bytes
     with pytest.raises(CacheFull):
         runner.run([Feed(speaker.place, [3] * 500)])
+
+
+class Operators(TorchDispatchMode):
+    """Writes down what is computed: operators, their numbers and the shapes of their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = tree_map_only(
+            torch.Tensor, lambda tensor: (tensor.shape, tensor.stride()), (args, kwargs)
+        )
+        self.calls.append((str(func), str(plain)))
+        return func(*args, **(kwargs or {}))
+
+
+class AnyKernel:
+    """Stands where a kernel does that runs on no CPU; what it is asked is an operator's."""
+
+    def __call__(self, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+        return query.clone()
+
+
+@pytest.mark.parametrize("kernel", [None, AnyKernel()], ids=["padded", "varlen"])
+def test_a_step_is_the_same_whatever_fills_it_and_never_asks_what_came_out(
+    tmp_path: Path, kernel: Any
+) -> None:
+    """Else a recording of it would be wrong, or impossible."""
+    runner, _, _ = start(tmp_path / "m", "mistral", kernel=kernel)
+    runner.run([Feed(runner.open(), [1, 2]) for _ in range(2)])
+    stack, device = runner._stack, torch.device("cpu")
+    assert stack is not None
+    seen = []
+    with torch.inference_mode():
+        static = StaticStep(stack, runner._cache, Bucket(2, 256), device, kernel)
+        for ids, positions in (([3, 4], [2, 2]), ([5, 6], [100, 17]), ([7, 8], [0, 255])):
+            static.fill(ids, positions)
+            with Operators() as operators:
+                static()
+            seen.append(operators.calls)
+    assert seen[0] == seen[1] == seen[2]
+    names = {name for name, _ in seen[0]}
+    # Numbers of the host's, and numbers for the host.
+    assert not {name for name in names if "lift_fresh" in name or "local_scalar" in name}
+    assert not {name for name in names if "nonzero" in name or "masked_select" in name}
 
 
 def test_recordings_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

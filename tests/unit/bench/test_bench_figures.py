@@ -1,9 +1,10 @@
 import argparse
 import math
+from pathlib import Path
 
 import pytest
 
-from bench import engine
+from bench import bandwidth, engine
 from bench.answers import Answer, Figures, Incomplete, check, describe, median, quantile
 from bench.prompts import make_prompts, token_id, word
 
@@ -73,6 +74,42 @@ def test_an_unknown_peer_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         engine.parse(["--peers", "gateway,vllm"])
     assert "vllm is none of" in capsys.readouterr().err
+
+
+def test_on_a_gpu_only_peers_that_have_a_form_for_it_are_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "llama.cpp" in engine.parse([]).peers
+    on_gpu = engine.parse(["--device", "cuda"]).peers
+    assert "gateway" in on_gpu
+    assert "llama.cpp" not in on_gpu
+    with pytest.raises(SystemExit):
+        engine.parse(["--device", "cuda", "--peers", "gateway,llama.cpp"])
+    assert "there is no llama.cpp" in capsys.readouterr().err
+
+
+def test_what_one_stream_has_of_the_limit_counts_from_its_first_token() -> None:
+    # 11 tokens in 3 s, the first after 1 s: 5 a second, of 20 that the memory could read.
+    found = Figures(tokens_per_s=11 / 3, ttft_p50_s=1, ttft_p95_s=1, gap_p99_s=1, peak_bytes=1)
+    assert bandwidth.share_of_limit(found, 11, 100, 2000) == pytest.approx(0.25)
+
+
+def test_the_limit_is_said_of_one_stream_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "DATA", tmp_path)
+    folder = tmp_path / "models" / "135m"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    results = {
+        ("gateway", engine.Cell("135m", 1, 128)): engine.Measured(rounds=[figures(5)]),
+        ("gateway", engine.Cell("135m", 4, 512)): engine.Measured(rounds=[figures(5)]),
+        ("serve", engine.Cell("135m", 1, 128)): engine.Measured(failure="cut off after 45 s"),
+    }
+    shown = engine.report_limit(results, "cuda", new_tokens=11, bytes_per_s=50_000.0)
+    # 10 tokens in 1.2 s read 8,333 bytes a second.
+    assert "17%" in shown
+    assert shown.count("SmolLM2-135M") == 1
 
 
 def test_the_core_is_measured_unless_loads_are_asked_for() -> None:
