@@ -8,7 +8,6 @@ then started whole. Everything else, and the first steps of each size, go the ea
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.runtime import gpu_recording
 from gateway.engine.static_step import Bucket, StaticStep, choose_bucket
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ MOST_GRAPHS = 16
 """Those used last are kept."""
 CAPTURE_AFTER = 4
 """Recording takes as long as some steps do: it is worth it for a size that is met again."""
-
-_recording = threading.Lock()
-"""torch lets one thread of a process record at a time."""
 
 
 class Replay(Protocol):
@@ -185,7 +182,7 @@ class CudaRecorder:
     def record(self, step: StaticStep) -> Replay:
         """Raises ReplayDiffers, and what torch raises for a step that cannot be recorded."""
         # The stream is set here as well: torch leaves its own set when a recording fails.
-        with _recording, torch.cuda.device(self._device), torch.inference_mode():
+        with gpu_recording, torch.cuda.device(self._device), torch.inference_mode():
             self._stream.wait_stream(torch.cuda.current_stream())
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(self._stream):

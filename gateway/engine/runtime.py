@@ -12,6 +12,8 @@ GPU_SHARE = 0.9
 """What models may take of a memory when the operator gives no budget."""
 
 _lock = threading.Lock()
+gpu_recording = threading.Lock()
+"""Held by the one thread that records a CUDA graph: torch's allocator frees nothing meanwhile."""
 
 
 def import_torch() -> None:
@@ -47,9 +49,11 @@ def give_back_memory() -> None:
     torch keeps all that it ever had of a GPU's memory.
     """
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    # While torch is being imported it has no part `cuda` yet.
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        with gpu_recording:
+            cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another libc, which has no such function
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -2,8 +2,8 @@
 
 On a GPU in half precision torch has it as FlashAttention (`torch.nn.attention.varlen`). A cache is
 to it one row of tokens, in which each sequence begins where its row does and is as long as it is:
-no mask is made, nothing is padded, and the heads of a group share their keys. Paging, which torch
-2.13 has only with FlashAttention 3 installed, is not needed for that.
+no mask is made, nothing is padded, and the heads of a group share their keys. Pages are not needed
+for that; they came to torch with FlashAttention 3 only (pytorch#175924).
 """
 
 from __future__ import annotations
