@@ -103,8 +103,8 @@ class DecodeGraphs:
         replay = self._replay(bucket, row_ids, positions)
         if replay is None:
             return None
-        rows = torch.tensor([view.single_rows[index] for index in wanted], device=self._device)
-        return replay()[rows]
+        asking = [view.single_rows[index] for index in wanted]
+        return replay()[torch.tensor(asking, dtype=torch.long, device=self._device)]
 
     def drop_stale(self) -> None:
         """Drop what points into tensors that the cache no longer has."""
@@ -135,21 +135,22 @@ class DecodeGraphs:
         self._met[bucket] += 1
         if self._met[bucket] <= CAPTURE_AFTER or not self._has_room:
             return None
-        step = StaticStep(self._stack, self._cache, bucket, self._device, self._kernel)
-        step.fill(ids, positions)
-        return self._record(bucket, step)
-
-    def _record(self, bucket: Bucket, step: StaticStep) -> Replay | None:
-        if len(self._graphs) == MOST_GRAPHS:
-            self._graphs.popitem(last=False)
-        recorder = self._recorder = self._recorder or self._start()
         try:
-            replay = recorder.record(step)
+            step = StaticStep(self._stack, self._cache, bucket, self._device, self._kernel)
+            step.fill(ids, positions)
+            return self._record(bucket, step)
         except Exception as error:  # whatever cannot be recorded can be computed
             logger.warning("decode steps are not recorded: %s: %s", type(error).__name__, error)
             self._works = False
             self.clear()
             return None
+
+    def _record(self, bucket: Bucket, step: StaticStep) -> Replay | None:
+        if len(self._graphs) == MOST_GRAPHS:
+            oldest, _ = self._graphs.popitem(last=False)
+            del self._met[oldest]
+        recorder = self._recorder = self._recorder or self._start()
+        replay = recorder.record(step)
         more_bytes = max(0, recorder.memory_bytes - self.memory_bytes)
         if not self.memory.reserve(more_bytes, is_needed=False):
             self.clear()

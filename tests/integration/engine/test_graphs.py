@@ -91,6 +91,11 @@ class Speaker:
         assert int(logits.argmax()) == int(expected.argmax())
         self.new = [int(logits.argmax())]
 
+    def skip(self, new: int) -> None:
+        """Go on with another token than the likeliest, after a step that asked for nothing."""
+        self._decoder.feed(self.new)
+        self.new = [new]
+
 
 def step(runner: BatchRunner, speakers: list[Speaker]) -> None:
     found = runner.run([speaker.feed() for speaker in speakers])
@@ -133,6 +138,18 @@ def test_the_first_steps_of_a_size_are_eager_and_so_are_all_with_prompts(tmp_pat
     assert (recorders.recorded, recorders.replayed) == (1, 2)
     step(runner, [first, Speaker(runner, model, [7, 8])])
     assert recorders.replayed == 2
+
+
+def test_a_replay_that_nobody_asks_for_logits_still_writes_what_it_knows(tmp_path: Path) -> None:
+    runner, model, recorders = start(tmp_path / "m")
+    speaker = Speaker(runner, model, [1, 2, 3])
+    for _ in range(CAPTURE_AFTER + 2):
+        step(runner, [speaker])
+    replayed = recorders.replayed
+    assert runner.run([Feed(speaker.place, speaker.new, asks=False)]).shape[0] == 0
+    assert recorders.replayed == replayed + 1
+    speaker.skip(7)
+    step(runner, [speaker])
 
 
 def test_recordings_go_when_the_cache_gets_other_tensors(tmp_path: Path) -> None:
@@ -266,3 +283,5 @@ def test_recordings_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert runner._graphs is not None
     assert recorders.recorded > 4
     assert len(runner._graphs._graphs) == 2
+    # One that went must be met as often as a new one before it is recorded again.
+    assert set(runner._graphs._met) == set(runner._graphs._graphs)

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from gateway.engine.attention import attend
 from gateway.engine.kernels import find_kernel, is_right, may_serve
 from gateway.engine.varlen import fits
+from gateway.engine.view import Run, View
 from tests.varlen_reference import varlen_attn
 
 CPU = torch.device("cpu")
@@ -33,6 +35,18 @@ def test_a_layer_fits_by_its_heads() -> None:
 
 def test_there_is_no_kernel_for_the_cpu() -> None:
     assert find_kernel(CPU, torch.bfloat16) is None
+
+
+def test_torch_s_own_kernel_takes_what_it_is_asked() -> None:
+    """Tensors without data: its arguments and shapes are checked, nothing is computed."""
+    from torch.nn.attention.varlen import varlen_attn as installed
+
+    meta = torch.device("meta")
+    query = torch.empty(11, 4, 64, dtype=torch.bfloat16, device=meta)
+    keys, values = torch.empty(2, 5, 16, 2, 64, dtype=torch.bfloat16, device=meta).transpose(2, 3)
+    view = View([(0, 6), (2, 11)], [Run(1, 0, 2, 5), Run(4, 3, 7, 4)], meta, installed)
+    found = attend(query, keys, values, view, window=4)
+    assert (found.shape, found.dtype) == (query.shape, query.dtype)
 
 
 @pytest.mark.parametrize("seed", range(5))
