@@ -4,10 +4,27 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 
 from gateway.core.events import Event
+
+
+class LoopEvent:
+    """Is set once, in any thread, and waited for on the event loop that it was made on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wake who waits; harmless when the loop is already closed."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
 
 
 class Channel:

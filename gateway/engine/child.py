@@ -124,7 +124,6 @@ class _Child:
         """Say that the process is well, as long as somebody reads it."""
         while True:
             await anyio.sleep(BEAT_S)
-            self._stop_if_dead()
             if self._engine is not None and self._link.is_idle:
                 self._link.post(Beat(self._memory_bytes(self._engine)))
 
@@ -166,6 +165,7 @@ class _Child:
         # A load may be over before it was told of.
         self._link.post(Loading(progress.read_bytes, progress.total_bytes))
         self._link.post(Opened(self._memory_bytes(engine), engine.is_batched, engine.recipe))
+        self._tasks.start_soon(self._stop_with, engine)
 
     async def _tell_progress(self, progress: LoadProgress) -> None:
         told = 0
@@ -191,7 +191,6 @@ class _Child:
             fault = to_fault(Internal("Something went wrong inside the gateway."))
         del self._answers[ask.id]
         self._link.post(Released(ask.id, fault))
-        self._stop_if_dead()
 
     async def _tell(self, ask: Ask | AskVectors, answer: _Answer) -> None:
         engine = self._engine
@@ -205,9 +204,10 @@ class _Child:
         else:
             raise EngineFailed("The model cannot do this, or is not loaded.")
 
-    def _stop_if_dead(self) -> None:
-        if self._engine is not None and not self._engine.alive:
-            self._listening.cancel()
+    async def _stop_with(self, engine: Engine) -> None:
+        """End this process with its engine, whether that was closed or died."""
+        await engine.wait_ended()
+        self._listening.cancel()
 
     def _memory_bytes(self, engine: Engine) -> int:
         """Return what the model takes; in RAM that is all of this process, which is there for

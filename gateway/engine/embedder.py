@@ -26,6 +26,7 @@ from gateway.core.errors import EngineFailed, GatewayError, Overloaded
 from gateway.core.events import Usage
 from gateway.core.names import ModelRef
 from gateway.engine.batching import choose_batch
+from gateway.engine.bridge import LoopEvent
 from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.embedding_loader import LoadedEmbedder
 from gateway.engine.fair_queue import FairQueue
@@ -93,6 +94,9 @@ class EmbeddingEngine:
     def alive(self) -> bool:
         return self._worker.alive
 
+    async def wait_ended(self) -> None:
+        await self._worker.ended.wait()
+
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Return the vectors; see `gateway.engine.engine.Embedder`."""
         job = await run_aside(partial(self._prepare, request))
@@ -128,7 +132,7 @@ class _Worker:
     """The thread. `submit` and `cancel` are for the event loop.
 
     An input that raises fails its own request alone. Should the loop itself die, every request
-    gets EngineFailed and `alive` turns false.
+    gets EngineFailed, `alive` turns false, and `ended` is set, as it is after `close`.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class _Worker:
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self.alive = True
+        self.ended = LoopEvent()
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
 
@@ -186,6 +191,7 @@ class _Worker:
         finally:
             self._model = None
             self._end_all(reason)
+            self.ended.set()
 
     def _next_batch(self) -> list[tuple[_Job, int]]:
         """Return what is computed next, waiting for it; nothing when the worker shall stop."""

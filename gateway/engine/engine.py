@@ -48,6 +48,10 @@ class Engine(Protocol):
         """False once it can answer no more and must be loaded anew."""
         ...
 
+    async def wait_ended(self) -> None:
+        """Return once it can answer no more, whether it was closed or died."""
+        ...
+
     async def aclose(self) -> None:
         """Stop and free the memory; requests still running get EngineFailed."""
         ...
@@ -118,6 +122,9 @@ class TransformersEngine:
     @property
     def alive(self) -> bool:
         return self._scheduler.alive
+
+    async def wait_ended(self) -> None:
+        await self._scheduler.ended.wait()
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         channel = Channel(limit=CHANNEL_EVENTS, on_room=self._scheduler.wake)

@@ -97,6 +97,10 @@ class Keeper:
     def alive(self) -> bool:
         return self._is_usable
 
+    async def wait_ended(self) -> None:
+        """Return once the process is gone and its readers know why."""
+        await self._ended.wait()
+
     @property
     def pid(self) -> int:
         assert self._process is not None, "it was not started"
@@ -136,12 +140,12 @@ class Keeper:
 
     async def aclose(self) -> None:
         """End the process: within STOP_S by itself, else by force."""
-        if self._ended.is_set():
-            return
-        self._is_usable = False
-        self._is_closing = True
-        self._failure = "The model was unloaded."
-        self._link.post(Close())
+        if self._is_usable:
+            self._is_usable = False
+            self._is_closing = True
+            self._failure = "The model was unloaded."
+            self._link.post(Close())
+        # Else it is ending by itself, and its readers are about to be told why.
         try:
             with anyio.move_on_after(STOP_S):
                 await self._ended.wait()

@@ -103,7 +103,6 @@ class HuggingFaceModelManager:
         model = self._models.get(ref)
         if model is None:
             return ModelState.NOT_LOADED, None
-        self._bury_if_dead(model)
         return model.state, model.error.message if model.error else None
 
     def find(self, ref: ModelRef) -> ModelRef | None:
@@ -118,12 +117,10 @@ class HuggingFaceModelManager:
 
     def residents(self) -> list[Resident]:
         """Return the models in memory, and those that are being loaded."""
-        self._bury_dead()
         return [place.describe() for place in self._placement]
 
     def statuses(self, ref: ModelRef | None = None) -> list[ModelStatus]:
         """Return the status of one model, or of all that anybody asked for."""
-        self._bury_dead()
         models = self._models.values() if ref is None else filter(None, [self._models.get(ref)])
         return [model.status(self._clock()) for model in models]
 
@@ -331,12 +328,14 @@ class HuggingFaceModelManager:
         self._placement.notify()
         self._expire_later(model)
 
-    def _bury_dead(self) -> None:
-        for model in self._models.values():
-            self._bury_if_dead(model)
+    async def _watch(self, model: Model, engine: Engine) -> None:
+        """Notice at once when an engine dies, though nobody may be asking it anything."""
+        await engine.wait_ended()
+        self._bury_if_dead(model)
+        model.notify()
 
     def _bury_if_dead(self, model: Model) -> None:
-        """Give up an engine that died; its last readers hold what is left of it."""
+        """Give up an engine that died."""
         residence = model.residence
         if residence is None or residence.unloading or self._closing:
             return
@@ -382,6 +381,8 @@ class HuggingFaceModelManager:
         if error is None:
             model.enter(ModelState.LOADED)
             self._expire_later(model)
+            if model.residence is not None and model.residence.engine is not None:
+                self._tasks.start_soon(self._watch, model, model.residence.engine)
         elif attempt.is_given_up:
             model.enter(ModelState.NOT_LOADED)
         else:
@@ -445,16 +446,16 @@ class HuggingFaceModelManager:
         self._tasks.start_soon(self._take_down, residence, name=f"unload {model.ref}")
 
     async def _take_down(self, residence: Residence) -> None:
-        """Free a model as soon as nobody uses it, or at once where that is forced."""
-        model = residence.place.model
-        while residence.leases and not (residence.forced or self._closing):
+        """Free a model as soon as nobody uses it, or at once where that is forced or it died.
+
+        Who still reads from it then holds what it said, and nothing of the model.
+        """
+        model, engine = residence.place.model, residence.engine
+        assert engine is not None, "it is taken down once"
+        while residence.leases and engine.alive and not (residence.forced or self._closing):
             await model.changed.wait()
         try:
-            if residence.engine is not None:
-                await residence.engine.aclose()
-            # Readers that saw the end let go of what they hold.
-            while residence.leases and not self._closing:
-                await model.changed.wait()
+            await engine.aclose()
             residence.engine = None
             await self._collect()
         finally:

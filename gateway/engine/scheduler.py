@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.core.errors import EngineFailed, GatewayError, Overloaded
 from gateway.core.events import Event, Waiting
-from gateway.engine.bridge import Outbox
+from gateway.engine.bridge import LoopEvent, Outbox
 from gateway.engine.fair_queue import FairQueue
 from gateway.engine.pace import Pace, share_prefill
 from gateway.engine.runner import Feed, Runner
@@ -33,7 +33,8 @@ class Scheduler:
 
     `submit` and `cancel` are for the event loop; everything that touches the model happens where
     `compute` does it, a step at a time. A sequence that raises fails alone. Should the loop itself
-    die, every sequence gets EngineFailed and `alive` turns false.
+    die, every sequence gets EngineFailed, `alive` turns false, and `ended` is set, as it is after
+    `close`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Scheduler:
         self._closing = False
         self._outbox = Outbox(asyncio.get_running_loop())
         self.alive = True
+        self.ended = LoopEvent()
         self.memory_bytes = 0
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
@@ -135,6 +137,7 @@ class Scheduler:
             reason = "The engine of this model died."
         finally:
             self._release_all(reason)
+            self.ended.set()
 
     def _wait_for_work(self) -> bool:
         """Wait until some sequence can go on; False when the scheduler is closing."""
