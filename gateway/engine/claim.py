@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import anyio
 
+from gateway.core.errors import EngineFailed
 from gateway.core.events import Waiting
 from gateway.core.models import LocalModel
 from gateway.engine.engine import Engine
@@ -60,7 +61,9 @@ class Claim:
 
     @property
     def engine(self) -> Engine:
-        assert self.residence is not None and self.residence.engine is not None, "not there yet"
+        assert self.residence is not None, "not there yet"
+        if self.residence.engine is None:
+            raise EngineFailed("The model was unloaded.")
         return self.residence.engine
 
     def _describe(self) -> Waiting:

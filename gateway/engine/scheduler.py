@@ -95,7 +95,7 @@ class Scheduler:
             if displaced is sequence:
                 raise self._overloaded()
             if displaced is not None:
-                self._outbox.post(displaced.channel, [], error=self._overloaded(), released=True)
+                self._part_from(displaced, self._overloaded())
             if len(self._active) >= self._max_active:
                 self._tell_places()
             self._outbox.flush()
@@ -174,7 +174,7 @@ class Scheduler:
             if admitted or dropped:
                 self._tell_places()
         for sequence in dropped:
-            self._outbox.post(sequence.channel, [], released=True)
+            self._part_from(sequence)
         for sequence in admitted:
             self._open(sequence)
 
@@ -329,11 +329,15 @@ class Scheduler:
             self._keep(sequence)
         if sequence.place is not None:
             self._runner.release(sequence.place)
-        sequence.place = None
         with self._condition:
             self._active.remove(sequence)
             self._is_full = False
-        self._outbox.post(sequence.channel, [], released=True)
+        self._part_from(sequence)
+
+    def _part_from(self, sequence: Sequence, error: GatewayError | None = None) -> None:
+        """Tell the reader that nothing more will come; the sequence is his alone from here on."""
+        sequence.let_go()
+        self._outbox.post(sequence.channel, [], error=error, released=True)
 
     def _release_all(self, reason: str) -> None:
         with self._condition:
@@ -342,13 +346,15 @@ class Scheduler:
             left = [*placed, *self._queue]
             self._active = []
             self._queue = FairQueue()
+        places = [sequence.place for sequence in placed if sequence.place is not None]
         for sequence in left:
-            self._outbox.post(sequence.channel, [], error=EngineFailed(reason), released=True)
+            self._part_from(sequence, EngineFailed(reason))
         self._outbox.flush()
         # Last, as the runner may be what broke: the readers know by now.
         with suppress(Exception):
             self._runner.forget()
-            for sequence in placed:
-                if sequence.place is not None:
-                    self._runner.release(sequence.place)
+            for place in places:
+                self._runner.release(place)
+        # Who still reads from the engine must not hold the model by it.
+        del self._runner
         self.memory_bytes = 0

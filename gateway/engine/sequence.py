@@ -87,6 +87,11 @@ class Sequence:
             return events + self._finish("length")
         return events
 
+    def let_go(self) -> None:
+        """Drop what belongs to the model: a reader may hold on to the sequence for long."""
+        del self._speech, self.sampler
+        self.place = self.inputs = None
+
     def _finish(self, cause: FinishReason) -> list[Event]:
         self.finished = True
         deltas, reason = self._speech.transcript.finish(cause)

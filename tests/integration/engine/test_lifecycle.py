@@ -1,5 +1,6 @@
 """The lifecycle of models over real tiny ones: pins, expiry, unloads, plans, waiting, configs."""
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from gateway.core.errors import (
+    EngineFailed,
     ModelLoadFailed,
     ModelTooLarge,
     ModelUnloaded,
@@ -159,6 +161,45 @@ async def test_a_forced_unload_ends_streams_with_a_typed_error(open_house: OpenH
             assert house.state_of(A) is ModelState.NOT_LOADED
             assert house.used_bytes == 0
         assert len(seen) < 900
+
+
+async def test_a_forced_unload_does_not_wait_for_a_reader_who_does_not_read(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house() as house:
+        said: list[Event] = []
+        with pytest.raises(ModelUnloaded, match="huggingface/a was unloaded"):
+            async with (
+                house.manager.lease(A, house.files) as engine,
+                aclosing(engine.stream(ask(max_tokens=900))) as events,
+            ):
+                said.append(await anext(events))
+                weights = weakref.ref(engine._loaded.model)
+                # Nobody reads while the model goes: not even the one who has it unloaded.
+                with anyio.fail_after(20):
+                    await house.manager.unload(A, force=True)
+                assert house.state_of(A) is ModelState.NOT_LOADED
+                assert (house.used_bytes, house.manager.residents()) == (0, [])
+                assert weights() is None
+                assert await house.use(A)
+                async for event in events:
+                    said.append(event)
+        assert 1 < len(said) < 200
+        assert house.manager.statuses(A)[0].leases == 0
+        assert house.states_of(A)[-1] is ModelState.LOADED
+
+
+async def test_who_holds_a_claim_on_a_model_that_was_taken_away_gets_a_typed_error(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house() as house:
+        with pytest.raises(ModelUnloaded):
+            async with house.manager.claim(A, house.files) as claim:
+                engine = await claim.ready()
+                await house.manager.unload(A, force=True)
+                with pytest.raises(EngineFailed):
+                    await anext(engine.stream(ask()))
+                _ = claim.engine
 
 
 async def test_an_unload_cancels_a_load_for_everybody_who_waits_for_it(

@@ -3,6 +3,7 @@
 import gc
 import json
 import random
+import weakref
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -209,6 +210,23 @@ async def test_every_stream_may_fill_its_context_at_once(
             tasks.start_soon(run, seed)
     assert {answer.finish_reason for answer in answers} <= {"stop", "length"}
     assert "length" in {answer.finish_reason for answer in answers}
+
+
+async def test_a_reader_who_does_not_read_does_not_hold_the_model(
+    load_gguf: LoadGguf, start_engine: StartEngine
+) -> None:
+    loaded = load_gguf()
+    weights = weakref.ref(loaded.model.weights)
+    async with start_engine(loaded) as engine:
+        stream = engine.stream(ask(max_tokens=900))
+        assert isinstance(await anext(stream), Started)
+        del loaded
+        await engine.aclose()
+        gc.collect()
+        assert weights() is None
+        with pytest.raises(EngineFailed):
+            async for _ in stream:
+                pass
 
 
 async def test_closing_the_engine_ends_its_streams_and_frees_the_memory(
