@@ -77,6 +77,7 @@ class Keeper:
         self._inboxes: dict[int, Inbox[Any]] = {}
         self._ids = itertools.count(1)
         self._opened = anyio.Event()
+        self._settled = anyio.Event()
         self._ended = anyio.Event()
         self._is_usable = False
         self._is_closing = False
@@ -98,8 +99,8 @@ class Keeper:
         return self._is_usable
 
     async def wait_ended(self) -> None:
-        """Return once the process is gone and its readers know why."""
-        await self._ended.wait()
+        """Return once it is known why the process answers no more."""
+        await self._settled.wait()
 
     @property
     def pid(self) -> int:
@@ -296,6 +297,8 @@ class Keeper:
     def _settle(self) -> None:
         """End the answers that the child can end no more."""
         self._is_usable = False
+        # First: who hears of it shall find the model shown as it is.
+        self._settled.set()
         for inbox in self._inboxes.values():
             if not inbox.released.is_set():
                 inbox.release(EngineFailed(self._failure))

@@ -137,7 +137,6 @@ class Scheduler:
             reason = "The engine of this model died."
         finally:
             self._release_all(reason)
-            self.ended.set()
 
     def _wait_for_work(self) -> bool:
         """Wait until some sequence can go on; False when the scheduler is closing."""
@@ -342,6 +341,8 @@ class Scheduler:
     def _release_all(self, reason: str) -> None:
         with self._condition:
             self.alive = False
+            # Before the readers hear of it: they shall find the model shown as it is.
+            self.ended.set()
             placed = self._active
             left = [*placed, *self._queue]
             self._active = []
