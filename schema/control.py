@@ -25,6 +25,12 @@ class LoadConfig:
         )
 
 
+@strawberry.type(description="How much likelier or less likely one token is made.")
+class TokenBias:
+    token: int = strawberry.field(description="The id of the token.")
+    bias: float = strawberry.field(description="What is added to its logit.")
+
+
 @strawberry.type(description="Options for requests that leave them out; null is the model's own.")
 class GenerationOptions:
     temperature: float | None = strawberry.field(description="0 is greedy.")
@@ -37,6 +43,13 @@ class GenerationOptions:
     seed: Long | None = strawberry.field(description="The same seed, the same answer.")
     max_tokens: int | None = strawberry.field(description="Most tokens of the answer.")
     stop: list[str] = strawberry.field(description="The answer ends before any of these.")
+    stop_token_ids: list[int] = strawberry.field(
+        description="Any of these tokens ends the answer, unseen."
+    )
+    logprobs: int | None = strawberry.field(
+        description="How many of the likeliest tokens are named beside each."
+    )
+    logit_bias: list[TokenBias] = strawberry.field(description="What is added to the logits.")
 
     @classmethod
     def of(cls, options: messages.Options) -> "GenerationOptions":
@@ -51,6 +64,9 @@ class GenerationOptions:
             seed=None if options.seed is None else Long(options.seed),
             max_tokens=options.max_tokens,
             stop=list(options.stop),
+            stop_token_ids=list(options.stop_ids),
+            logprobs=options.logprobs,
+            logit_bias=[TokenBias(token=token, bias=bias) for token, bias in options.logit_bias],
         )
 
 

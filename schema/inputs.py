@@ -44,6 +44,12 @@ class LoadConfigInput:
             raise InvalidRequest(f"'{name}' is wrong: {what}.", param=name) from None
 
 
+@strawberry.input(description="How much likelier or less likely one token is made.")
+class TokenBiasInput:
+    token: int = strawberry.field(description="The id of the token, from 0.")
+    bias: float = strawberry.field(description="-100 to 100; added to its logit.")
+
+
 @strawberry.input(description="Options for requests that leave them out; null is the model's own.")
 class OptionsInput:
     temperature: float | None = strawberry.field(default=None, description="0 to 2; 0 is greedy.")
@@ -57,6 +63,17 @@ class OptionsInput:
     max_tokens: int | None = strawberry.field(default=None, description="From 1.")
     stop: list[str] | None = strawberry.field(
         default=None, description="Up to 16 texts, none of them empty."
+    )
+    stop_token_ids: list[int] | None = strawberry.field(
+        default=None, description="Up to 1024 tokens, from 0; such a one ends the answer, unseen."
+    )
+    logprobs: int | None = strawberry.field(
+        default=None,
+        description="0 to 20: how many of the likeliest tokens to name beside each; null: none, "
+        "and no probabilities.",
+    )
+    logit_bias: list[TokenBiasInput] | None = strawberry.field(
+        default=None, description="Up to 1024 tokens, each once."
     )
 
     def to_core(self) -> messages.Options:
@@ -72,7 +89,12 @@ class OptionsInput:
             seed=self.seed,
             max_tokens=self.max_tokens,
             stop=tuple(self.stop or ()),
+            stop_ids=tuple(self.stop_token_ids or ()),
+            logprobs=self.logprobs,
+            logit_bias=tuple((each.token, each.bias) for each in self.logit_bias or ()),
         )
+        _require_tokens("stop_token_ids", list(options.stop_ids))
+        _require_tokens("logit_bias", [token for token, _ in options.logit_bias])
         require_in_range(options, "defaults.")
         for text in options.stop:
             require_clean_text(text, "defaults.stop")
@@ -133,6 +155,16 @@ class ConfigureModelInput:
             ),
             pinned=self.pinned,
         )
+
+
+def _require_tokens(name: str, ids: list[int]) -> None:
+    wrong = [token for token in ids if token < 0]
+    if wrong:
+        raise InvalidRequest(
+            f"'{name}' has {wrong[0]}, which is no token.", param=f"defaults.{name}"
+        )
+    if name == "logit_bias" and len(set(ids)) < len(ids):
+        raise InvalidRequest(f"'{name}' names a token twice.", param=f"defaults.{name}")
 
 
 def require_seconds(value: float | None) -> float | None:

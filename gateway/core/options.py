@@ -1,9 +1,15 @@
 """The ranges that sampling options may have, whichever way they come. Pure."""
 
+from collections.abc import Sequence
+
 from gateway.core.errors import InvalidRequest
 from gateway.core.messages import Options
 
 MAX_STOPS = 16
+MAX_TOKEN_IDS = 1024
+"""As many tokens may be named by `logit_bias`, and by `stop_token_ids`."""
+MAX_LOGPROBS = 20
+MAX_BIAS = 100
 _INT32 = 2**31 - 1
 
 # Lowest and highest value allowed.
@@ -37,3 +43,28 @@ def require_in_range(options: Options, prefix: str = "") -> None:
         )
     if "" in options.stop:
         raise InvalidRequest("'stop' holds an empty string.", param=prefix + "stop")
+    _require_few_tokens("stop_token_ids", options.stop_ids, prefix)
+    _require_few_tokens("logit_bias", options.logit_bias, prefix)
+    _require_biases(options.logit_bias, prefix + "logit_bias")
+    if options.logprobs is not None and not 0 <= options.logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"'logprobs' is {options.logprobs}; it must be from 0 to {MAX_LOGPROBS}.",
+            param=prefix + "logprobs",
+        )
+
+
+def _require_few_tokens(name: str, given: Sequence[object], prefix: str) -> None:
+    if len(given) > MAX_TOKEN_IDS:
+        raise InvalidRequest(
+            f"'{name}' has {len(given)} tokens; {MAX_TOKEN_IDS} are allowed.", param=prefix + name
+        )
+
+
+def _require_biases(biases: Sequence[tuple[int, float]], param: str) -> None:
+    for token, bias in biases:
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise InvalidRequest(
+                f"'logit_bias' of token {token} is {bias}; "
+                f"it must be from -{MAX_BIAS} to {MAX_BIAS}.",
+                param=param,
+            )

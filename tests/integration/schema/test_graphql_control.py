@@ -1,5 +1,6 @@
 """Loading, unloading, configuring and planning by GraphQL."""
 
+from dataclasses import asdict, fields
 from typing import Any
 
 import anyio
@@ -7,6 +8,9 @@ import httpx
 import pytest
 
 from gateway.core.errors import ModelLoadFailed
+from gateway.core.messages import Options
+from schema.control import GenerationOptions
+from schema.inputs import OptionsInput, TokenBiasInput
 from tests.integration.schema.graphql_server import GraphQLServer, make_loading_server
 from tests.integration.schema.loading_provider import LoadingProvider
 
@@ -16,7 +20,7 @@ STATUS = """{ id state memoryBytes leases queued pinned expiresInSeconds fractio
 REPORT = """{ id requiresReload config { pinned keepAliveSeconds
     load { device dtype quantization contextLength }
     defaults { temperature topP topK minP repetitionPenalty frequencyPenalty presencePenalty
-        seed maxTokens stop } } }"""
+        seed maxTokens stop stopTokenIds logprobs logitBias { token bias } } } }"""
 CONFIGURE = f"""mutation($input: ConfigureModelInput!)
     {{ configureModel(input: $input) {REPORT} }}"""
 UNSET_OPTIONS = {
@@ -30,6 +34,9 @@ UNSET_OPTIONS = {
     "seed": None,
     "maxTokens": None,
     "stop": [],
+    "stopTokenIds": [],
+    "logprobs": None,
+    "logitBias": [],
 }
 
 
@@ -156,7 +163,15 @@ async def test_a_plan_tells_what_a_load_would_take(http: httpx.AsyncClient) -> N
 
 
 async def test_a_config_is_decided_in_parts(http: httpx.AsyncClient) -> None:
-    defaults = {"temperature": 0.5, "seed": 2**64 - 1, "stop": ["\n", "END"], "maxTokens": 7}
+    defaults = {
+        "temperature": 0.5,
+        "seed": 2**64 - 1,
+        "stop": ["\n", "END"],
+        "maxTokens": 7,
+        "stopTokenIds": [2, 3],
+        "logprobs": 5,
+        "logitBias": [{"token": 7, "bias": -100.0}, {"token": 8, "bias": 0.5}],
+    }
     answer = await ask(
         http, CONFIGURE, input={"model": "tiny", "defaults": defaults, "keepAliveSeconds": 60}
     )
@@ -192,6 +207,12 @@ async def test_a_config_is_decided_in_parts(http: httpx.AsyncClient) -> None:
         {"defaults": {"stop": [""]}},
         {"defaults": {"stop": ["x"] * 17}},
         {"defaults": {"stop": ["a\x00"]}},
+        {"defaults": {"stopTokenIds": [-1]}},
+        {"defaults": {"stopTokenIds": [1] * 1025}},
+        {"defaults": {"logprobs": 21}},
+        {"defaults": {"logitBias": [{"token": 1, "bias": 101}]}},
+        {"defaults": {"logitBias": [{"token": -1, "bias": 1}]}},
+        {"defaults": {"logitBias": [{"token": 1, "bias": 1}] * 2}},
         {"load": {"device": "tpu"}},
         {"load": {"contextLength": 0}},
         {"load": {"dtype": "INT8"}},
@@ -204,6 +225,16 @@ async def test_what_is_out_of_range_is_refused(
 ) -> None:
     error = await refusal(http, CONFIGURE, input={"model": "tiny", **wrong})
     assert error["extensions"]["code"] in ("invalid_request", "invalid_text")
+
+
+async def test_what_graphql_shows_of_defaults_is_what_it_takes_and_all_there_is() -> None:
+    shown, taken = fields(GenerationOptions), fields(OptionsInput)
+    there = {name.replace("stop_ids", "stop_token_ids") for name in Options.__struct_fields__}
+    assert {field.name for field in shown} == {field.name for field in taken} == there
+    options = Options(stop_ids=(2,), logprobs=0, logit_bias=((7, -1.0),), stop=("x",), top_k=3)
+    given = asdict(GenerationOptions.of(options))
+    given["logit_bias"] = [TokenBiasInput(**bias) for bias in given["logit_bias"]]
+    assert OptionsInput(**given).to_core() == options
 
 
 async def test_a_field_that_fails_costs_only_itself(http: httpx.AsyncClient) -> None:
