@@ -37,6 +37,7 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.ModelNotFound: _Kind(404, hint="GET /v1/models lists the names."),
     errors.AmbiguousModel: _Kind(400),
     errors.StreamNotFound: _Kind(404),
+    errors.StreamCancelled: _Kind(409, True, "Somebody else ended it; asking again starts anew."),
     errors.ForeignOrigin: _Kind(
         403, hint="The operator can allow the page's origin in GATEWAY_CORS_ORIGINS."
     ),

@@ -9,6 +9,7 @@ GatewayError
 ├── ModelNotFound             nobody has a model of that name
 ├── AmbiguousModel            several have; the full names are listed
 ├── StreamNotFound            no such stream
+├── StreamCancelled           somebody else ended the stream under its reader
 ├── ForeignOrigin             a web page of another origin, which is not allowed
 ├── Overloaded                a bounded queue is full: try again
 ├── NoRoom                    every resident model is in use: try again
@@ -110,6 +111,10 @@ class AmbiguousModel(GatewayError):
 
 class StreamNotFound(GatewayError):
     code = "stream_not_found"
+
+
+class StreamCancelled(GatewayError):
+    code = "stream_cancelled"
 
 
 class ForeignOrigin(GatewayError):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from gateway.core.errors import StreamCancelled
 from gateway.core.messages import ToolCall
 from gateway.core.names import ModelRef
 
@@ -128,7 +129,11 @@ class Generation(msgspec.Struct, frozen=True):
 
 
 async def collect(events: AsyncIterable[Event]) -> Generation:
-    """Read a stream to its end and return the answer it made; raises what the stream raises."""
+    """Read a stream to its end and return the answer it made.
+
+    Raises what the stream raises, and StreamCancelled for one that ends without its end: somebody
+    else cancelled it.
+    """
     text: list[str] = []
     reasoning: list[str] = []
     calls: list[ToolCall] = []
@@ -152,8 +157,9 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
                 finished = event
             case Routed() | Waiting():
                 pass
-    if ref is None or finished is None:
-        raise AssertionError("a stream broke its grammar: no start or no end")
+    if finished is None:
+        raise StreamCancelled("The stream was cancelled before its answer was complete.")
+    assert ref is not None, "a stream broke its grammar: an end and no start"
     return Generation(
         ref=ref,
         text="".join(text),

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import anyio
 from PIL import Image
 
 from gateway.core.events import Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
@@ -134,3 +135,20 @@ async def test_images_over_the_limits_are_refused() -> None:
         reply = await served.client.post(URL, json=ask)
     assert reply.status_code == 413
     assert "2 x 2 pixels" in reply.json()["error"]["message"]
+
+
+async def test_an_answer_that_somebody_else_cancels_is_a_typed_error() -> None:
+    provider = ScriptedProvider([Started(ECHO), TextDelta("a"), anyio.Event()])
+    replies = []
+    async with serving(provider) as served, anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            replies.append(await served.client.post(URL, json=HELLO))
+
+        tasks.start_soon(ask)
+        await provider.opened.wait()
+        [live] = served.gateway.streams._live.values()
+        live.cancel()
+    [reply] = replies
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "stream_cancelled")
+    assert reply.json()["error"]["retryable"] is True
