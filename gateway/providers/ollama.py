@@ -29,6 +29,7 @@ from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPla
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
+from gateway.core.ports import ModelObserver
 from gateway.core.routing import require_capabilities
 from gateway.providers import ProviderContext
 from gateway.providers.ollama_control_wire import ControlPlane
@@ -54,6 +55,7 @@ from gateway.providers.ollama_listing_wire import (
     read_ref,
     read_resident,
 )
+from gateway.providers.ollama_states_wire import ModelStates
 from gateway.providers.ollama_wire import AnswerReader, encode_request
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         timeouts,
         num_ctx=settings.ollama_num_ctx or None,
         clock=context.clock,
+        observe=context.observe,
     )
 
 
@@ -109,11 +112,13 @@ class OllamaService:
         num_ctx: int | None = None,
         clock: Callable[[], float] = monotonic,
         now: Callable[[], float] = time,
+        observe: ModelObserver = lambda change: None,
     ) -> None:
-        """`now` is Unix seconds."""
+        """`now` is Unix seconds; `observe` is told what this service does to models."""
         self._base_url = base_url.rstrip("/")
         self._timeouts = timeouts or OllamaTimeouts()
         self._configs = ModelConfigs(num_ctx)
+        self._states = ModelStates(observe)
         self._clock = clock
         self._now = now
         self._control = ControlPlane(self._base_url, self._timeouts.control_s)
@@ -141,7 +146,7 @@ class OllamaService:
             if ref is not None:
                 key = name_key(ref)
                 traits = self._traits.get(tag.digest or "")
-                infos[key] = read_info(ref, tag, in_memory.get(key), traits)
+                infos[key] = self._states.over(read_info(ref, tag, in_memory.get(key), traits))
         self._listed = infos
         return list(infos.values())
 
@@ -186,9 +191,14 @@ class OllamaService:
         keep_alive_s: float | None = None,
     ) -> None:
         """Have Ollama load the model: a request without a prompt. Raises what `stream` does, and
-        UnsupportedCapability for a config or a pin that Ollama cannot follow."""
-        self._configs.change(ref, ConfigChange(load=config, pinned=pinned))
-        await self._run_empty(ref, keep_alive_s)
+        UnsupportedCapability for a config or a pin that Ollama cannot follow; then the config is
+        as it was."""
+        with self._configs.changed(ref, ConfigChange(load=config, pinned=pinned)):
+            if await self._running(ref) is not None:
+                await self._run_empty(ref, keep_alive_s)
+                return
+            with self._states.loading(*self._shown(ref)):
+                await self._run_empty(ref, keep_alive_s)
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
         """Have Ollama unload the model once nobody uses it; returns when it is gone.
@@ -201,14 +211,24 @@ class OllamaService:
                 f"{ref} cannot be taken from its readers: Ollama waits for them.", param="force"
             )
         if await self._running(ref) is None:
+            self._states.forget_failure(ref)
             return
-        await self._run_empty(ref, 0)
+        with self._states.unloading(*self._shown(ref)):
+            await self._run_empty(ref, 0)
+            await self._wait_gone(ref)
+
+    async def _wait_gone(self, ref: ModelRef) -> None:
         try:
             with anyio.fail_after(self._timeouts.first_byte_s):
                 while await self._running(ref) is not None:  # noqa: ASYNC110 - only asking tells
                     await anyio.sleep(_UNLOAD_LOOK_S)
         except TimeoutError as error:
             raise ProviderTimeout(PROVIDER, f"Ollama still uses {ref}.") from error
+
+    def _shown(self, ref: ModelRef) -> tuple[ModelRef, int | None]:
+        """Return a model's ref as the listing spells it, and the size of its files, if known."""
+        listed = self._listed.get(name_key(ref))
+        return (ref, None) if listed is None else (listed.ref, listed.size_bytes)
 
     async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
         """Return what is known of a load; what it takes and who goes for it only Ollama knows."""

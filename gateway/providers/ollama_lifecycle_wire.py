@@ -4,10 +4,12 @@ Ollama keeps its own memory: it decides what goes when room is needed, on which 
 and in which numbers. What can be told to it goes with every request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
+from gateway.core.decisions import Decision, Decisions
 from gateway.core.errors import UnsupportedCapability
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, ModelConfig, ModelStatus
 from gateway.core.messages import GenerateRequest
@@ -24,13 +26,29 @@ class ModelConfigs:
     def __init__(self, num_ctx: int | None) -> None:
         """`num_ctx` is the context length of models that have none of their own."""
         self._num_ctx = num_ctx
-        self._configs: dict[str, ModelConfig] = {}
+        self._decisions: dict[str, Decisions] = {}
 
     def of(self, ref: ModelRef) -> ModelConfig:
-        return self._configs.get(name_key(ref), ModelConfig())
+        known = self._decisions.get(name_key(ref))
+        return ModelConfig() if known is None else known.config
+
+    @contextmanager
+    def changed(self, ref: ModelRef, change: ConfigChange) -> Iterator[None]:
+        """Change a model's config as `change` does, and take that back if the block raises."""
+        decision = self._decide(ref, change, is_final=False)
+        decisions = self._decisions[name_key(ref)]
+        try:
+            yield
+        except BaseException:
+            decisions.take_back(decision)
+            raise
+        decisions.confirm(decision)
 
     def change(self, ref: ModelRef, change: ConfigChange) -> None:
         """Change a model's config; raises UnsupportedCapability for what Ollama cannot be told."""
+        self._decide(ref, change, is_final=True)
+
+    def _decide(self, ref: ModelRef, change: ConfigChange, *, is_final: bool) -> Decision:
         require_loadable(ref, change.load)
         if change.pinned:
             raise UnsupportedCapability(
@@ -38,7 +56,8 @@ class ModelConfigs:
                 hint="A negative keep_alive keeps a model until Ollama needs its room.",
                 param="pinned",
             )
-        self._configs[name_key(ref)] = change.of(self.of(ref))
+        decisions = self._decisions.setdefault(name_key(ref), Decisions(ModelConfig()))
+        return decisions.add(change, is_final=is_final)
 
     def apply(self, request: GenerateRequest, ref: ModelRef) -> GenerateRequest:
         """Return the request with the model's defaults where it says nothing."""

@@ -11,6 +11,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.events import Event
 from gateway.core.messages import GenerateRequest, ImagePart, Message, TextPart
 from gateway.core.names import ModelRef, parse_ref
+from gateway.core.ports import ModelObserver
 from gateway.providers.ollama import OllamaService, OllamaTimeouts
 
 REF = parse_ref("ollama", "llama3.2")
@@ -25,11 +26,16 @@ async def serving(
     clock: Callable[[], float] = monotonic,
     num_ctx: int | None = None,
     patience_s: float = PATIENCE_S,
+    observe: ModelObserver = lambda change: None,
     **timeouts: float,
 ) -> AsyncIterator[OllamaService]:
     """A service for the server at `url`, closed at the end."""
     service = OllamaService(
-        url, OllamaTimeouts(**{"control_s": 5.0, **timeouts}), num_ctx=num_ctx, clock=clock
+        url,
+        OllamaTimeouts(**{"control_s": 5.0, **timeouts}),
+        num_ctx=num_ctx,
+        clock=clock,
+        observe=observe,
     )
     try:
         with anyio.fail_after(patience_s):

@@ -14,6 +14,7 @@ from gateway.core.errors import (
 )
 from gateway.core.loading import ConfigChange, LoadConfig
 from gateway.core.messages import Options
+from gateway.core.models import ModelInfo, ModelStateChange
 from gateway.core.names import parse_ref
 from gateway.core.states import ModelState
 from gateway.providers.ollama import OllamaService
@@ -115,6 +116,82 @@ async def test_what_ollama_cannot_be_told_is_refused_by_its_name(
                 await service.load(REF, configs.get(field), pinned=field == "pinned")
         assert caught.value.param == field
         assert ollama_peer.seen("/api/generate") == []
+
+
+async def test_a_load_that_fails_takes_back_what_it_changed_of_the_config(
+    ollama_peer: OllamaPeer,
+) -> None:
+    ollama_peer.add_model("llama3.2")
+
+    async def fail(exchange) -> None:  # type: ignore[no-untyped-def]
+        await exchange.error(500, "llama runner process has terminated")
+
+    async with serving(ollama_peer.url) as service:
+        await service.configure(REF, ConfigChange(load=LoadConfig(context_length=2048)))
+        ollama_peer.script("llama3.2", fail)
+        with pytest.raises(GatewayError, match="terminated"):
+            await service.load(REF, LoadConfig(context_length=8192))
+        assert (await service.config(REF)).config.load.context_length == 2048
+        ollama_peer._scripts.clear()
+        await service.load(REF, LoadConfig(context_length=4096))
+        assert (await service.config(REF)).config.load.context_length == 4096
+
+
+async def test_what_is_done_to_a_model_here_is_told_and_listed(ollama_peer: OllamaPeer) -> None:
+    ollama_peer.add_model("llama3.2", size=123)
+    told: list[ModelStateChange] = []
+    listed: list[ModelInfo] = []
+
+    async def fail(exchange) -> None:  # type: ignore[no-untyped-def]
+        listed.extend(await service.models())
+        await exchange.error(500, "no more memory")
+
+    async with serving(ollama_peer.url, observe=told.append) as service:
+        await service.models()
+        await service.load(parse_ref("ollama", "LLAMA3.2"))
+        await service.load(REF, keep_alive_s=9)  # it is there: nothing is to be told
+        await service.unload(REF)
+        assert [change.state for change in told] == ["LOADING", "LOADED", "UNLOADING", "NOT_LOADED"]
+        assert {(change.ref, change.size_bytes) for change in told} == {(REF, 123)}
+        told.clear()
+        ollama_peer.script("llama3.2", fail)
+        with pytest.raises(GatewayError):
+            await service.load(REF)
+        assert [change.state for change in told] == ["LOADING", "FAILED"]
+        assert told[-1].message is not None and "no more memory" in told[-1].message
+        # A listing in between undoes nothing of it, until it is over or somebody clears it.
+        assert [info.state for info in listed] == ["LOADING"]
+        [failed] = await service.models()
+        assert (failed.state, failed.message) == ("FAILED", told[-1].message)
+        ollama_peer.load("llama3.2")
+        assert [info.state for info in await service.models()] == ["LOADED"]
+        ollama_peer.loaded.clear()
+        await service.unload(REF)
+        assert told[-1].state is ModelState.NOT_LOADED
+        assert [info.state for info in await service.models()] == ["NOT_LOADED"]
+
+
+async def test_a_load_that_is_given_up_or_finds_no_model_leaves_no_state_behind(
+    ollama_peer: OllamaPeer,
+) -> None:
+    ollama_peer.add_model("llama3.2")
+    told: list[ModelStateChange] = []
+    begun = anyio.Event()
+
+    async def hang(exchange) -> None:  # type: ignore[no-untyped-def]
+        begun.set()
+        await anyio.sleep_forever()
+
+    ollama_peer.script("llama3.2", hang)
+    async with serving(ollama_peer.url, observe=told.append) as service:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.load, REF)
+            await begun.wait()
+            tasks.cancel_scope.cancel()
+        with pytest.raises(ModelNotFound):
+            await service.load(NOBODY)
+        assert [change.state for change in told] == ["LOADING", "NOT_LOADED"] * 2
+        assert [info.state for info in await service.models()] == ["NOT_LOADED"]
 
 
 async def test_an_unload_that_never_ends_is_told_so(ollama_peer: OllamaPeer) -> None:
