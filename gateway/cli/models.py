@@ -75,12 +75,18 @@ def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is gone.")
 @as_json_option
 def unload(model: str, force: bool, no_wait: bool, as_json: bool) -> None:
-    """Unload MODEL once its streams have finished, and wait until it is gone."""
+    """Unload MODEL once its streams have finished, and wait until it is gone.
+
+    Of a model that failed, the failure is cleared.
+    """
     gateway = client()
+    before = gateway.get("/api/v1/models/status", model=model)
     answer = gateway.post("/api/v1/models/unload", {"model": model, "force": force})
     if not no_wait:
         answer = _watch(gateway, answer, "UNLOADING")
     _print_json(answer) if as_json else click.echo(_describe_status(answer))
+    if before["error"] is not None and answer["error"] is None:
+        click.echo(f"Its failure is cleared: {before['error']['message']}", err=True)
     _exit_unless(answer, "UNLOADING" if no_wait else "NOT_LOADED", "NOT_LOADED")
 
 

@@ -114,16 +114,20 @@ class ModelControlService:
         """Begin to unload a model and return its status at once; with `wait`, once it is gone.
 
         Running streams may finish, unless `force` ends them with ModelUnloaded. A model that is not
-        loaded is fine as it is.
+        loaded is fine as it is; of one that failed, the failure is forgotten.
         """
         provider, ref = await self._resolve(name)
         ref = (await provider.config(ref)).ref
+        before = await self._status_of(provider, ref)
         under_way = self._unloads.get(ref)
         if under_way and not force:
             job = under_way[-1]
         else:
             work = partial(provider.unload, ref, force=force)
             job = self._start(self._unloads, ref, work)
+            if before.state in (ModelState.NOT_LOADED, ModelState.FAILED):
+                # There is no more than a failure to be forgotten, which takes no time.
+                wait = True
         if wait:
             await job.result()
         return await self._status_of(provider, ref)

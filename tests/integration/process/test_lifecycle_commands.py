@@ -213,6 +213,21 @@ def test_the_command_loads_configures_shows_and_unloads(command: Callable[..., A
     assert code == 0 and "NOT_LOADED" in out
 
 
+def test_the_command_clears_a_failure(environment: dict[str, str], serve: Serve) -> None:
+    gateway = serve(GATEWAY_HF_PRELOAD="nobody/there")
+    lost = "huggingface/nobody/there"
+    until(gateway, SMOL, "NOT_LOADED")
+    while status(gateway, lost)["state"] != "FAILED":
+        pass
+    there = environment | {"GATEWAY_PORT": gateway.url.rpartition(":")[2]}
+    done = run_gateway(there, "models", "unload", lost)
+    assert (done.returncode, "NOT_LOADED" in done.stdout) == (0, True)
+    assert "failure is cleared" in done.stderr and "no model" in done.stderr
+    assert status(gateway, lost)["error"] is None
+    again = run_gateway(there, "models", "unload", lost)
+    assert again.returncode == 0 and "cleared" not in again.stderr
+
+
 def test_the_command_exits_1_for_what_fails_and_2_for_what_is_written_wrong(
     command: Callable[..., Any],
 ) -> None:
