@@ -60,6 +60,10 @@ class Model:
     capabilities: list[Capability] = strawberry.field(
         description="What it can be asked for; empty when unknown."
     )
+    batched: bool | None = strawberry.field(
+        description="Whether its requests share their steps, or are answered one at a time; null "
+        "when unknown."
+    )
     metadata: list[Metadata] = strawberry.field(description="What else its provider tells of it.")
     message: str | None = strawberry.field(description="Why it failed, if it did.")
 
@@ -73,6 +77,7 @@ class Model:
             size_bytes=None if info.size_bytes is None else Long(info.size_bytes),
             context_length=info.context_length,
             capabilities=[Capability[capability.name] for capability in info.capabilities],
+            batched=info.batched,
             metadata=[Metadata(key=key, value=value) for key, value in info.metadata],
             message=info.message,
         )

@@ -24,7 +24,10 @@ class Capability(StrEnum):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """One line of a listing. Sizes are bytes; `context_length` is tokens; None is unknown."""
+    """One line of a listing. Sizes are bytes; `context_length` is tokens; None is unknown.
+
+    `batched` tells whether requests share the model's steps, or are answered one at a time.
+    """
 
     ref: ModelRef
     state: ModelState = ModelState.NOT_LOADED
@@ -32,6 +35,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     context_length: int | None = None
     capabilities: tuple[Capability, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
+    batched: bool | None = None
     message: str | None = None
 
     @property

@@ -65,7 +65,6 @@ class EmbeddingEngine:
     `compute` is where its batches are computed (None: in a thread of its own).
     """
 
-    is_batched = True
     recipe = None
 
     def __init__(
@@ -79,6 +78,7 @@ class EmbeddingEngine:
         self._ref = ref
         self._loaded: LoadedEmbedder | None = loaded
         self._memory_bytes = loaded.memory_bytes
+        self._is_batched = loaded.batch_tokens > 0
         self._worker = _Worker(
             str(ref),
             loaded,
@@ -89,6 +89,10 @@ class EmbeddingEngine:
     @property
     def memory_bytes(self) -> int:
         return self._memory_bytes
+
+    @property
+    def is_batched(self) -> bool:
+        return self._is_batched
 
     @property
     def alive(self) -> bool:

@@ -105,6 +105,11 @@ class HuggingFaceModelManager:
             return ModelState.NOT_LOADED, None
         return model.state, model.error.message if model.error else None
 
+    def is_batched(self, ref: ModelRef, files: LocalModel) -> bool | None:
+        """Return whether a model's requests share its steps; None before its first load."""
+        model = self._models.get(ref)
+        return None if model is None else model.is_batched(files)
+
     def find(self, ref: ModelRef) -> ModelRef | None:
         """Return the ref that a model is known by here, which may be its revision's in memory."""
         if ref in self._models:
@@ -412,7 +417,7 @@ class HuggingFaceModelManager:
                     await engine.aclose()
                 raise
         seconds = self._clock() - began_at
-        model.remember(attempt, engine.memory_bytes, seconds)
+        model.remember(attempt, engine, seconds)
         logger.info("loaded %s in %.2f s", model.ref, seconds)
         place.share.on_shortage = self._shortage_of(place)
         residence = Residence(attempt, place, engine)

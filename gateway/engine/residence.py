@@ -112,12 +112,13 @@ class Residence:
 
 
 class LastLoad(msgspec.Struct, frozen=True):
-    """What a load of these files in this way was measured to take."""
+    """What a load of these files in this way was measured to take, and how the model ran."""
 
     files: LocalModel
     config: LoadConfig
     memory_bytes: int
     seconds: float
+    is_batched: bool
 
 
 class Model:
@@ -160,9 +161,19 @@ class Model:
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
 
-    def remember(self, attempt: Attempt, memory_bytes: int, seconds: float) -> None:
+    def remember(self, attempt: Attempt, engine: Engine, seconds: float) -> None:
         """Take note of what a load was measured to take."""
-        self._last_load = LastLoad(attempt.files, attempt.config, memory_bytes, seconds)
+        self._last_load = LastLoad(
+            attempt.files, attempt.config, engine.memory_bytes, seconds, engine.is_batched
+        )
+
+    def is_batched(self, files: LocalModel) -> bool | None:
+        """Return whether its requests share steps: now, or when it was last loaded as it would be
+        now; None where that is not known."""
+        if self.residence is not None:
+            return self.residence.is_batched
+        last = self._last_load_of(files, self.config.load)
+        return last.is_batched if last else None
 
     def need_bytes(self, files: LocalModel, config: LoadConfig) -> int:
         """Return what a load takes: measured where it was done before, else by its files."""

@@ -97,6 +97,7 @@ def _describe(model: ModelInfo) -> dict[str, Any]:
         "size_bytes": model.size_bytes,
         "context_length": model.context_length,
         "capabilities": list(model.capabilities),
+        "batched": model.batched,
         "metadata": dict(model.metadata),
     }
     if model.message is not None:

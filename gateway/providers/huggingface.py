@@ -234,6 +234,7 @@ class HuggingFaceService:
             context_length=self._context_length(model),
             capabilities=_capabilities(model.card),
             metadata=tuple((key, value) for key, value in facts.items() if value),
+            batched=self._manager.is_batched(ref, model),
             message=message or " ".join(text for text in _problem(model) if text) or None,
         )
 

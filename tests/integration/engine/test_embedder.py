@@ -199,6 +199,7 @@ async def test_a_model_that_padding_disturbs_is_given_one_input_at_a_time(
     # Its convolutions see the padding, whatever the mask says.
     loaded = load(build_encoder(tmp_path / "m", family="convbert", pooling={}))
     async with start(loaded) as engine:
+        assert not engine.is_batched
         together = rows(await engine.embed(ask(*TEXTS)))
         alone = [rows(await engine.embed(ask(text)))[0] for text in TEXTS]
     assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)

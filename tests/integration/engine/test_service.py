@@ -10,6 +10,7 @@ import pytest
 
 from gateway.core.errors import ModelNotFound
 from gateway.core.events import Started, Waiting, collect
+from gateway.core.loading import ConfigChange, LoadConfig
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.states import ModelState
@@ -18,6 +19,7 @@ from gateway.providers import ProviderContext, load
 from gateway.providers.huggingface import HuggingFaceService
 from gateway.settings import Settings
 from tests.integration.engine.conftest import ask
+from tests.tiny_models import build_model
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -104,6 +106,29 @@ async def test_a_listing_shows_state_card_and_failure(open_service: OpenService)
     assert dict(before.metadata)["revision"] == COMMIT
     assert after.state is ModelState.FAILED
     assert after.message is not None and "could not be loaded" in after.message
+
+
+async def test_a_listing_tells_who_answers_one_at_a_time_once_a_load_found_it_out(
+    open_service: OpenService, tmp_path: Path
+) -> None:
+    build_model(tmp_path / "models/serial", family="mamba", state_size=4)
+    names = [ModelRef("huggingface", "own/m"), ModelRef("huggingface", "serial")]
+
+    async def listed(service: HuggingFaceService) -> list[bool | None]:
+        found = {info.ref: info.batched for info in await service.models()}
+        return [found[name] for name in names]
+
+    async with open_service([]) as service:
+        assert await listed(service) == [None, None]
+        for name in names:
+            await service.load(name)
+        assert await listed(service) == [True, False]
+        for name in names:
+            await service.unload(name)
+        assert await listed(service) == [True, False]
+        # Loaded in another way it may be another thing.
+        await service.configure(names[0], ConfigChange(load=LoadConfig(dtype="bfloat16")))
+        assert await listed(service) == [None, False]
 
 
 @pytest.mark.parametrize("name", ["own/m", f"own/m@{COMMIT}"])

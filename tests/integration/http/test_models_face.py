@@ -41,6 +41,7 @@ async def test_a_model_is_described_whole() -> None:
                 "size_bytes": 1234,
                 "context_length": 2048,
                 "capabilities": ["chat"],
+                "batched": None,
                 "metadata": {"family": "parrot"},
                 "message": "out of memory",
             }

@@ -41,6 +41,7 @@ LLAMA = ModelInfo(
     context_length=8192,
     capabilities=(Capability.CHAT, Capability.TOOLS),
     metadata=(("family", "llama"), ("quantization", "Q4_0")),
+    batched=True,
 )
 LLAVA = ModelInfo(
     ModelRef("ollama", "llava:7b"),

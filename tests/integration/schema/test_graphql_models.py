@@ -17,7 +17,7 @@ from tests.integration.schema.listing_provider import ListingProvider
 
 PLAIN = (
     "{ availableModels { models { id provider name state sizeBytes capabilities "
-    "metadata { key value } } providerErrors { provider code message } } }"
+    "batched metadata { key value } } providerErrors { provider code message } } }"
 )
 FILTERED = """
     query Listing($filter: ModelFilter, $first: Int! = 100, $after: String) {
@@ -54,6 +54,7 @@ async def test_the_listing_tells_all_of_every_model(graphql_client: Client) -> N
         "state": "LOADED",
         "sizeBytes": 4_661_224_676,
         "capabilities": ["CHAT", "TOOLS"],
+        "batched": True,
         "metadata": [
             {"key": "family", "value": "llama"},
             {"key": "quantization", "value": "Q4_0"},
