@@ -43,3 +43,22 @@ def byte_tokenizer(
 def qwen_tokenizer() -> Any:
     """Return a tokenizer as Qwen 3 has it: the marks of calls and reasoning are no special ones."""
     return byte_tokenizer(special=["<|im_start|>"], added=QWEN_MARKS, template=QWEN_TEMPLATE)
+
+
+def fallback_tokenizer(words: Sequence[str]) -> Any:
+    """Return a tokenizer of words, and of the 256 bytes for what they do not have, as Llama 2's."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [END, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END)

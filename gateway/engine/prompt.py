@@ -47,6 +47,7 @@ class PromptEncoder:
         specials = sorted(_control_strings(tokenizer), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         self.dialect = read_dialect([template] if template else _templates(tokenizer))
+        self.byte_tokens = _byte_tokens(tokenizer)
         self._hidden = _hidden_ids(tokenizer, ())
         self._hidden_in_chat = _hidden_ids(tokenizer, self.dialect.marks)
 
@@ -207,6 +208,18 @@ class _Guard:
     def _mark(self, match: re.Match[str]) -> str:
         self._literals.append(match[0])
         return f"[{self._nonce}:{len(self._literals) - 1}]"
+
+
+def _byte_tokens(tokenizer: Any) -> dict[int, int]:
+    """Return the tokens that stand for one byte each, and which; none without a byte fallback."""
+    to_id = getattr(tokenizer, "convert_tokens_to_ids", None)
+    if to_id is None:
+        return {}
+    ids = {to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+    letter = next((token for token, byte in ids.items() if byte == ord("A")), None)
+    # Where there is no such token, all of them are the unknown one; and some only look like it.
+    is_fallback = len(ids) == 256 and None not in ids
+    return ids if is_fallback and tokenizer.decode([letter]) == "A" else {}
 
 
 def _control_strings(tokenizer: Any) -> set[str]:

@@ -63,6 +63,7 @@ def prepare_speech(request: GenerateRequest, prompt: list[int], loaded: LoadedMo
         interpreter,
         options.stop,
         one_call=not request.parallel_tool_calls,
+        byte_tokens=encoder.byte_tokens,
     )
     constraint = None
     if is_bound(request):

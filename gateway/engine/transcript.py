@@ -1,7 +1,8 @@
 """What one answer says: tokens go in, and the deltas of text, reasoning and calls come out."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from gateway.core.events import (
     Delta,
@@ -30,9 +31,11 @@ class Transcript:
         stops: Sequence[str] = (),
         *,
         one_call: bool = False,
+        byte_tokens: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
+        """`decode` and `byte_tokens` are as a Detokenizer takes them."""
         self.is_over = False
-        self._detokenizer = Detokenizer(decode)
+        self._detokenizer = Detokenizer(decode, byte_tokens)
         self._interpreter = interpreter
         self._stops = StopMatcher(stops)
         self._one_call = one_call
