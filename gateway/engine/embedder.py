@@ -201,7 +201,7 @@ class _Worker:
         """Return what is computed next, waiting for it; nothing when the worker shall stop."""
         with self._condition:
             while not self._closing:
-                self._tell(self._jobs.remove(lambda job: job.is_over))
+                self._settle(self._jobs.remove(lambda job: job.is_over))
                 if self._jobs:
                     jobs = list(self._jobs)
                     parts = choose_batch([job.lengths for job in jobs], self._batch_tokens)
@@ -228,9 +228,9 @@ class _Worker:
         for (job, index), vector in zip(batch, vectors, strict=True):
             job.vectors[index] = pack_vector(cut_vector(vector, job.dimensions))
 
-    def _tell(self, jobs: Sequence[_Job]) -> None:
+    def _settle(self, jobs: Sequence[_Job]) -> None:
         if jobs and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_settle, jobs)
+            self._loop.call_soon_threadsafe(_tell, jobs)
 
     def _end_all(self, reason: str) -> None:
         with self._condition:
@@ -239,9 +239,9 @@ class _Worker:
             for job in left:
                 if not job.is_over:
                     job.error = EngineFailed(reason)
-            self._tell(left)
+            self._settle(left)
 
 
-def _settle(jobs: Sequence[_Job]) -> None:
+def _tell(jobs: Sequence[_Job]) -> None:
     for job in jobs:
         job.settled.set()
