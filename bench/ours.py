@@ -19,20 +19,21 @@ from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
 from gateway.engine import linear
-from gateway.engine.compute import Compute, ComputeThread, Inline
+from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.room import EngineRoom
 from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
 
 
-def load(way: str, folder: Path, device: str, compute: Compute) -> LoadedModel:
+def load(way: str, folder: Path, device: str, room: EngineRoom) -> LoadedModel:
     """`packed` is what the gateway runs, `plain` the same with torch's own linear layers, and
     `serial` has one forward pass for each sequence, by transformers' own attention."""
     import_torch()
     if way != "packed":
         linear.can_pack = lambda model: False
-    loaded = load_model("bench", folder, LoadConfig(device=device), compute=compute)
+    loaded = load_model("bench", folder, LoadConfig(device=device), room=room)
     if way == "serial":
         loaded.model.set_attn_implementation("sdpa")
         loaded = msgspec.structs.replace(loaded, runner=SerialRunner(loaded.model))
@@ -40,13 +41,13 @@ def load(way: str, folder: Path, device: str, compute: Compute) -> LoadedModel:
 
 
 def run_with(way: str, folder: Path, streams: int, device: str) -> worker.Run:
-    compute = ComputeThread() if device == "cpu" else Inline()
-    loaded = load(way, folder, device, compute)
+    room = EngineRoom(ComputeThread())
+    loaded = load(way, folder, device, room)
     ref = ModelRef("huggingface", "bench")
 
     async def answer_all(prompts: Sequence[str], new_tokens: int) -> list[Answer]:
         engine = TransformersEngine(
-            ref, loaded, max_active=streams, max_queue=streams, compute=compute
+            ref, loaded, max_active=streams, max_queue=streams, compute=room.compute_on(device)
         )
         answers = [Answer() for _ in prompts]
         began = time.perf_counter()

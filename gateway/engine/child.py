@@ -49,6 +49,7 @@ from gateway.engine.link import Link
 from gateway.engine.loader import choose_device
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
+from gateway.engine.room import EngineRoom
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class _Child:
         device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
         self._is_in_ram = device == "cpu"
         engine = self._engine = await open_engine(
-            spec, progress, self._memory, compute=ComputeThread(spec.threads)
+            spec, progress, self._memory, room=EngineRoom(ComputeThread(spec.threads))
         )
         # A load may be over before it was told of.
         self._link.post(Loading(progress.read_bytes, progress.total_bytes))

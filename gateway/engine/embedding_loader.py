@@ -33,6 +33,7 @@ from gateway.engine.pooling import Pooler
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.runtime import import_torch
 from gateway.engine.text_encoder import TextEncoder
+from gateway.engine.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,11 +95,9 @@ def load_embedder(
 
 
 def _load(path: Path, dtype: str, device: str) -> LoadedEmbedder:
-    from transformers import AutoTokenizer
-
     modules, modes = _read_plan(path)
     limits = _read_json(path / "sentence_bert_config.json", {})
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(path)
     model = _load_model(path, dtype, device)
     steps = [_build_step(step, path, device) for step in modules.steps]
     pooler = Pooler(modes, steps)

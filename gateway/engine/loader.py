@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
-from gateway.engine.compute import Compute, Inline
+from gateway.engine.compute import Compute
 from gateway.engine.decoder import sees_images
 from gateway.engine.probe import (
     UNPROVEN,
@@ -28,6 +28,7 @@ from gateway.engine.probe import (
 from gateway.engine.processor import load_processor, takes_images
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
+from gateway.engine.room import EngineRoom
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import give_back_memory, import_torch
 from gateway.engine.sampling import Sampling, resolve_sampling
@@ -77,23 +78,24 @@ def load_model(
     config: LoadConfig,
     progress: LoadProgress | None = None,
     recipe: Recipe | None = None,
-    compute: Compute | None = None,
+    room: EngineRoom | None = None,
 ) -> LoadedModel:
     """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
     takes seconds.
 
     `recipe` is what a load of the very same files found out: it spares this one the finding.
-    `compute` is where its weights are packed, piece by piece (None: here). Raises ModelLoadFailed
+    `room` is where its weights are packed, piece by piece (None: here). Raises ModelLoadFailed
     with the reason for a person, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
-    prepare = partial(_prepare, name, config=config, compute=compute or Inline())
+    room = room or EngineRoom()
+    prepare = partial(_prepare, name, config=config, compute=room.compute)
     require_safetensors(name, path)
     import_torch()
     device = choose_device(config.device)
     try:
         with watched(progress, path):
-            tokenizer = _load_tokenizer(path)
+            tokenizer = room.tokenizers.load(path)
             encoder = _load_encoder(path, tokenizer)
             model = _load(path, config.dtype, device)
         progress.check()
@@ -152,12 +154,6 @@ def _load_encoder(path: Path, tokenizer: Any) -> PromptEncoder:
         return PromptEncoder(tokenizer)
     # With a tokenizer of its own, to which the encoder adds a token.
     return VisionEncoder(load_processor(path, config, **SAFE))
-
-
-def _load_tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, **SAFE)
 
 
 def _sees_images(path: Path, config: Any) -> bool:

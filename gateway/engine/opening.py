@@ -11,7 +11,7 @@ from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine.compute import Compute, Inline, run_aside
+from gateway.engine.compute import Inline, run_aside
 from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
@@ -19,6 +19,7 @@ from gateway.engine.llama_cpp.loader import load_gguf
 from gateway.engine.loader import LoadedModel, Recipe, load_model
 from gateway.engine.memory import Memory
 from gateway.engine.progress import LoadProgress
+from gateway.engine.room import EngineRoom
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
@@ -42,14 +43,14 @@ async def open_engine(
     progress: LoadProgress | None = None,
     memory: Memory | None = None,
     *,
-    compute: Compute | None = None,
+    room: EngineRoom | None = None,
 ) -> Engine:
     """Load the model in a thread and return the engine that answers with it: one that embeds, if
     that is what the model's files are for, else one that generates.
 
-    The engine's cache takes its bytes from `memory` (None: nobody counts them). What is computed on
-    a CPU is computed in `compute` (None: in a thread of its own). Raises ModelLoadFailed with the
-    reason for a person, ModelUnloaded when `progress` was cancelled.
+    The engine's cache takes its bytes from `memory` (None: nobody counts them). `room` is what it
+    shares with other engines (None: nothing). Raises ModelLoadFailed with the reason for a person,
+    ModelUnloaded when `progress` was cancelled.
     """
     is_plain = spec.load.quantization == "none"
     if not is_plain and (spec.files.card.embeds or spec.files.card.format != "safetensors"):
@@ -59,11 +60,13 @@ async def open_engine(
             param="quantization",
         )
     open = _open_embedder if spec.files.card.embeds else _open_generator
-    return await open(spec, progress or LoadProgress(), memory, compute or Inline(spec.threads))
+    return await open(
+        spec, progress or LoadProgress(), memory, room or EngineRoom(Inline(spec.threads))
+    )
 
 
 async def _open_embedder(
-    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, compute: Compute
+    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, room: EngineRoom
 ) -> Engine:
     load = partial(load_embedder, str(spec.ref), Path(spec.files.path), spec.load, progress)
     loaded = await run_aside(load)
@@ -71,15 +74,15 @@ async def _open_embedder(
         spec.ref,
         loaded,
         max_queue=spec.max_queue,
-        compute=_on(str(loaded.model.device), compute),
+        compute=room.compute_on(str(loaded.model.device)),
     )
 
 
 async def _open_generator(
-    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, compute: Compute
+    spec: EngineSpec, progress: LoadProgress, memory: Memory | None, room: EngineRoom
 ) -> Engine:
     load = _LOADERS[spec.files.card.format]
-    loaded = await run_aside(partial(load, spec, progress, compute))
+    loaded = await run_aside(partial(load, spec, progress, room))
     return TransformersEngine(
         spec.ref,
         loaded,
@@ -87,20 +90,16 @@ async def _open_generator(
         max_queue=spec.max_queue,
         prompt_cache_bytes=spec.prompt_cache_bytes,
         memory=memory,
-        compute=_on(loaded.device, compute),
+        compute=room.compute_on(loaded.device),
     )
 
 
-def _on(device: str, compute: Compute) -> Compute:
-    return compute if device == "cpu" else Inline()
-
-
-def _load_folder(spec: EngineSpec, progress: LoadProgress, compute: Compute) -> LoadedModel:
+def _load_folder(spec: EngineSpec, progress: LoadProgress, room: EngineRoom) -> LoadedModel:
     path = Path(spec.files.path)
-    return load_model(str(spec.ref), path, spec.load, progress, spec.recipe, compute)
+    return load_model(str(spec.ref), path, spec.load, progress, spec.recipe, room)
 
 
-def _load_gguf(spec: EngineSpec, progress: LoadProgress, compute: Compute) -> LoadedModel:
+def _load_gguf(spec: EngineSpec, progress: LoadProgress, room: EngineRoom) -> LoadedModel:
     progress.check()
     return load_gguf(
         str(spec.ref),
@@ -113,6 +112,6 @@ def _load_gguf(spec: EngineSpec, progress: LoadProgress, compute: Compute) -> Lo
     )
 
 
-_LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress, Compute], LoadedModel]] = (
+_LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress, EngineRoom], LoadedModel]] = (
     MappingProxyType({"safetensors": _load_folder, "gguf": _load_gguf})
 )

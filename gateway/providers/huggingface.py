@@ -36,6 +36,7 @@ from gateway.engine.loader import Recipe, choose_device
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
+from gateway.engine.room import EngineRoom
 from gateway.engine.runtime import default_budget, import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings, child_environment
@@ -53,15 +54,15 @@ class HuggingFaceService:
         library: ModelLibrary,
         manager: HuggingFaceModelManager,
         *,
-        compute: ComputeThread,
+        room: EngineRoom,
         usual: LoadConfig,
         gguf_context_length: int,
     ) -> None:
-        """`compute` is where the manager's engines compute, `usual` how the operator wants models
+        """`room` is where the manager's engines are, `usual` how the operator wants models
         loaded."""
         self._library = library
         self._manager = manager
-        self._compute = compute
+        self._room = room
         self._usual = usual
         self._gguf_context_length = gguf_context_length
 
@@ -167,7 +168,7 @@ class HuggingFaceService:
 
     async def aclose(self) -> None:
         await self._manager.aclose()
-        await anyio.to_thread.run_sync(self._compute.close)
+        await anyio.to_thread.run_sync(self._room.close)
 
     def _find(self, ref: ModelRef) -> tuple[ModelRef, LocalModel]:
         """Return a model's files, and its ref in the one spelling that stands for them.
@@ -272,8 +273,8 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background, if at all here."""
-    compute = ComputeThread(settings.hf_threads)
-    open_spec = _choose_opener(settings, context, compute)
+    room = EngineRoom(ComputeThread(settings.hf_threads))
+    open_spec = _choose_opener(settings, context, room)
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
     recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
 
@@ -315,7 +316,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     service = HuggingFaceService(
         context.library,
         manager,
-        compute=compute,
+        room=room,
         usual=usual,
         gguf_context_length=settings.gguf_context_length,
     )
@@ -327,10 +328,10 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
 
 
 def _choose_opener(
-    settings: Settings, context: ProviderContext, compute: ComputeThread
+    settings: Settings, context: ProviderContext, room: EngineRoom
 ) -> Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]:
     if settings.hf_isolation == "thread":
-        return partial(open_engine, compute=compute)
+        return partial(open_engine, room=room)
     return partial(
         open_isolated,
         task_group=context.task_group,
