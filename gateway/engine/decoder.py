@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.engine.processor import takes_images
+from gateway.engine.state import held_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 
 class Decoder(Protocol):
     """State of one sequence in one model; used by one thread."""
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens it was fed that it has yet to compute."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the state takes now."""
+        ...
 
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         """Append `ids` and return the logits after the last of them, of shape [vocabulary]; they
@@ -31,6 +42,14 @@ class CachedDecoder:
         self._known = _parameters(model)
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         self._length = 0
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
+    @property
+    def memory_bytes(self) -> int:
+        return held_bytes(self._cache)
 
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch
@@ -59,6 +78,10 @@ class WholePromptDecoder(CachedDecoder):
         super().__init__(model)
         self._waiting: list[int] = []
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch
 
@@ -73,6 +96,9 @@ class WholePromptDecoder(CachedDecoder):
 
 class RecomputingDecoder:
     """The plain forward pass over everything, each time: slower with every token, and right."""
+
+    waiting = 0
+    memory_bytes = 0
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -101,6 +127,8 @@ class VisionDecoder:
     given its positions.
     """
 
+    waiting = 0
+
     def __init__(self, model: Any, inputs: Mapping[str, Any] | None = None) -> None:
         """`inputs` is what the processor made beside the ids: pixels, and tensors by token. The
         ids of a prompt that has some must come in one piece."""
@@ -117,6 +145,10 @@ class VisionDecoder:
         }
         if model._supports_logits_to_keep():
             self._state["logits_to_keep"] = 1
+
+    @property
+    def memory_bytes(self) -> int:
+        return held_bytes(self._ids, self._output, self._state)
 
     def feed(self, ids: list[int], asks: bool = True) -> Tensor:
         import torch

@@ -17,7 +17,8 @@ from gateway.engine.decoder import (
     WholePromptDecoder,
     sees_images,
 )
-from gateway.engine.runner import BatchRunner, Feed, Runner, SerialRunner
+from gateway.engine.runner import BatchRunner, Feed, Runner
+from gateway.engine.serial_runner import SerialRunner
 
 if TYPE_CHECKING:
     from torch import Tensor

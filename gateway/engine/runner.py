@@ -1,11 +1,11 @@
-"""Runs sequences through a model: all of them in one forward pass, or one after the other."""
+"""Runs sequences through a model: all of them in one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gateway.engine.decoder import CachedDecoder, Decoder
+from gateway.core.errors import GatewayError
 from gateway.engine.memory import Memory, Unlimited
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ class Runner(Protocol):
         """What the sequences take now, beside the weights."""
         ...
 
+    def first_bytes(self) -> int:
+        """Return what a first short sequence takes: without that much nothing can be answered.
+
+        Computes a few tokens to learn it; to be called where no sequence is open.
+        """
+        ...
+
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         """Take memory from `memory` from now on; keep at most so many bytes of past prompts."""
         ...
@@ -53,7 +60,8 @@ class Runner(Protocol):
         """Append tokens to sequences; return the logits after each feed that asks, in their
         order, of shape [asking, vocabulary]. When it raises nothing was appended.
 
-        Raises CacheFull when the memory budget has no room for the tokens.
+        Raises CacheFull when the memory budget has no room for the tokens: it may be tried again.
+        Raises StateLost when a sequence cannot go on for want of memory.
         """
         ...
 
@@ -70,60 +78,12 @@ class Runner(Protocol):
         ...
 
 
-class SerialRunner:
-    """One forward pass for each sequence, through a decoder of its own. Works for every model."""
+class StateLost(Exception):
+    """The state of a sequence became larger than there is room for: it was dropped."""
 
-    is_batched = False
-    memory_bytes = 0
-
-    def __init__(self, model: Any, decoder: Callable[..., Decoder] = CachedDecoder) -> None:
-        self._decoder = decoder
-        self._model = model
-        # What a failed step came to for each: fed once, a decoder cannot take the same again.
-        self._outcomes: dict[Any, Tensor | Exception] = {}
-
-    def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
-        pass
-
-    def open(self, inputs: Mapping[str, Any] | None = None) -> Any:
-        return self._decoder(self._model, inputs) if inputs else self._decoder(self._model)
-
-    def release(self, place: Any) -> None:
-        self._outcomes.pop(place, None)
-
-    def run(self, feeds: Sequence[Feed]) -> Tensor:
-        import torch
-
-        for feed in feeds:
-            if feed.place not in self._outcomes:
-                self._outcomes[feed.place] = _outcome(feed)
-        outcomes = [self._outcomes[feed.place] for feed in feeds]
-        asked = []
-        for feed, outcome in zip(feeds, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-            if feed.asks:
-                asked.append(outcome)
-        for feed in feeds:
-            del self._outcomes[feed.place]
-        return torch.stack(asked) if asked else torch.empty(0, 0)
-
-    def recall(self, place: Any, caller: str, ids: list[int]) -> int:
-        return 0
-
-    def keep(self, place: Any, caller: str, ids: list[int]) -> None:
-        pass
-
-    def forget(self) -> bool:
-        return False
-
-
-def _outcome(feed: Feed) -> Tensor | Exception:
-    try:
-        logits: Tensor = feed.place.feed(feed.ids, feed.asks)
-        return logits
-    except Exception as error:  # whatever a model trips over is that one sequence's
-        return error
+    def __init__(self, reason: GatewayError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 class BatchRunner:
@@ -165,6 +125,15 @@ class BatchRunner:
         """What would be given back if there were no room for the sequences."""
         graph_bytes = self._graphs.memory_bytes if self._graphs is not None else 0
         return self._prompts.memory_bytes + graph_bytes
+
+    def first_bytes(self) -> int:
+        from gateway.engine.kv_cache import FIRST_CAPACITY
+
+        if not self._cache.token_bytes:
+            place = self.open()
+            self.run([Feed(place, [0])])
+            self.release(place)
+        return FIRST_CAPACITY * self._cache.token_bytes
 
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         from gateway.engine.prompt_cache import PromptCache

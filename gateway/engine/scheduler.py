@@ -15,7 +15,7 @@ from gateway.core.events import Event, Waiting
 from gateway.engine.bridge import LoopEvent, Outbox
 from gateway.engine.fair_queue import FairQueue
 from gateway.engine.pace import Pace, share_prefill
-from gateway.engine.runner import Feed, Runner
+from gateway.engine.runner import Feed, Runner, StateLost
 from gateway.engine.sampler import Sampled, sample
 from gateway.engine.sequence import Sequence
 
@@ -235,13 +235,14 @@ class Scheduler:
         except GatewayError as error:
             self._make_room(counts, error)
             return
-        except Exception:
+        except Exception as error:
             if len(counts) > 1:
                 logger.exception("a step failed; its sequences go on one by one")
                 self._advance_singly(counts)
                 return
             logger.exception("a sequence failed")
-            self._fail(next(iter(counts)))
+            reason = error.reason if isinstance(error, StateLost) else None
+            self._fail(next(iter(counts)), reason)
             return
         self._take(counts, logits)
 
@@ -288,11 +289,11 @@ class Scheduler:
             return
         if self._may_be_relieved():
             return
-        if len(self._active) == 1:
-            for sequence in counts:
-                self._fail(sequence, error)
+        movable = [sequence for sequence in self._active if sequence.can_start_over]
+        if len(self._active) == 1 or not movable:
+            self._fail(max(counts, key=_age), error)
             return
-        youngest = max(self._active, key=lambda sequence: sequence.admitted_at)
+        youngest = max(movable, key=_age)
         self._runner.release(youngest.place)
         youngest.place, youngest.fed = None, 0
         with self._condition:
@@ -359,3 +360,7 @@ class Scheduler:
         # Who still reads from the engine must not hold the model by it.
         del self._runner
         self.memory_bytes = 0
+
+
+def _age(sequence: Sequence) -> float:
+    return sequence.admitted_at

@@ -15,8 +15,8 @@ class Sequence:
 
     `tokens` are the prompt and the answer so far; the first `fed` of them are in the model, at
     `place`, where the runner keeps it once it is admitted. A sequence whose place is taken away
-    starts over with `fed` 0, and nothing that was said is drawn again. `inputs` go to the runner
-    with a prompt that has images.
+    starts over with `fed` 0, and nothing that was said is drawn again; one that has seen its images
+    cannot. `inputs` go to the runner with a prompt that has images.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Sequence:
         self.channel = channel
         self.tokens = list(prompt.ids)
         self.inputs = prompt.inputs
+        self._has_images = prompt.inputs is not None
         self.fed = 0
         self.place: Any = None
         self.cancelled = False
@@ -60,11 +61,16 @@ class Sequence:
     def said(self) -> int:
         return len(self.tokens) - self._prompt_tokens
 
+    @property
+    def can_start_over(self) -> bool:
+        """Whether all that it takes is still here."""
+        return self.inputs is not None or not self._has_images
+
     def advance(self, count: int) -> list[Event]:
         """Take note that `count` more tokens are in the model; tell how far the prompt is."""
         self.fed += count
         if not self.remaining:
-            # Pixels are large, and no runner that takes them takes a place away.
+            # Pixels are large: who has seen them goes on, or fails.
             self.inputs = None
         if self.remaining and not self._is_started:
             return [Waiting("prefill", fraction=round(self.fed / len(self.tokens), 3))]

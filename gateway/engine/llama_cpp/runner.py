@@ -41,6 +41,9 @@ class LlamaRunner:
         self._api = context.api
         self._free = list(range(sequences))
 
+    def first_bytes(self) -> int:
+        return 0
+
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:
         pass
 
