@@ -23,8 +23,8 @@ from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.room import EngineRoom
-from gateway.engine.runner import SerialRunner
 from gateway.engine.runtime import import_torch
+from gateway.engine.serial_runner import SerialRunner
 
 
 def load(way: str, folder: Path, device: str, room: EngineRoom) -> LoadedModel:

@@ -110,7 +110,9 @@ class ConfigReport:
 @strawberry.type(description="What loading a model would take now; null where nobody knows.")
 class LoadPlan:
     id: strawberry.ID = strawberry.field(description="The model's full name.")
-    need_bytes: Long | None = strawberry.field(description="Memory that it takes.")
+    need_bytes: Long | None = strawberry.field(
+        description="Memory that a load takes at its worst moment."
+    )
     free_bytes: Long | None = strawberry.field(description="Memory that is free for models.")
     budget_bytes: Long | None = strawberry.field(description="Memory for all models together.")
     evictions: list[strawberry.ID] = strawberry.field(

@@ -73,6 +73,7 @@ class ConfigReport(msgspec.Struct, frozen=True):
 class LoadPlan(msgspec.Struct, frozen=True):
     """What loading a model now would take: bytes, and who would have to go, in that order.
 
+    `need_bytes` must be free while it loads, for packing and the like; less is kept afterwards.
     None is unknown: a provider that keeps its own memory does not tell. `reason` is a sentence,
     there when the model does not fit now.
     """
@@ -121,6 +122,12 @@ def estimate_bytes(size_bytes: int, stored_dtype: str | None, dtype: Dtype) -> i
     """Return what weights of `size_bytes` take in another dtype; the same where that is unknown."""
     stored, wanted = _BITS.get(stored_dtype or ""), _BITS.get(dtype)
     return size_bytes * wanted // stored if stored and wanted else size_bytes
+
+
+def dtype_bytes(dtype: str | None) -> int | None:
+    """Return the bytes of one number; None for a dtype that is not known here."""
+    bits = _BITS.get(dtype or "")
+    return bits // 8 if bits else None
 
 
 def estimate_eta(elapsed_s: float, fraction: float | None, last_s: float | None) -> float | None:

@@ -165,7 +165,8 @@ class _Child:
         )
         # A load may be over before it was told of.
         self._link.post(Loading(progress.read_bytes, progress.total_bytes))
-        self._link.post(Opened(self._memory_bytes(engine), engine.is_batched, engine.recipe))
+        told = self._memory_bytes(engine), engine.first_bytes, engine.is_batched, engine.recipe
+        self._link.post(Opened(*told))
         self._tasks.start_soon(self._stop_with, engine)
 
     async def _tell_progress(self, progress: LoadProgress) -> None:

@@ -99,6 +99,7 @@ class Opened(_Message, frozen=True):
     """The model is loaded: what the gateway has to know of it."""
 
     memory_bytes: _Count
+    first_bytes: _Count
     is_batched: bool
     recipe: Recipe | None
 

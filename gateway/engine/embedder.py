@@ -65,6 +65,7 @@ class EmbeddingEngine:
     `compute` is where its batches are computed (None: in a thread of its own).
     """
 
+    first_bytes = 0
     recipe = None
 
     def __init__(

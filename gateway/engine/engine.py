@@ -34,6 +34,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def first_bytes(self) -> int:
+        """What its first short sequence takes besides; 0 where that is taken already."""
+        ...
+
+    @property
     def is_batched(self) -> bool:
         """Whether its sequences share the model's steps."""
         ...
@@ -101,6 +106,7 @@ class TransformersEngine:
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._is_batched = loaded.runner.is_batched
+        self.first_bytes = loaded.first_bytes
         self.recipe: Recipe | None = loaded.recipe
         loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
         self._scheduler = Scheduler(

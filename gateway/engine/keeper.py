@@ -65,6 +65,7 @@ class Keeper:
     ) -> None:
         """The state of the sequences there takes its bytes from `memory` here."""
         self.recipe: Recipe | None = None
+        self.first_bytes = 0
         self._spec = spec
         self._progress = progress
         self._memory = memory
@@ -248,6 +249,7 @@ class Keeper:
                 self._progress.total_bytes = message.total_bytes
             case Opened():
                 self._memory_bytes = message.memory_bytes
+                self.first_bytes = message.first_bytes
                 self._is_batched, self.recipe = message.is_batched, message.recipe
                 self._is_usable = True
                 self._opened.set()

@@ -141,25 +141,31 @@ def pack_linears(
     model: Any,
     make: Callable[[list[nn.Linear]], Product] = PackedProduct,
     compute: Compute | None = None,
+    on_packed: Callable[[int], None] = lambda size_bytes: None,
 ) -> int:
     """Replace every Linear of `model` by its product; return the bytes of the products' weights.
 
-    The plain weights are freed, but for one that something else uses (a tied embedding). Each
-    product is made in `compute` (None: here).
+    The plain weights are freed one after the other, but for one that something else uses (a tied
+    embedding); `on_packed` is told how many bytes there were of them. Each product is made in
+    `compute` (None: here).
     """
     compute = compute or Inline()
     packed_bytes = 0
-    for parent in list(model.modules()):
+    # The layers themselves are not held here: each is gone once its product is there.
+    for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
         children = {
             name: child for name, child in parent.named_children() if type(child) is nn.Linear
         }
         for names in _groups(children):
-            layers = [children[name] for name in names]
+            layers = [children.pop(name) for name in names]
+            plain_bytes = sum(layer.weight.nbytes for layer in layers)
             product = compute.run(partial(make, layers))
             shared = _Shared(product, [layer.out_features for layer in layers])
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))
+            layers.clear()
             packed_bytes += product.memory_bytes
+            on_packed(plain_bytes)
     _leave_files(model)
     return packed_bytes
 

@@ -16,6 +16,7 @@ from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.engine.compute import Compute
 from gateway.engine.decoder import sees_images
+from gateway.engine.mapped import MappedWeights
 from gateway.engine.probe import (
     UNPROVEN,
     Logits,
@@ -54,7 +55,8 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """A model in memory. `memory_bytes` is what its weights and buffers take."""
+    """A model in memory. `memory_bytes` is what its weights and buffers take, `first_bytes` what
+    one short sequence takes besides."""
 
     model: Any
     runner: Runner
@@ -65,6 +67,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     vocabulary_size: int
     context_length: int
     memory_bytes: int
+    first_bytes: int
     device: str
     dtype: str
 
@@ -89,30 +92,36 @@ def load_model(
     """
     progress = progress or LoadProgress()
     room = room or EngineRoom()
-    prepare = partial(_prepare, name, config=config, compute=room.compute)
+    mapped = MappedWeights(path)
+    prepare = partial(_prepare, name, config=config, compute=room.compute, mapped=mapped)
     require_safetensors(name, path)
     import_torch()
     device = choose_device(config.device)
     try:
-        with watched(progress, path):
-            tokenizer = room.tokenizers.load(path)
-            encoder = _load_encoder(path, tokenizer)
-            model = _load(path, config.dtype, device)
-        progress.check()
+        tokenizer = room.tokenizers.load(path)
+        encoder = _load_encoder(path, tokenizer)
+
+        def load() -> Any:
+            with watched(progress, path, mapped.have_read):
+                return _load(path, config.dtype, device)
+
         if recipe is None:
-            model, recipe, runner, extra_bytes = _find_recipe(
-                model, config, prepare, lambda: _load(path, config.dtype, device)
-            )
+            model, recipe, runner, extra_bytes = _find_recipe(config, prepare, load, mapped)
         else:
+            model = load()
             extra_bytes = prepare(model, recipe)
-            runner = build_runner(model, recipe.way)
+            runner = build_runner(model, recipe.way, mapped.have_read)
+        progress.check()
+        first_bytes = runner.first_bytes()
         progress.check()
     except GatewayError:
         raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
-    give_back_memory()  # of the weights that packed ones stand in for
+    # What others stand in for now: files, and what is freed in small parts.
+    mapped.let_go()
+    give_back_memory()
     eos_ids = _eos_ids(model, tokenizer)
     vocabulary_size = model.get_input_embeddings().num_embeddings
     return LoadedModel(
@@ -125,6 +134,7 @@ def load_model(
         vocabulary_size=vocabulary_size,
         context_length=_context_length(model, config),
         memory_bytes=tensor_bytes(model) + extra_bytes,
+        first_bytes=first_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -161,39 +171,61 @@ def _sees_images(path: Path, config: Any) -> bool:
 
 
 def _find_recipe(
-    model: Any,
     config: LoadConfig,
     prepare: Callable[[Any, Recipe], int],
-    reload: Callable[[], Any],
+    load: Callable[[], Any],
+    mapped: MappedWeights,
 ) -> tuple[Any, Recipe, Runner, int]:
     """Return the model prepared as is fastest and right, how that is, and the bytes that took.
 
     A model that says something else once its layers are packed (one that reads their weights
     itself, say) is loaded anew.
     """
+    if (found := _try_recipe(load(), config, prepare, mapped)) is None:
+        give_back_memory()  # before the other comes
+        model = load()
+        way, runner = choose_runner(model, probe_logits(model), mapped.have_read)
+        return model, Recipe(packs=False, way=way), runner, 0
+    return found
+
+
+def _try_recipe(
+    model: Any,
+    config: LoadConfig,
+    prepare: Callable[[Any, Recipe], int],
+    mapped: MappedWeights,
+) -> tuple[Any, Recipe, Runner, int] | None:
     from gateway.engine.linear import can_pack
 
     recipe = Recipe(packs=config.quantization == "none" and can_pack(model))
     # What quantized weights say is not what the others said: they are compared with themselves.
     expected = probe_logits(model) if config.quantization == "none" else None
     size = prepare(model, recipe)
-    way, runner = choose_runner(model, expected or probe_logits(model))
+    way, runner = choose_runner(model, expected or probe_logits(model), mapped.have_read)
     if recipe.packs and way in UNPROVEN and not _still_says(model, expected):
-        model, recipe, size = reload(), Recipe(packs=False), 0
-        way, runner = choose_runner(model, probe_logits(model))
+        return None
     return model, replace(recipe, way=way), runner, size
 
 
-def _prepare(name: str, model: Any, recipe: Recipe, *, config: LoadConfig, compute: Compute) -> int:
+def _prepare(
+    name: str,
+    model: Any,
+    recipe: Recipe,
+    *,
+    config: LoadConfig,
+    compute: Compute,
+    mapped: MappedWeights,
+) -> int:
     """Quantize or pack the linear layers; return the bytes of what stands for them."""
     if config.quantization != "none":
         from gateway.engine.quantization import quantize
 
-        return quantize(name, _replaceable(model), config.quantization, compute)
+        part = _replaceable(model)
+        return quantize(name, part, config.quantization, compute, mapped.have_read)
     if recipe.packs:
         from gateway.engine.linear import pack_linears
 
-        return pack_linears(_replaceable(model), compute=compute)
+        return pack_linears(_replaceable(model), compute=compute, on_packed=mapped.have_read)
     return 0
 
 

@@ -410,7 +410,7 @@ class HuggingFaceModelManager:
                 model.ref, attempt.files, attempt.config, attempt.progress, place.share
             )
             try:
-                await self._placement.settle(attempt, engine.memory_bytes)
+                await self._placement.settle(attempt, engine.memory_bytes, engine.first_bytes)
                 attempt.require_wanted()
             except BaseException:
                 with anyio.CancelScope(shield=True):

@@ -90,10 +90,9 @@ class Placement:
         Raises ModelTooLarge, NoRoom, and what `attempt.require_wanted` does.
         """
         # In the order of their coming, whichever thread is back first.
-        async with self._arrival:
-            device, budget = await self._device(attempt.config)
         model = attempt.model
-        need_bytes = model.need_bytes(attempt.files, attempt.config)
+        async with self._arrival:
+            device, budget, need_bytes = await self._survey(model, attempt.files, attempt.config)
 
         def open_place() -> bool:
             if sum(place.device == device for place in self._places) >= self._max_models:
@@ -123,19 +122,22 @@ class Placement:
             if was_told:
                 self.tell_positions()
 
-    async def settle(self, attempt: Attempt, memory_bytes: int) -> None:
-        """Make the place as large as the model was measured to be: another dtype than the files'
-        takes more, or less, than they promised. Raises ModelTooLarge, NoRoom."""
+    async def settle(self, attempt: Attempt, memory_bytes: int, first_bytes: int) -> None:
+        """Make the place as large as the model was measured to be, once there is room for a first
+        sequence besides: without it every request would be refused. Raises ModelTooLarge, NoRoom.
+        """
         place = attempt.place
         assert place is not None, "only what has a place is loaded"
-        more = memory_bytes - place.share.held_bytes
-        if more <= 0:
-            place.share.release(-more)
-            self.notify()
-            return
-        budget = self._budgets.of(place.device)
-        _require_possible(place.model, memory_bytes, budget)
-        await self._until(lambda: place.share.reserve(more), attempt, place.device, budget, more)
+        need_bytes = memory_bytes + first_bytes
+        more = need_bytes - place.share.held_bytes
+        if more > 0:
+            budget = self._budgets.of(place.device)
+            _require_possible(place.model, need_bytes, budget)
+            await self._until(
+                lambda: place.share.reserve(more), attempt, place.device, budget, more
+            )
+        place.share.release(place.share.held_bytes - memory_bytes)
+        self.notify()
 
     def leave(self, place: Place) -> None:
         """Give the place back."""
@@ -157,21 +159,20 @@ class Placement:
 
     async def plan(self, model: Model, files: LocalModel, config: LoadConfig) -> LoadPlan:
         """Return what `take` would do now."""
-        device, budget = await self._device(config)
+        device, budget, need_bytes = await self._survey(model, files, config)
         own = model.residence
         # Its own old self goes before the new one comes, and is nobody's victim.
         old = own.place if own and own.place.device == device else None
         free_bytes = budget.free_bytes + (old.share.held_bytes if old else 0)
         plan = LoadPlan(
             model.ref,
-            need_bytes=model.need_bytes(files, config),
+            need_bytes=need_bytes,
             free_bytes=free_bytes,
             budget_bytes=budget.total_bytes,
             fits=True,
         )
         if own and not own.unloading and (own.files, own.config) == (files, config):
             return replace(plan, free_bytes=budget.free_bytes, already_loaded=True)
-        need_bytes = model.need_bytes(files, config)
         shortage = replace(
             self._shortage(device, budget, need_bytes, 1, old), free_bytes=free_bytes
         )
@@ -183,12 +184,16 @@ class Placement:
         except NoRoom:
             return replace(plan, fits=False, reason=_no_room(model, shortage).message)
 
-    async def _device(self, config: LoadConfig) -> tuple[str, MemoryBudget]:
-        def choose() -> tuple[str, MemoryBudget]:
-            device = self._choose_device(config)
-            return device, self._budgets.of(device)
+    async def _survey(
+        self, model: Model, files: LocalModel, config: LoadConfig
+    ) -> tuple[str, MemoryBudget, int]:
+        """Return the device, its budget, and the bytes that a load takes there."""
 
-        return await anyio.to_thread.run_sync(choose)
+        def survey() -> tuple[str, MemoryBudget, int]:
+            device = self._choose_device(config)
+            return device, self._budgets.of(device), model.need_bytes(files, config)
+
+        return await anyio.to_thread.run_sync(survey)
 
     async def _until(
         self,

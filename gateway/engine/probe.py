@@ -56,17 +56,20 @@ Logits = list[list["Tensor"]]
 """The logits after each part of each probe."""
 
 
-def choose_runner(model: Any, expected: Logits) -> tuple[Way, Runner]:
+def choose_runner(
+    model: Any, expected: Logits, on_read: Callable[[int], None] = lambda size_bytes: None
+) -> tuple[Way, Runner]:
     """Return the fastest runner that says what is `expected` of the model by `probe_logits`.
 
-    Leaves the model set to the attention that the runner needs.
+    `on_read` is told how many bytes of weights were read to build one. Leaves the model set to the
+    attention that the runner needs.
     """
     usual = model.config._attn_implementation
     for way in _possible_ways(model):
         if model.config._attn_implementation != usual:
             model.set_attn_implementation(usual)
         try:
-            runner = build_runner(model, way)
+            runner = build_runner(model, way, on_read)
             if way in UNPROVEN or _agrees(runner, expected):
                 return way, runner
             reason = "its logits differ"
@@ -76,7 +79,9 @@ def choose_runner(model: Any, expected: Logits) -> tuple[Way, Runner]:
     raise AssertionError("recomputing is always possible")
 
 
-def build_runner(model: Any, way: Way) -> Runner:
+def build_runner(
+    model: Any, way: Way, on_read: Callable[[int], None] = lambda size_bytes: None
+) -> Runner:
     """Return the runner of a way that is known to be right for this model."""
     if way in DECODERS:
         return SerialRunner(model, DECODERS[way])
@@ -90,7 +95,7 @@ def build_runner(model: Any, way: Way) -> Runner:
     if way == "batch":
         return BatchRunner(model, kernel=kernel)
     recorder = partial(CudaRecorder, model.device) if model.device.type == "cuda" else None
-    return BatchRunner(model, Stack(model), kernel=kernel, recorder=recorder)
+    return BatchRunner(model, Stack(model, on_read), kernel=kernel, recorder=recorder)
 
 
 def probe_logits(model: Any) -> Logits:

@@ -42,7 +42,10 @@ class LoadProgress:
             raise ModelUnloaded("The load was cancelled.")
 
     def over(
-        self, parameters: Iterable[tuple[str, Any]], sizes: dict[str, int]
+        self,
+        parameters: Iterable[tuple[str, Any]],
+        sizes: dict[str, int],
+        on_read: Callable[[int], None] = lambda size_bytes: None,
     ) -> Iterator[tuple[str, Any]]:
         """Yield the parameters and count their bytes; one that the files name otherwise counts as
         much as the others do on average."""
@@ -54,19 +57,26 @@ class LoadProgress:
             self.check()
             yield name, mapping
             self.read_bytes += sizes.get(name, usual)
+            on_read(sizes.get(name, usual))
 
 
 @contextmanager
-def watched(progress: LoadProgress, folder: Path) -> Iterator[None]:
-    """Report to `progress` what transformers loads meanwhile. One load at a time: the hook is the
-    library's own, and there is one for the whole process."""
+def watched(
+    progress: LoadProgress,
+    folder: Path,
+    on_read: Callable[[int], None] = lambda size_bytes: None,
+) -> Iterator[None]:
+    """Report to `progress`, and to `on_read`, what transformers loads meanwhile.
+
+    One load at a time: the hook is the library's own, and there is one for the whole process.
+    """
     from transformers.utils import logging
 
     sizes = read_tensor_sizes(folder)
 
     def hook(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if options.get("desc") == _BAR and args:
-            return progress.over(args[0], sizes)
+            return progress.over(args[0], sizes, on_read)
         return bar(*args, **options)
 
     previous = logging.set_tqdm_hook(hook)

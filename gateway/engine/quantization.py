@@ -7,7 +7,7 @@ are probed before they are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ GROUP = 32
 """Inputs that share a scale in 4 bits."""
 _ROWS = 16
 """The 4 bit operator takes outputs in multiples of so many."""
+_SLAB = 2**20
+"""Numbers that are quantized at once."""
 
 
 class Int8Product:
@@ -32,9 +34,13 @@ class Int8Product:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         weight = joint_weight(layers)
-        scales = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-        self._weight = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self._scales = scales.to(weight.dtype)
+        self._weight = torch.empty_like(weight, dtype=torch.int8)
+        self._scales = weight.new_empty(len(weight))
+        for rows in _slabs(weight):
+            part = weight[rows].float()
+            scales = (part.abs().amax(1) / 127).clamp(min=1e-12)
+            self._weight[rows] = (part / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+            self._scales[rows] = scales
         self._bias = joint_bias(layers)
         self.memory_bytes = self._weight.nbytes + self._scales.nbytes
 
@@ -49,13 +55,16 @@ class Int4Product:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         weight = joint_weight(layers)
-        grouped = weight.float().view(len(weight), -1, GROUP)
-        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-        scales = ((high - low) / 15).clamp(min=1e-12)
-        # The operator reads 0 to 15 as -8 to 7 around the middle.
-        numbers = ((grouped - low) / scales).round().clamp(0, 15).to(torch.int32).flatten(1)
-        pairs = torch.stack([scales[..., 0], (low + 8 * scales)[..., 0]], -1)
-        self._pairs = pairs.transpose(0, 1).contiguous().to(weight.dtype)
+        numbers = torch.empty_like(weight, dtype=torch.int32)
+        pairs = weight.new_empty(len(weight), weight.shape[1] // GROUP, 2)
+        for rows in _slabs(weight):
+            grouped = weight[rows].float().view(-1, weight.shape[1] // GROUP, GROUP)
+            low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+            scales = ((high - low) / 15).clamp(min=1e-12)
+            numbers[rows] = ((grouped - low) / scales).round().clamp(0, 15).int().flatten(1)
+            # The operator reads 0 to 15 as -8 to 7 around the middle.
+            pairs[rows] = torch.cat([scales, low + 8 * scales], -1).to(weight.dtype)
+        self._pairs = pairs.transpose(0, 1).contiguous()
         self._weight = torch._convert_weight_to_int4pack_for_cpu(numbers, 1)
         self._bias = joint_bias(layers)
         self.memory_bytes = self._weight.nbytes + self._pairs.nbytes
@@ -67,9 +76,13 @@ class Int4Product:
 
 
 def quantize(
-    name: str, model: Any, quantization: Quantization, compute: Compute | None = None
+    name: str,
+    model: Any,
+    quantization: Quantization,
+    compute: Compute | None = None,
+    on_packed: Callable[[int], None] = lambda size_bytes: None,
 ) -> int:
-    """Replace every Linear of `model`; return the bytes of the new weights.
+    """Replace every Linear of `model`; return the bytes of the new weights. See `pack_linears`.
 
     The output layer keeps 8 bits where the others get 4, as does a layer whose sizes the 4 bit
     operator does not take. Raises ModelLoadFailed where the model is not on a CPU that can.
@@ -80,7 +93,7 @@ def quantize(
             hint="8 and 4 bit weights are for the CPU; GGUF files are quantized as they are.",
         )
     head = model.get_output_embeddings()
-    return pack_linears(model, _maker(quantization, head), compute)
+    return pack_linears(model, _maker(quantization, head), compute, on_packed)
 
 
 def _maker(quantization: Quantization, head: Any) -> Callable[[list[nn.Linear]], Product]:
@@ -92,6 +105,13 @@ def _maker(quantization: Quantization, head: Any) -> Callable[[list[nn.Linear]],
         return Int8Product(layers)
 
     return make
+
+
+def _slabs(weight: Tensor) -> Iterator[slice]:
+    """Yield the rows in parts: in between their numbers take several times as much as before."""
+    step = max(1, _SLAB // weight.shape[1])
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
 
 
 def _works(dtype: torch.dtype) -> bool:

@@ -12,7 +12,6 @@ from gateway.core.loading import (
     LoadConfig,
     ModelConfig,
     ModelStatus,
-    estimate_bytes,
     estimate_eta,
 )
 from gateway.core.models import LocalModel, ModelStateChange, Resident
@@ -21,6 +20,7 @@ from gateway.core.ports import ModelObserver
 from gateway.core.states import ModelState, require_transition
 from gateway.engine.budget import Share
 from gateway.engine.engine import Engine
+from gateway.engine.needs import estimate_load
 from gateway.engine.progress import LoadProgress
 
 
@@ -176,10 +176,10 @@ class Model:
         return last.is_batched if last else None
 
     def need_bytes(self, files: LocalModel, config: LoadConfig) -> int:
-        """Return what a load takes: measured where it was done before, else by its files."""
-        if last := self._last_load_of(files, config):
-            return last.memory_bytes
-        return estimate_bytes(files.size_bytes, files.card.dtype, config.dtype)
+        """Return what must be free for a load: what its files tell, and no less than what one was
+        measured to take. Blocking."""
+        last = self._last_load_of(files, config)
+        return max(estimate_load(files, config), last.memory_bytes if last else 0)
 
     def status(self, now: float) -> ModelStatus:
         residence, attempt = self.residence, self.attempt

@@ -131,7 +131,8 @@ class BatchRunner:
 
         if not self._cache.token_bytes:
             place = self.open()
-            self.run([Feed(place, [0])])
+            # Two, which no recorded step is made for.
+            self.run([Feed(place, [0, 0])])
             self.release(place)
         return FIRST_CAPACITY * self._cache.token_bytes
 

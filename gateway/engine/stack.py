@@ -8,6 +8,7 @@ says the same is found out by `probe.choose_runner` before it is used. Figures: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,14 +33,22 @@ class UnknownLayout(Exception):
 class Stack:
     """The layers of one model. Shares the weights of `model`, whose own forward still works."""
 
-    def __init__(self, model: Any) -> None:
-        """Raises UnknownLayout, or TypeError or AttributeError for parts that are not there."""
+    def __init__(
+        self, model: Any, on_read: Callable[[int], None] = lambda size_bytes: None
+    ) -> None:
+        """`on_read` is told how many bytes of weights were read to join them.
+
+        Raises UnknownLayout, or TypeError or AttributeError for parts that are not there.
+        """
         config, base = model.config, model.model
         if config.model_type not in FAMILIES:
             raise UnknownLayout(config.model_type)
         self._embed = base.embed_tokens
         self._rotary = base.rotary_emb
-        self._layers = [_Layer(layer, config) for layer in base.layers]
+        self._layers = []
+        for layer in base.layers:
+            self._layers.append(_Layer(layer, config))
+            on_read(sum(weight.nbytes for weight in layer.parameters()))
         self._norm = _Norm(base.norm)
         self._head = joint_product([model.lm_head])
 

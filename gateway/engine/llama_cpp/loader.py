@@ -109,6 +109,7 @@ def _load(
         vocabulary_size=model.vocabulary_size,
         context_length=room.context_length,
         memory_bytes=model.memory_bytes + context.memory_bytes,
+        first_bytes=0,
         device="gpu" if offload else "cpu",
         dtype=header.quantization or "unknown",
     )

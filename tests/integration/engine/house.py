@@ -17,6 +17,7 @@ from gateway.core.states import ModelState
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.needs import estimate_load
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from tests.hand_clock import HandClock
@@ -73,6 +74,11 @@ class House:
     @property
     def resident(self) -> set[ModelRef]:
         return {resident.ref for resident in self.manager.residents()}
+
+    @property
+    def need_bytes(self) -> int:
+        """What must be free for a load of the files."""
+        return estimate_load(self.files, LoadConfig())
 
     @property
     def used_bytes(self) -> int:

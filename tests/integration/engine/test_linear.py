@@ -71,7 +71,7 @@ def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None
 def test_a_model_that_cannot_be_packed_runs_as_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_it(model: Any) -> int:
+    def break_it(model: Any, **options: Any) -> int:
         model.lm_head = nn.Identity()
         return 1
 

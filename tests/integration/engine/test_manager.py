@@ -100,7 +100,8 @@ async def test_the_least_recently_used_model_makes_room(open_house) -> None:
 
 
 async def test_bytes_make_room_too(open_house, llama: LoadedModel) -> None:
-    async with open_house(max_models=9, budget=2 * llama.memory_bytes + 50_000) as house:
+    async with open_house(max_models=9) as house:
+        house.budgets.of("cpu").total_bytes = llama.memory_bytes + house.need_bytes
         for ref in (A, B, C):
             await house.use(ref)
         assert {resident.ref for resident in house.manager.residents()} == {B, C}

@@ -1,0 +1,48 @@
+"""Loads a model in a process of its own and prints the most memory that it took meanwhile.
+
+python -m tests.integration.engine.load_peak_child WARM FOLDER DTYPE QUANTIZATION
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+from gateway.core.cards import ModelCard
+from gateway.core.loading import LoadConfig
+from gateway.core.models import LocalModel
+from gateway.engine.loader import load_model
+from gateway.engine.needs import estimate_load
+from gateway.engine.runtime import give_back_memory
+
+
+def resident_bytes(which: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
+
+
+def main(warm: Path, folder: Path, config: LoadConfig) -> None:
+    # What torch and transformers take once and for all is no model's.
+    load_model("warm", warm, config)
+    give_back_memory()
+    before = resident_bytes("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    loaded = load_model("model", folder, config)
+    peak = resident_bytes("VmHWM:") - before
+    gc.collect()
+    kept = resident_bytes("VmRSS:") - before
+    dtype = json.loads((folder / "config.json").read_text())["dtype"]
+    size = (folder / "model.safetensors").stat().st_size
+    files = LocalModel("model", str(folder), size, card=ModelCard(dtype=dtype))
+    report = {
+        "peak": peak,
+        "kept": kept,
+        "counted": loaded.memory_bytes,
+        "estimated": estimate_load(files, config),
+    }
+    sys.stdout.write(json.dumps(report))
+
+
+if __name__ == "__main__":
+    warm, folder, dtype, quantization = sys.argv[1:]
+    main(Path(warm), Path(folder), LoadConfig("cpu", dtype, quantization))  # type: ignore[arg-type]
