@@ -135,6 +135,25 @@ async def test_what_was_measured_counts_not_what_was_promised(
         assert not [thread for thread in threading.enumerate() if thread.name == f"engine {A}"]
 
 
+async def test_a_model_without_room_for_one_short_sequence_is_refused(
+    open_house, llama: LoadedModel
+) -> None:
+    enough = llama.memory_bytes + llama.first_bytes
+    async with open_house(budget=enough - 1) as house:
+        with pytest.raises(ModelTooLarge):
+            await house.use(A)
+        assert house.loads == []
+        # Where the files do not tell, it shows once it is loaded.
+        house.files = LocalModel("tiny", house.files.path, size_bytes=1)
+        with pytest.raises(ModelTooLarge, match=f"needs {enough} bytes.*{enough - 1} bytes"):
+            await house.use(A)
+        assert house.loads == [A]
+        assert house.used_bytes == 0
+        house.budgets.of("cpu").total_bytes = enough
+        assert await house.use(A)
+        assert house.used_bytes == llama.memory_bytes
+
+
 async def test_a_failed_load_tells_every_waiter_and_may_be_tried_again(
     open_house, tmp_path: Path
 ) -> None:

@@ -122,8 +122,8 @@ TO_CHILD = [
 ]
 FROM_CHILD = [
     Loading(5, 9),
-    Opened(2**40, True, Recipe(packs=True, way="stack")),
-    Opened(2**40, False, None),
+    Opened(2**40, 7, True, Recipe(packs=True, way="stack")),
+    Opened(2**40, 7, False, None),
     Embedded(2, Embeddings(REF, (b"\x00\xff", b""), Usage(3))),
     Need(3, 2**40, True),
     Returned(2**40),
