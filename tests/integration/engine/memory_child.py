@@ -1,6 +1,6 @@
-"""Loads and unloads models in a process of its own and prints its memory after each unload.
+"""Loads, uses and unloads models in a process of its own; prints its memory after each step.
 
-python -m tests.integration.engine.memory_child LOADS FOLDER [FOLDER ...]
+python -m tests.integration.engine.memory_child CYCLES FOLDER [FOLDER ...]
 """
 
 import json
@@ -17,6 +17,7 @@ from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
+from gateway.engine.loader import Recipe
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
@@ -28,35 +29,57 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def open_here(
-    ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
-) -> Engine:
-    spec = EngineSpec(ref, files, config, max_active=2, max_queue=2)
-    return await open_engine(spec, progress, share)
+class Opener:
+    """Opens models as the service does: a second load need not find out anything again."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[ModelRef, Recipe | None] = {}
+
+    async def open(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        config: LoadConfig,
+        progress: LoadProgress,
+        share: Share,
+    ) -> Engine:
+        recipe = self._recipes.get(ref)
+        spec = EngineSpec(ref, files, config, max_active=2, max_queue=2, recipe=recipe)
+        engine = await open_engine(spec, progress, share)
+        self._recipes[ref] = engine.recipe
+        return engine
 
 
-async def main(loads: int, folders: list[Path]) -> None:
+async def use(manager: HuggingFaceModelManager, ref: ModelRef, files: LocalModel) -> int:
+    """Stream two answers side by side; return the memory of the process meanwhile."""
+    async with manager.lease(ref, files) as engine:
+        async with anyio.create_task_group() as tasks:
+            for words in (1, 40):
+                request = ask("a " * words, max_tokens=4)
+                tasks.start_soon(collect, engine.stream(request))
+        return resident_bytes()
+
+
+async def main(cycles: int, folders: list[Path]) -> None:
     loaded_bytes: list[int] = []
     unloaded_bytes: list[int] = []
+    budgets = DeviceBudgets(lambda device: 10**9)
     async with anyio.create_task_group() as tasks:
         manager = HuggingFaceModelManager(
-            open=open_here,
+            open=Opener().open,
             choose_device=lambda config: "cpu",
-            budgets=DeviceBudgets(lambda device: 10**9),
+            budgets=budgets,
             task_group=tasks,
             observe=lambda change: None,
             max_models=1,
         )
-        for number in range(loads):
-            folder = folders[number % len(folders)]
+        for folder in folders * cycles:
             size = (folder / "model.safetensors").stat().st_size
             files = LocalModel(folder.name, str(folder), size)
             ref = ModelRef("huggingface", folder.name)
-            async with manager.lease(ref, files) as engine:
-                await collect(engine.stream(ask(max_tokens=2)))
-            del engine
-            loaded_bytes.append(resident_bytes())
+            loaded_bytes.append(await use(manager, ref, files))
             await manager.unload(ref)
+            assert budgets.of("cpu").used_bytes == 0
             unloaded_bytes.append(resident_bytes())
         await manager.aclose()
     report = {"loaded": loaded_bytes, "unloaded": unloaded_bytes, "seconds": time.process_time()}

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from tests.tiny_models import build_model
 
-LOADS = 102
+CYCLES = 100
 MODELS = 3
 MAX_GROWTH = 0.05
 
@@ -30,11 +31,11 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.timeout(400)
-def test_memory_comes_back_after_a_hundred_loads_of_three_models(folders: list[Path]) -> None:
+def test_memory_comes_back_after_a_hundred_cycles_of_three_models(folders: list[Path]) -> None:
     sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
     assert max(sizes) > 30_000_000
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.engine.memory_child", str(LOADS), *folders],
+        [sys.executable, "-m", "tests.integration.engine.memory_child", str(CYCLES), *folders],
         capture_output=True,
         text=True,
         timeout=380,
@@ -43,8 +44,12 @@ def test_memory_comes_back_after_a_hundred_loads_of_three_models(folders: list[P
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     unloaded = report["unloaded"]
+    assert len(unloaded) == CYCLES * MODELS
     after_first = unloaded[MODELS - 1]
-    assert max(unloaded[MODELS:]) <= after_first * (1 + MAX_GROWTH)
+    # In the end, as single readings catch threads and arenas that have yet to go: a leak of a
+    # hundredth of each load would be a fifth of the process by then.
+    assert median(unloaded[-10 * MODELS :]) <= after_first * (1 + MAX_GROWTH)
+    assert max(unloaded) < after_first + max(sizes)
     # The largest is seen to come, so it would be seen to stay.
     largest = MODELS - 1
     assert report["loaded"][largest] - unloaded[largest] > sizes[largest] * 0.7
