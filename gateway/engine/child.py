@@ -14,11 +14,13 @@ import socket
 import sys
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 from anyio.abc import TaskGroup, UNIXSocketStream
 
-from gateway.core.errors import EngineFailed, GatewayError, Internal
+from gateway.core.errors import EngineFailed, GatewayError, Internal, ModelLoadFailed
+from gateway.core.names import ModelRef
 from gateway.engine.child_wire import (
     BEAT_S,
     EXIT_OUT_OF_MEMORY,
@@ -50,6 +52,7 @@ from gateway.engine.loader import choose_device
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from gateway.engine.room import EngineRoom
+from gateway.engine.runtime import import_torch
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +128,14 @@ class _Child:
         """Say that the process is well, as long as somebody reads it."""
         while True:
             await anyio.sleep(BEAT_S)
-            if self._engine is not None and self._link.is_idle:
-                self._link.post(Beat(self._memory_bytes(self._engine)))
+            if self._link.is_idle:
+                self._link.post(Beat(self._memory_bytes(self._engine) if self._engine else 0))
 
     def _obey(self, message: ToChild) -> None:
         match message:
             case Open():
                 logging.getLogger().setLevel(message.log_level)
-                _limit_memory(message.memory_limit_bytes)
-                self._tasks.start_soon(self._open, message.spec)
+                self._tasks.start_soon(self._open, message.spec, message.memory_limit_bytes)
             case Ask() | AskVectors():
                 self._answers[message.id] = _Answer()
                 self._tasks.start_soon(self._answer, message, self._answers[message.id])
@@ -145,19 +147,25 @@ class _Child:
             case Cancel() if message.id in self._answers:
                 self._answers[message.id].scope.cancel()
 
-    async def _open(self, spec: EngineSpec) -> None:
+    async def _open(self, spec: EngineSpec, limit_bytes: int) -> None:
         """Load the model; without one this process is of no use, so it ends."""
         progress = LoadProgress()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tell_progress, progress)
             try:
-                await self._load(spec, progress)
+                await self._load(spec, limit_bytes, progress)
             except GatewayError as error:
+                if isinstance(error.__cause__, MemoryError):
+                    # Whatever needs memory to be tidy may fail at it, or go round in circles.
+                    _exit(EXIT_OUT_OF_MEMORY)
                 self._link.post(Refused(to_fault(error)))
                 self._listening.cancel()
             tasks.cancel_scope.cancel()
 
-    async def _load(self, spec: EngineSpec, progress: LoadProgress) -> None:
+    async def _load(self, spec: EngineSpec, limit_bytes: int, progress: LoadProgress) -> None:
+        # Libraries that have no memory while they are imported hang rather than say so.
+        await anyio.to_thread.run_sync(import_torch)
+        _limit_memory(spec.ref, limit_bytes)
         device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
         self._is_in_ram = device == "cpu"
         engine = self._engine = await open_engine(
@@ -251,8 +259,13 @@ def main() -> None:
         status = status or 1
     if status:
         # The gateway waits to learn it: torch may take a second to be taken down.
-        logging.shutdown()
-        os._exit(status)
+        _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process now, with what was logged."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def _die_with_the_gateway() -> None:
@@ -263,10 +276,29 @@ def _die_with_the_gateway() -> None:
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
-def _limit_memory(limit_bytes: int) -> None:
-    """Bound the memory that is this process's own: files that are only read do not count."""
+def _limit_memory(ref: ModelRef, limit_bytes: int) -> None:
+    """Bound the memory that is this process's own: files that are only read do not count.
+
+    Raises ModelLoadFailed where the libraries alone have taken more.
+    """
     if limit_bytes:
+        taken_bytes = _data_bytes()
+        if taken_bytes >= limit_bytes:
+            raise ModelLoadFailed(
+                f"The process of {ref} may have {limit_bytes} bytes for itself; the libraries that "
+                f"run models take {taken_bytes} of them before any model is there.",
+                hint="Raise GATEWAY_HF_CHILD_MEMORY_BYTES.",
+            )
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def _data_bytes() -> int:
+    """Return what counts against the limit now; 0 where the kernel does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 def _resident_bytes() -> int:

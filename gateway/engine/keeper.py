@@ -51,6 +51,8 @@ EXIT_S = 0.5
 LAST_WORDS_S = 0.3
 SILENT_BEATS = 30
 """Beats that a loaded child may miss (it may hang, or be stopped) before it is taken for dead."""
+LOADING_BEATS = 90
+"""The same while it loads: it may have to start on a busy machine, and import torch."""
 
 
 class Keeper:
@@ -222,6 +224,8 @@ class Keeper:
                         self._take(message)
                         if isinstance(message, Opened):
                             task_status.started()
+                    if self._refusal is not None:
+                        break  # a child without a model is of no use, and may be in no state to end
             except WireError as error:
                 self._condemn(f"cannot be understood ({error})")
             await self._learn_end(process, log)
@@ -269,12 +273,15 @@ class Keeper:
             raise WireError(f"an answer to request {answer_id}, which was not asked") from None
 
     async def _watch(self) -> None:
-        """End a loaded child that is silent for too long. Our own pauses cost it one beat each."""
-        await self._opened.wait()
-        while self._silent_beats < SILENT_BEATS:
+        """End a child that is silent for too long. Our own pauses cost it one beat each."""
+        while self._silent_beats < self._patience_beats:
             await anyio.sleep(BEAT_S)
             self._silent_beats += 1
-        self._condemn(f"did not answer for {SILENT_BEATS * BEAT_S:g} s")
+        self._condemn(f"did not answer for {self._patience_beats * BEAT_S:g} s")
+
+    @property
+    def _patience_beats(self) -> int:
+        return SILENT_BEATS if self._opened.is_set() else LOADING_BEATS
 
     async def _learn_end(self, process: Process, log: ChildLog) -> None:
         """Give the readers the reason why nothing more will come."""

@@ -19,11 +19,12 @@ gpu_recording = threading.Lock()
 def import_torch() -> None:
     """Import torch and transformers; takes seconds the first time, so call it off the loop.
 
-    OpenMP's idle threads spin by default, which starves the event loop on a busy machine; the
-    limit is read once, when torch's OpenMP runtime starts.
+    OpenMP's threads wait awake between operators, which is good for nothing but harm where others
+    want the processor too: how long is read once, when torch's OpenMP runtime starts. 2,000 turns
+    cost some 5 % where nobody else does; figures in bench/README.md.
     """
     with _lock:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         is_first = "transformers" not in sys.modules
         import torch
