@@ -100,7 +100,7 @@ async def test_a_child_whose_engine_dies_ends_before_anybody_asks_it(llama_folde
         anyio.create_task_group() as tasks,
     ):
         child = _Child(Link(stream, decode_to_child), tasks)
-        await child._load(spec, LoadProgress())
+        await child._load(spec, 0, LoadProgress())
         tasks.start_soon(child.listen)
         await anyio.wait_all_tasks_blocked()
         kill(child._engine)
