@@ -25,6 +25,7 @@ from gateway.engine import scheduler
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.runner import BatchRunner
+from gateway.engine.serial_runner import SerialRunner
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers
@@ -226,11 +227,16 @@ async def weather_a_storm(
     monkeypatch.setattr(scheduler, "RELIEF_S", 0.01)
     weather = Weather(seed)
     monkeypatch.setattr(engine_module, "CHANNEL_EVENTS", 4)
-    owner, name, room = loaded.model, "forward", 0
+    # Less than two of the longest sequences need.
+    tokens = CONTEXT * 3 // 2
     if isinstance(loaded.runner, BatchRunner):
-        # Less than two of the longest sequences need.
-        room = CONTEXT * 3 // 2 * loaded.runner._cache.token_bytes
+        room = tokens * loaded.runner._cache.token_bytes
         owner, name = loaded.runner, "_forward"
+    else:
+        assert isinstance(loaded.runner, SerialRunner)
+        growth = loaded.runner._learn()
+        room = tokens * growth.token_bytes + 3 * growth.fixed_bytes
+        owner, name = loaded.model, "forward"
     memory = FickleLedger(weather, room)
     monkeypatch.setattr(owner, name, breaking(getattr(owner, name), weather))
     async with start_engine(

@@ -11,6 +11,7 @@ import pytest
 from tests.tiny_models import build_model
 
 CYCLES = 100
+"""Loads of each model."""
 MODELS = 3
 MAX_GROWTH = 0.05
 
@@ -45,12 +46,10 @@ def test_memory_comes_back_after_a_hundred_cycles_of_three_models(folders: list[
     report = json.loads(done.stdout)
     unloaded = report["unloaded"]
     assert len(unloaded) == CYCLES * MODELS
-    # The first cycle finds out how the models run, the second goes the way of all others.
-    warm = unloaded[2 * MODELS - 1]
-    # In the end, as single readings catch threads and arenas that have yet to go: a leak of a
-    # hundredth of each load would be a fifth of the process by then.
-    assert median(unloaded[-10 * MODELS :]) <= warm * (1 + MAX_GROWTH)
-    assert max(unloaded) < warm + max(sizes)
+    first = unloaded[MODELS - 1]
+    # Single readings catch threads that have yet to go.
+    assert median(unloaded[-10 * MODELS :]) <= first * (1 + MAX_GROWTH)
+    assert max(unloaded) < first + max(sizes)
     # The largest is seen to come, so it would be seen to stay.
     largest = MODELS - 1
     assert report["loaded"][largest] - unloaded[largest] > sizes[largest] * 0.7
