@@ -34,10 +34,9 @@ class Gateway(msgspec.Struct, frozen=True):
     provider_states: ProviderStore
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new work, end the subscriptions at once and the streams after `grace_s`."""
+        """Refuse new work, end the subscriptions at once; let what else runs finish for
+        `grace_s`, then end it."""
         self.feed.close()
-        await self.streams.drain(grace_s)
-        """Refuse new work, let what runs finish for `grace_s`, then end it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.streams.drain, grace_s)
             tasks.start_soon(self.embeddings.drain, grace_s)

@@ -1,6 +1,7 @@
 """Draining: open streams get their end, new work is refused in each face's form."""
 
 import anyio
+import anyio.lowlevel
 
 from gateway.core.events import Started, TextDelta
 from gateway.core.states import StreamEnd
@@ -100,3 +101,16 @@ async def test_too_many_streams_are_refused_with_a_status() -> None:
     assert second.status_code == whole.status_code == 503
     assert second.json()["error"]["code"] == whole.json()["error"]["code"] == "overloaded"
     assert second.headers["retry-after"] == "1"
+
+
+async def test_streams_and_embeddings_share_one_grace() -> None:
+    provider = ScriptedProvider([Started(ECHO), anyio.Event()])
+    async with (
+        serving(provider) as served,
+        served.client.stream("POST", NATIVE, json=HELLO),
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(served.gateway.drain, 3600)
+        while not (served.gateway.streams.draining and served.gateway.embeddings.draining):
+            await anyio.lowlevel.checkpoint()
+        await served.gateway.drain(0)
