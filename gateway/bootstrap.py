@@ -1,6 +1,7 @@
 """Builds the gateway from its settings, serves it and takes it down. The one who knows all."""
 
 import logging
+import secrets
 import socket
 import sys
 import time
@@ -27,7 +28,8 @@ from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
-from gateway.services.streams import StreamService
+from gateway.services.stream_tokens import StreamTokens
+from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.store import migrate
@@ -112,8 +114,8 @@ def _assemble(
         recorder,
         tasks,
         node=node,
-        max_streams=settings.max_streams,
-        buffer_events=settings.stream_buffer_events,
+        limits=choose_limits(settings),
+        tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
     )
     gateway = Gateway(
         node=node,

@@ -38,6 +38,8 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.AmbiguousModel: _Kind(400),
     errors.StreamNotFound: _Kind(404),
     errors.StreamCancelled: _Kind(409, True, "Somebody else ended it; asking again starts anew."),
+    errors.StreamTakenOver: _Kind(409, hint="A stream has one reader: the newest."),
+    errors.StreamGap: _Kind(410, hint="Read with a later Last-Event-ID, or ask anew."),
     errors.ForeignOrigin: _Kind(
         403, hint="The operator can allow the page's origin in GATEWAY_CORS_ORIGINS."
     ),

@@ -8,8 +8,10 @@ GatewayError
 │   └── ContextLengthExceeded the prompt does not fit the model's context
 ├── ModelNotFound             nobody has a model of that name
 ├── AmbiguousModel            several have; the full names are listed
-├── StreamNotFound            no such stream
+├── StreamNotFound            the caller has no such stream
 ├── StreamCancelled           somebody else ended the stream under its reader
+├── StreamTakenOver           a newer reader goes on with the stream
+├── StreamGap                 the events that would come next are no longer kept
 ├── ForeignOrigin             a web page of another origin, which is not allowed
 ├── Overloaded                a bounded queue is full: try again
 ├── NoRoom                    every resident model is in use: try again
@@ -115,6 +117,14 @@ class StreamNotFound(GatewayError):
 
 class StreamCancelled(GatewayError):
     code = "stream_cancelled"
+
+
+class StreamTakenOver(GatewayError):
+    code = "stream_taken_over"
+
+
+class StreamGap(GatewayError):
+    code = "stream_gap"
 
 
 class ForeignOrigin(GatewayError):

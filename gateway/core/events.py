@@ -131,8 +131,8 @@ class Generation(msgspec.Struct, frozen=True):
 async def collect(events: AsyncIterable[Event]) -> Generation:
     """Read a stream to its end and return the answer it made.
 
-    Raises what the stream raises, and StreamCancelled for one that ends without its end: somebody
-    else cancelled it.
+    Raises what the stream raises, and StreamCancelled for one that was cancelled, or that ends
+    without its end: somebody else did that.
     """
     text: list[str] = []
     reasoning: list[str] = []
@@ -157,7 +157,7 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
                 finished = event
             case Routed() | Waiting():
                 pass
-    if finished is None:
+    if finished is None or finished.reason == "cancelled":
         raise StreamCancelled("The stream was cancelled before its answer was complete.")
     assert ref is not None, "a stream broke its grammar: an end and no start"
     return Generation(

@@ -21,7 +21,9 @@ from gateway.http.middleware import (
 )
 from gateway.http.models import ModelsFace
 from gateway.http.openai import OpenAIFace
+from gateway.http.sse import STREAM_ID
 from gateway.http.stream import NativeFace
+from gateway.http.streams import StreamsFace
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
 
@@ -42,6 +44,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
     routes: list[BaseRoute] = [
         *HealthFace(gateway).routes(),
         *NativeFace(gateway, settings).routes(),
+        *StreamsFace(gateway, settings).routes(),
         *ModelsFace(gateway).routes(),
         *ControlFace(gateway, settings).routes(),
         *OpenAIFace(gateway, settings).routes(),
@@ -68,7 +71,7 @@ def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
                 allow_origins=settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=[REQUEST_ID, "Retry-After"],
+                expose_headers=[REQUEST_ID, STREAM_ID, "Retry-After"],
             )
         )
     stack.append(Middleware(UnexpectedErrors))

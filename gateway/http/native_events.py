@@ -23,30 +23,31 @@ from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
 from gateway.http.logprobs import describe_logprobs
 from gateway.problems import Problem
-from gateway.services.streams import LiveStream
+from gateway.services.live import LiveStream
 
 RETRY_MS = 3000
 
 
 class NativeEvents:
-    """Encodes one stream."""
+    """Encodes one stream, from the event after number `after`; the same event has the same bytes
+    whenever it is encoded."""
 
     preamble = b"retry: %d\n\n" % RETRY_MS
 
-    def __init__(self, live: LiveStream) -> None:
+    def __init__(self, live: LiveStream, after: int = 0) -> None:
         self._live = live
-        self._id = 0
-        self._is_finished = False
+        self._id = after
 
     def encode(self, events: Sequence[Event]) -> bytes:
         return b"".join([self._encode(event) for event in events])
 
-    def fail(self, problem: Problem) -> bytes:
-        # Not `error`: that is EventSource's own event for a lost connection.
-        return self._frame(b"failed", native_error(problem))
-
-    def end(self) -> bytes:
-        return b"" if self._is_finished else self._finish("cancelled", self._live.tally.usage)
+    def fail(self, problem: Problem, *, is_end: bool) -> bytes:
+        # Not `error`: that is EventSource's own event for a lost connection. One that ends the
+        # reading alone has no number: after it, another reader goes on with the stream.
+        data = {**native_error(problem), "request_id": self._live.opened.request_id}
+        if is_end:
+            return self._frame(b"failed", data)
+        return b"event: failed\ndata: %b\n\n" % encode_json(data)
 
     def _encode(self, event: Event) -> bytes:
         match event:
@@ -67,7 +68,7 @@ class NativeEvents:
             case Finished():
                 return self._finish(event.reason, event.usage)
             case Routed():
-                return b""
+                raise AssertionError("what is not shown has no number")
 
     def _delta(self, data: dict[str, Any], logprobs: Sequence[TokenLogprob]) -> bytes:
         if logprobs:
@@ -82,7 +83,6 @@ class NativeEvents:
         }
 
     def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
-        self._is_finished = True
         timings = round_timings(self._live.timings)
         data = {"reason": reason, "usage": usage, "timings": timings}
         return self._frame(b"finished", data)

@@ -28,7 +28,7 @@ from gateway.http.openai_wire import Completion, parse_chat, parse_completion
 from gateway.http.sse import StreamReply
 from gateway.services.catalog import Listing
 from gateway.services.gateway import Gateway
-from gateway.services.streams import LiveStream
+from gateway.services.live import LiveStream
 from gateway.settings import Settings
 
 
@@ -87,9 +87,9 @@ class OpenAIFace:
         if wanted.is_stream:
             make = partial(chunks, includes_usage=wanted.includes_usage)
             return StreamReply(open_stream, make, self._settings)
-        async with open_stream() as live:
-            answer = await unless_disconnected(request.receive, partial(collect, live))
-            return json_response(describe_whole(live, answer))
+        async with open_stream() as reader:
+            answer = await unless_disconnected(request.receive, partial(collect, reader))
+            return json_response(describe_whole(reader.stream, answer))
 
     def _find(self, name: str, listing: Listing) -> ModelInfo:
         """Return the model that `name` means.

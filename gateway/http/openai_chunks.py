@@ -28,7 +28,7 @@ from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
 from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
 from gateway.problems import Problem
-from gateway.services.streams import LiveStream
+from gateway.services.live import LiveStream
 
 DONE = b"data: [DONE]\n\n"
 
@@ -54,16 +54,12 @@ class _Chunks(ABC):
         self._includes_usage = includes_usage
         self._created = int(time.time())
         self._model = ""
-        self._is_finished = False
 
     def encode(self, events: Sequence[Event]) -> bytes:
         return b"".join([self._encode(event) for event in events])
 
-    def fail(self, problem: Problem) -> bytes:
+    def fail(self, problem: Problem, *, is_end: bool) -> bytes:
         return _frame({"error": openai_error(problem)})
-
-    def end(self) -> bytes:
-        return b"" if self._is_finished else self._finish("cancelled", self._live.tally.usage)
 
     def _encode(self, event: Event) -> bytes:
         match event:
@@ -90,7 +86,6 @@ class _Chunks(ABC):
     def _last_choice(self, reason: str) -> dict[str, Any]: ...
 
     def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
-        self._is_finished = True
         frames = self._chunk([self._last_choice(_FINISH_REASONS[reason])])
         if self._includes_usage:
             frames += self._chunk([], usage)

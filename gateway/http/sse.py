@@ -15,14 +15,16 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.core.errors import GatewayError
+from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event
 from gateway.http.disconnect import unless_disconnected
 from gateway.problems import Problem, describe
-from gateway.services.streams import LiveStream
+from gateway.services.live import LiveStream, StreamReader
 from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+STREAM_ID = "X-Stream-Id"
 
 FIRST_BYTES_WAIT_S = 1.0
 """How long the status may wait for the stream to show that it works; then 200 and pings go out."""
@@ -40,47 +42,51 @@ class EventEncoder(Protocol):
         """Return the frames of `events`; empty when this face shows none of them."""
         ...
 
-    def fail(self, problem: Problem) -> bytes:
-        """Return the frames of a failure, the last ones."""
-        ...
-
-    def end(self) -> bytes:
-        """Return what is still to say when no event is left: the end of a cancelled stream."""
+    def fail(self, problem: Problem, *, is_end: bool) -> bytes:
+        """Return the frames of a failure, the last ones of this reading; `is_end` tells whether
+        the stream itself ended with it."""
         ...
 
 
 class StreamReply(Response):
-    """Opens a stream and sends it. The stream is cancelled in whatever way this call ends.
+    """Attaches a reader and sends what it reads. The reader leaves in whatever way this call ends.
 
-    What fails before the first event that the face shows is raised, for a reply with a real
-    status; anything later is a frame.
+    With `awaits_first`, what fails before the first event that the face shows is raised, for a
+    reply with a real status; anything later is a frame.
     """
 
     def __init__(
         self,
-        open_stream: Callable[[], LiveStream],
+        attach: Callable[[], StreamReader],
         make_encoder: Callable[[LiveStream], EventEncoder],
         settings: Settings,
+        *,
+        awaits_first: bool = True,
     ) -> None:
         super().__init__()
-        self._open_stream = open_stream
+        self._attach = attach
         self._make_encoder = make_encoder
         self._settings = settings
+        self._awaits_first = awaits_first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._open_stream() as live:
-            encoder = self._make_encoder(live)
-            opening = await unless_disconnected(receive, lambda: _open(live, encoder))
-            async with aclosing(_write(live, encoder, opening)) as body:
+        async with self._attach() as reader:
+            encoder = self._make_encoder(reader.stream)
+            opening = b""
+            if self._awaits_first:
+                opening = await unless_disconnected(receive, lambda: _open(reader, encoder))
+            async with aclosing(_write(reader, encoder, opening)) as body:
                 try:
-                    await self._event_source(body)(scope, receive, send)
+                    await self._event_source(reader.stream.id, body)(scope, receive, send)
                 except SendTimeoutError:
-                    logger.info("stream %s: its reader took nothing for too long", live.id)
+                    logger.info("stream %s: its reader took nothing for long", reader.stream.id)
 
-    def _event_source(self, body: AsyncGenerator[bytes, None]) -> EventSourceResponse:
+    def _event_source(
+        self, stream_id: str, body: AsyncGenerator[bytes, None]
+    ) -> EventSourceResponse:
         return EventSourceResponse(
             body,
-            headers={"Cache-Control": "no-cache"},
+            headers={"Cache-Control": "no-cache", STREAM_ID: stream_id},
             ping=self._settings.ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             sep="\n",
@@ -89,18 +95,17 @@ class StreamReply(Response):
         )
 
 
-async def _open(live: LiveStream, encoder: EventEncoder) -> bytes:
+async def _open(reader: StreamReader, encoder: EventEncoder) -> bytes:
     """Return the first frames; none when the stream has nothing to show for a while."""
     frames = b""
     with anyio.move_on_after(FIRST_BYTES_WAIT_S):
-        while not frames:
-            events = await live.read()
-            frames = encoder.encode(events) if events else encoder.end()
+        while not frames and (events := await reader.read()):
+            frames = encoder.encode(events)
     return frames
 
 
 async def _write(
-    live: LiveStream, encoder: EventEncoder, opening: bytes
+    reader: StreamReader, encoder: EventEncoder, opening: bytes
 ) -> AsyncGenerator[bytes, None]:
     frames, is_last = encoder.preamble + opening, False
     while True:
@@ -111,13 +116,14 @@ async def _write(
         # Neither reading nor writing need suspend; without this the reader's leaving may never
         # be seen, nor any other request served.
         await anyio.lowlevel.checkpoint()
-        frames, is_last = await _next(live, encoder)
+        frames, is_last = await _next(reader, encoder)
 
 
-async def _next(live: LiveStream, encoder: EventEncoder) -> tuple[bytes, bool]:
+async def _next(reader: StreamReader, encoder: EventEncoder) -> tuple[bytes, bool]:
     """Return the frames of all events that are ready, and whether they are the last."""
     try:
-        events = await live.read()
+        events = await reader.read()
     except GatewayError as error:
-        return encoder.fail(describe(error)), True
-    return (encoder.encode(events), False) if events else (encoder.end(), True)
+        is_end = not isinstance(error, StreamTakenOver)
+        return encoder.fail(describe(error), is_end=is_end), True
+    return encoder.encode(events), not events

@@ -1,4 +1,7 @@
-"""The native face: `POST /api/v1/stream` and the same collected, `POST /api/v1/generate`."""
+"""The native face: `POST /api/v1/stream` and the same collected, `POST /api/v1/generate`.
+
+What can be done with a stream once it is open is in `streams`.
+"""
 
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +25,7 @@ from gateway.http.native_events import NativeEvents, round_timings, tool_call
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
 from gateway.http.sse import StreamReply
 from gateway.services.gateway import Gateway
-from gateway.services.streams import LiveStream
+from gateway.services.live import LiveStream
 from gateway.settings import Settings
 
 
@@ -44,6 +47,14 @@ class StreamBody(msgspec.Struct, kw_only=True):
     response_format: wire.ResponseFormatBody | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
     keep_alive: float | str | None = None
+    detached: bool | None = None
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a native body asks for."""
+
+    request: GenerateRequest
+    is_detached: bool
 
 
 _DECODER = msgspec.json.Decoder(StreamBody)
@@ -63,30 +74,36 @@ class NativeFace:
         ]
 
     async def stream(self, request: Request) -> Response:
-        wanted = await self._read(request)
-        return StreamReply(partial(self._open, request, wanted), NativeEvents, self._settings)
+        asked = await read_asked(request, self._settings)
+        attach = partial(
+            self._gateway.streams.open,
+            asked.request,
+            caller=identify_caller(request.headers),
+            is_resumable=True,
+            is_detached=asked.is_detached,
+        )
+        return StreamReply(attach, NativeEvents, self._settings)
 
     async def generate(self, request: Request) -> Response:
-        wanted = await self._read(request)
-        async with self._open(request, wanted) as live:
-            answer = await unless_disconnected(request.receive, partial(collect, live))
-            return json_response(_describe_answer(live, answer))
-
-    def _open(self, request: Request, wanted: GenerateRequest) -> LiveStream:
+        asked = await read_asked(request, self._settings)
         caller = identify_caller(request.headers)
-        return self._gateway.streams.open(wanted, face="native", caller=caller)
-
-    async def _read(self, request: Request) -> GenerateRequest:
-        parse = partial(parse_stream_request, request_id=telemetry.request_id.get())
-        return await read_request(request, self._settings.max_body_bytes, parse)
+        async with self._gateway.streams.open(asked.request, caller=caller) as reader:
+            answer = await unless_disconnected(request.receive, partial(collect, reader))
+            return json_response(_describe_answer(reader.stream, answer))
 
 
-def parse_stream_request(data: bytes, request_id: str) -> GenerateRequest:
-    """Return the request that a native body makes; raises InvalidRequest and its kind."""
+async def read_asked(request: Request, settings: Settings) -> Asked:
+    """Return what the body of `request` asks for; raises InvalidRequest and its kind."""
+    parse = partial(parse_stream_request, request_id=telemetry.request_id.get())
+    return await read_request(request, settings.max_body_bytes, parse)
+
+
+def parse_stream_request(data: bytes, request_id: str) -> Asked:
+    """Return what a native body asks for; raises InvalidRequest and its kind."""
     body = decode_body(data, _DECODER)
     messages, prompt = _read_input(body)
     tools = wire.to_tools(body.tools)
-    return GenerateRequest(
+    wanted = GenerateRequest(
         id=request_id,
         model=body.model,
         messages=messages,
@@ -99,6 +116,7 @@ def parse_stream_request(data: bytes, request_id: str) -> GenerateRequest:
         think=body.think,
         keep_alive_s=parse_keep_alive(body.keep_alive),
     )
+    return Asked(wanted, is_detached=body.detached is True)
 
 
 def _read_input(body: StreamBody) -> tuple[tuple[Message, ...], str | None]:

@@ -1,4 +1,4 @@
-"""Live streams: each has an id, one task that owns it, and a bounded buffer for its reader.
+"""The streams: each has an id, a caller whose it is, and one task that owns it.
 
 The owning task, not the reader, runs the model's generator and writes the terminal record, so a
 reader may vanish at any point and nothing is left open.
@@ -7,23 +7,31 @@ reader may vanish at any point and nothing is left open.
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from gateway.core.errors import GatewayError, Internal, Overloaded, ShuttingDown
-from gateway.core.events import Event, Routed, Started, Timings
+from gateway.core.errors import (
+    GatewayError,
+    Internal,
+    Overloaded,
+    ShuttingDown,
+    StreamNotFound,
+)
+from gateway.core.events import Routed, Started
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
+from gateway.services.ended import EndedStreams
+from gateway.services.live import LiveStream, StreamLimits, StreamReader
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
-from gateway.services.tally import Tally
+from gateway.services.stream_tokens import StreamTokens
+from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,80 +40,18 @@ COMMIT_WAIT_S = 0.25
 delays by this much."""
 
 
-class LiveStream:
-    """One stream as its reader sees it. One reader; use it as `async with`, or call `aclose`."""
-
-    def __init__(self, stream_id: str, *, limit: int, clock: Callable[[], float]) -> None:
-        self.id = stream_id
-        self.tally = Tally(opened_at=clock())
-        self._limit = limit
-        self._clock = clock
-        self._events: deque[Event] = deque()
-        self._error: GatewayError | None = None
-        self._ended = False
-        self._changed = anyio.Event()
-        self._scope = anyio.CancelScope()
-
-    async def __aenter__(self) -> "LiveStream":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
-
-    @property
-    def timings(self) -> Timings:
-        """The timings of the whole stream, or so far while it runs."""
-        return self.tally.timings(self._clock())
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._each()
-
-    async def _each(self) -> AsyncGenerator[Event, None]:
-        while events := await self.read():
-            for event in events:
-                yield event
-
-    async def read(self) -> list[Event]:
-        """Return every event that is ready, waiting for the first; an empty list is the end.
-
-        Raises the stream's error once its events are read.
-        """
-        while not self._events:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                return []
-            await self._changed.wait()
-        events = list(self._events)
-        self._events.clear()
-        self._notify()
-        return events
-
-    def cancel(self) -> None:
-        """Stop the model: nobody reads any more. Harmless after the end."""
-        if not self._ended:
-            self._scope.cancel()
-
-    def abort(self, error: GatewayError) -> None:
-        """Stop the model and let the reader see `error` as the end."""
-        if not self._ended and self._error is None:
-            self._error = error
-            self._scope.cancel()
-
-    async def _put(self, event: Event) -> None:
-        while len(self._events) >= self._limit:
-            await self._changed.wait()
-        self._events.append(event)
-        self._notify()
-
-    def _end(self, error: GatewayError | None) -> None:
-        self._error = error
-        self._ended = True
-        self._notify()
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+def choose_limits(settings: Settings) -> StreamLimits:
+    """Return the bounds that the operator set."""
+    return StreamLimits(
+        max_streams=settings.max_streams,
+        buffer_events=settings.stream_buffer_events,
+        replay_events=settings.stream_replay_events,
+        replay_bytes=settings.stream_replay_bytes,
+        kept_bytes=settings.stream_kept_bytes,
+        resume_s=settings.stream_resume_s,
+        detached_s=settings.stream_detached_s,
+        keep_s=settings.stream_keep_s,
+    )
 
 
 class StreamService:
@@ -118,20 +64,23 @@ class StreamService:
         task_group: TaskGroup,
         *,
         node: str,
-        max_streams: int,
-        buffer_events: int,
+        limits: StreamLimits,
+        tokens: StreamTokens,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
+        self.tokens = tokens
         self._router = router
         self._recorder = recorder
         self._tasks = task_group
         self._node = node
-        self._max_streams = max_streams
-        self._buffer_events = buffer_events
+        self._limits = limits
         self._now = now
         self._clock = clock
+        self._sleep = sleep
         self._live: dict[str, LiveStream] = {}
+        self._ended = EndedStreams(max_bytes=limits.kept_bytes, clock=clock)
         self._idle = anyio.Event()
         self.draining = False
 
@@ -140,32 +89,68 @@ class StreamService:
         return len(self._live)
 
     def open(
-        self, request: GenerateRequest, *, face: str = "native", caller: str = ""
-    ) -> LiveStream:
-        """Accept a request and start it; whoever opens it must read the stream or cancel it.
+        self,
+        request: GenerateRequest,
+        *,
+        face: str = "native",
+        caller: str = "",
+        is_resumable: bool = False,
+        is_detached: bool = False,
+    ) -> StreamReader:
+        """Accept a request and start it; whoever opens it must read the stream or leave it.
 
         Raises Overloaded when too many are open and ShuttingDown while the gateway drains. Every
         other error comes out of the stream.
         """
         if self.draining:
             raise ShuttingDown("The gateway is shutting down.")
-        if len(self._live) >= self._max_streams:
-            raise Overloaded(f"All {self._max_streams} streams are taken.")
+        if len(self._live) >= self._limits.max_streams:
+            raise Overloaded(f"All {self._limits.max_streams} streams are taken.")
         request = replace(request, caller=caller)
-        stream = LiveStream(secrets.token_hex(12), limit=self._buffer_events, clock=self._clock)
-        if not self._live:
-            self._idle = anyio.Event()
-        self._live[stream.id] = stream
         opening = SessionOpened(
-            id=stream.id,
+            id=secrets.token_hex(12),
             request_id=request.id,
             node=self._node,
             requested_model=request.model,
             opened_at=self._now(),
             face=face,
         )
-        self._tasks.start_soon(self._own, stream, request, opening, name=f"stream {stream.id}")
+        stream = LiveStream(
+            opening,
+            caller=caller,
+            limits=self._limits,
+            is_resumable=is_resumable or is_detached,
+            is_detached=is_detached,
+            left=self._left,
+            clock=self._clock,
+        )
+        if not self._live:
+            self._idle = anyio.Event()
+        self._live[stream.id] = stream
+        self._tasks.start_soon(self._own, stream, request, name=f"stream {stream.id}")
+        return stream.attach()
+
+    def find(self, stream_id: str, *, caller: str, token: str = "") -> LiveStream:
+        """Return a stream of `caller`, or the one that `token` is for; ended ones while they are
+        kept.
+
+        Raises StreamNotFound, which does not tell whether it is somebody else's.
+        """
+        stream = self._live.get(stream_id) or self._ended.find(stream_id)
+        if stream is None or not (stream.caller == caller or self.tokens.admits(stream_id, token)):
+            raise StreamNotFound("You have no such stream, or it is no longer kept.")
         return stream
+
+    def stop(self, stream_id: str, *, caller: str) -> bool:
+        """Cancel a stream of `caller`; return whether it was running. Raises StreamNotFound."""
+        stream = self.find(stream_id, caller=caller)
+        was_running = not stream.is_ended
+        stream.cancel()
+        return was_running
+
+    def of_caller(self, caller: str) -> list[LiveStream]:
+        """Return the running streams of `caller`, oldest first."""
+        return [stream for stream in self._live.values() if stream.caller == caller]
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new streams, let the running ones finish for `grace_s`, then end them.
@@ -175,22 +160,44 @@ class StreamService:
         """
         self.draining = True
         with anyio.move_on_after(grace_s):
-            await self._wait_idle()
+            await self.wait_idle()
         for stream in list(self._live.values()):
             stream.abort(ShuttingDown("The gateway shut down before the answer was complete."))
-        await self._wait_idle()
+        await self.wait_idle()
 
-    async def _wait_idle(self) -> None:
+    async def wait_idle(self) -> None:
+        """Wait until no stream runs."""
         while self._live:
             await self._idle.wait()
 
-    async def _own(
-        self, stream: LiveStream, request: GenerateRequest, opening: SessionOpened
-    ) -> None:
+    def _left(self, stream: LiveStream) -> None:
+        """Decide about a stream whose reader left."""
+        wait_s = self._limits.detached_s if stream.is_detached else self._limits.resume_s
+        if stream.is_ended:
+            return
+        if wait_s and stream.is_resumable:
+            self._tasks.start_soon(self._await_reader, stream, wait_s)
+        else:
+            stream.cancel()
+
+    async def _await_reader(self, stream: LiveStream, wait_s: float) -> None:
+        """Cancel a stream that gets no reader in time."""
+
+        async def lose_patience() -> None:
+            await self._sleep(wait_s)
+            if not stream.has_reader:
+                stream.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lose_patience)
+            await stream.wait_attached()
+            tasks.cancel_scope.cancel()
+
+    async def _own(self, stream: LiveStream, request: GenerateRequest) -> None:
         error: GatewayError | None = None
         try:
-            with stream._scope:
-                await self._pump(stream, request, opening)
+            with stream.scope:
+                await self._pump(stream, request)
         except GatewayError as known:
             logger.info("stream %s failed: %s: %s", stream.id, known.code, known.message)
             error = known
@@ -199,25 +206,24 @@ class StreamService:
             error = Internal("Something went wrong inside the gateway.")
         finally:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.
-            self._close(stream, opening, stream._error or error)
+            self._close(stream, stream.error or error)
 
-    async def _pump(
-        self, stream: LiveStream, request: GenerateRequest, opening: SessionOpened
-    ) -> None:
+    async def _pump(self, stream: LiveStream, request: GenerateRequest) -> None:
         ticket = 0
         async with aclosing(self._router.stream(request)) as events:
             async for event in events:
                 if isinstance(event, Routed):
-                    ticket = self._recorder.opened(_routed(opening, event.ref))
-                elif isinstance(event, Started):
+                    # For the record alone: what readers see is numbered, and this is not shown.
+                    ticket = self._recorder.opened(_routed(stream.opened, event.ref))
+                    stream.tally.observe(event, self._clock())
+                    continue
+                if isinstance(event, Started):
                     await self._recorder.wait_written(ticket, COMMIT_WAIT_S)
-                await stream._put(event)
+                await stream.put(event)
                 # After the put: what was cut off before the reader could have it does not count.
                 stream.tally.observe(event, self._clock())
 
-    def _close(
-        self, stream: LiveStream, opening: SessionOpened, error: GatewayError | None
-    ) -> None:
+    def _close(self, stream: LiveStream, error: GatewayError | None) -> None:
         tally = stream.tally
         finished = tally.finished
         if finished is not None:
@@ -225,7 +231,7 @@ class StreamService:
         else:
             end = StreamEnd.ERROR if error else StreamEnd.CANCELLED
         if tally.ref is None:
-            self._recorder.opened(opening)
+            self._recorder.opened(stream.opened)
         self._recorder.closed(
             SessionClosed(
                 id=stream.id,
@@ -238,9 +244,12 @@ class StreamService:
                 error_code=error.code if error and finished is None else None,
             )
         )
-        logger.debug("stream %s of %s ended: %s", stream.id, opening.requested_model, end)
+        logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]
-        stream._end(None if finished else error)
+        stream.end(None if finished else error)
+        keep_s = self._limits.detached_s if stream.is_detached else self._limits.keep_s
+        if stream.is_resumable and keep_s:
+            self._ended.keep(stream, keep_s)
         if not self._live:
             self._idle.set()
 

@@ -44,6 +44,11 @@ class Tally:
                 self.finished = event
                 self._ended_at = at
 
+    def close(self, at: float) -> None:
+        """Nothing follows, whether the stream finished or not."""
+        if self._ended_at is None:
+            self._ended_at = at
+
     @property
     def usage(self) -> Usage:
         """The model's own count once it finished, else what was seen go by."""

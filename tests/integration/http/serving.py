@@ -24,7 +24,8 @@ from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
-from gateway.services.streams import StreamService
+from gateway.services.stream_tokens import StreamTokens
+from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
@@ -108,8 +109,8 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         recorder,
         tasks,
         node="test",
-        max_streams=settings.max_streams,
-        buffer_events=settings.stream_buffer_events,
+        limits=choose_limits(settings),
+        tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
     )
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
     tracker = ModelStateTracker(

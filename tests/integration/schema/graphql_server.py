@@ -25,7 +25,8 @@ from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
-from gateway.services.streams import StreamService
+from gateway.services.stream_tokens import StreamTokens
+from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
@@ -150,7 +151,12 @@ class GraphQLServer:
                 self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
             ),
             streams=StreamService(
-                router, recorder, tasks, node=NODE, max_streams=8, buffer_events=8
+                router,
+                recorder,
+                tasks,
+                node=NODE,
+                limits=choose_limits(settings),
+                tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
             ),
             embeddings=EmbeddingService(router, max_open=8),
             recorder=recorder,

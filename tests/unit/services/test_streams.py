@@ -1,11 +1,13 @@
-"""LiveStream and StreamService: one owner, one terminal record, bounded buffers, drain."""
+"""StreamService: one owner, one terminal record, bounded buffers, drain."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
 from gateway.core.errors import (
     EngineFailed,
@@ -15,7 +17,7 @@ from gateway.core.errors import (
     Overloaded,
     ShuttingDown,
 )
-from gateway.core.events import Finished, Routed, Started, TextDelta, Usage, collect
+from gateway.core.events import Finished, Started, TextDelta, Usage, collect
 from gateway.core.messages import GenerateRequest, Message
 from gateway.core.sessions import Session
 from gateway.core.states import StreamEnd
@@ -23,8 +25,11 @@ from gateway.services.catalog import Catalog
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
-from gateway.services.streams import StreamService
+from gateway.services.stream_tokens import StreamTokens
+from gateway.services.streams import StreamService, choose_limits
+from gateway.settings import Settings
 from gateway.testing import MemorySessionStore
+from tests.hand_clock import HandClock
 from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
 REQUEST = GenerateRequest(id="req-1", model="scripted/echo", messages=(Message.user("hi"),))
@@ -32,7 +37,7 @@ REQUEST = GenerateRequest(id="req-1", model="scripted/echo", messages=(Message.u
 
 class House:
     def __init__(
-        self, provider: ScriptedProvider, tasks: anyio.abc.TaskGroup, **limits: int
+        self, provider: ScriptedProvider, tasks: anyio.abc.TaskGroup, **limits: float
     ) -> None:
         self.provider = provider
         self.store = MemorySessionStore()
@@ -44,8 +49,18 @@ class House:
             aliases={},
             images=ImagePolicy(2**20, 10**6),
         )
-        chosen = {"max_streams": 10, "buffer_events": 4, **limits}
-        self.streams = StreamService(router, self.recorder, tasks, node="n", **chosen)
+        self.clock = HandClock()
+        chosen: dict[str, Any] = {"max_streams": 10, "buffer_events": 4, **limits}
+        self.streams = StreamService(
+            router,
+            self.recorder,
+            tasks,
+            node="n",
+            limits=replace(choose_limits(Settings()), **chosen),
+            tokens=StreamTokens(b"secret", lifetime_s=60, now=self.clock),
+            clock=self.clock,
+            sleep=self.clock.sleep,
+        )
         tasks.start_soon(self.recorder.run)
 
     async def session(self) -> Session:
@@ -63,7 +78,7 @@ OpenHouse = Callable[..., AbstractAsyncContextManager[House]]
 @pytest.fixture
 def open_house() -> OpenHouse:
     @asynccontextmanager
-    async def open_(script: Iterable[Step], **limits: int) -> AsyncIterator[House]:
+    async def open_(script: Iterable[Step], **limits: float) -> AsyncIterator[House]:
         async with anyio.create_task_group() as tasks:
             with anyio.fail_after(10):
                 yield House(ScriptedProvider(script), tasks, **limits)
@@ -95,12 +110,11 @@ async def test_cancelling_closes_the_provider_and_counts_what_was_said(
     async with open_house(script) as house:
         stream = house.streams.open(REQUEST)
         seen: list[object] = []
-        while len(seen) < 4:
+        while len(seen) < 3:
             seen += await stream.read()
-        stream.cancel()
+        stream.leave()
         await house.provider.closed.wait()
         session = await house.session()
-        assert await stream.read() == []
     assert session.closed is not None
     assert session.closed.end is StreamEnd.CANCELLED
     assert session.closed.usage == Usage(7, 3)
@@ -116,7 +130,7 @@ async def test_leaving_the_stream_s_context_cancels_it(open_house: OpenHouse) ->
 
 async def test_a_stream_cancelled_before_it_began_has_its_record(open_house: OpenHouse) -> None:
     async with open_house(answer("a")) as house:
-        house.streams.open(REQUEST).cancel()
+        house.streams.open(REQUEST).leave()
         session = await house.session()
         assert house.provider.requests == []
     assert session.closed is not None and session.closed.end is StreamEnd.CANCELLED
@@ -175,7 +189,7 @@ async def test_the_buffer_of_a_slow_reader_is_bounded(open_house: OpenHouse) -> 
         await anyio.wait_all_tasks_blocked()
         assert house.provider.said <= 6
         assert len(await stream.read()) == 4
-        assert len(await collect_rest(stream)) == 99
+        assert len(await collect_rest(stream)) == 98
 
 
 async def collect_rest(stream: object) -> list[object]:
@@ -194,7 +208,7 @@ async def test_the_record_is_there_before_the_reader_knows_that_it_started(
             seen += await stream.read()
         [session] = await house.store.recent(1)
         assert session.closed is None
-        assert isinstance(seen[0], Routed)
+        assert isinstance(seen[0], Started)
 
 
 async def test_too_many_streams_are_refused_and_a_free_place_is_given_again(
@@ -204,9 +218,9 @@ async def test_too_many_streams_are_refused_and_a_free_place_is_given_again(
         first = house.streams.open(REQUEST)
         with pytest.raises(Overloaded):
             house.streams.open(REQUEST)
-        first.cancel()
+        first.leave()
         await house.session()
-        house.streams.open(REQUEST).cancel()
+        house.streams.open(REQUEST).leave()
 
 
 async def test_draining_lets_streams_finish_and_refuses_new_ones(open_house: OpenHouse) -> None:
@@ -241,8 +255,8 @@ async def test_aborting_an_ended_stream_changes_nothing(open_house: OpenHouse) -
     async with open_house(answer("a")) as house:
         stream = house.streams.open(REQUEST)
         await house.session()
-        stream.abort(ShuttingDown("late"))
-        stream.cancel()
+        stream.stream.abort(ShuttingDown("late"))
+        stream.stream.cancel()
         assert (await collect(stream)).text == "a"
 
 

@@ -1,0 +1,211 @@
+"""A stream as its reader sees it, and the reader: one at a time, from any event that is kept.
+
+What runs the model and writes the records is `streams`.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from gateway.core.errors import GatewayError, StreamTakenOver
+from gateway.core.events import Event, Finished, Timings
+from gateway.core.sessions import SessionOpened
+from gateway.services.replay import ReplayBuffer
+from gateway.services.tally import Tally
+
+
+class StreamLimits(msgspec.Struct, frozen=True):
+    """Bounds of all streams (`max_streams`, `kept_bytes`) and of each; times are seconds.
+
+    `buffer_events` are held for a reader who is slow; `replay_events` and `replay_bytes` for one
+    who may come back. Without a reader a stream goes on for `resume_s`, a detached one for
+    `detached_s`; ended, it can be read for `keep_s`.
+    """
+
+    max_streams: int
+    buffer_events: int
+    replay_events: int
+    replay_bytes: int
+    kept_bytes: int
+    resume_s: float
+    detached_s: float
+    keep_s: float
+
+
+class LiveStream:
+    """One stream, from its opening until nobody can read it any more.
+
+    `is_resumable`: another reader may go on where one left; `is_detached`: it needs none.
+    """
+
+    def __init__(
+        self,
+        opened: SessionOpened,
+        *,
+        caller: str,
+        limits: StreamLimits,
+        is_resumable: bool = False,
+        is_detached: bool = False,
+        left: Callable[["LiveStream"], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`left` is told when the reader left and no other took its place."""
+        self.opened = opened
+        self.caller = caller
+        self.is_resumable = is_resumable
+        self.is_detached = is_detached
+        self.is_ended = False
+        self.error: GatewayError | None = None
+        self.tally = Tally(opened_at=clock())
+        self._limits = limits
+        self._left = left
+        self._clock = clock
+        self._buffer = ReplayBuffer(
+            max_events=limits.replay_events, max_bytes=limits.replay_bytes, keeps=is_resumable
+        )
+        self._reader: StreamReader | None = None
+        self._changed = anyio.Event()
+        self._attached = anyio.Event()
+        self.scope = anyio.CancelScope()
+        """What the owner runs the model in."""
+
+    @property
+    def id(self) -> str:
+        return self.opened.id
+
+    @property
+    def timings(self) -> Timings:
+        """The timings of the whole stream, or so far while it runs."""
+        return self.tally.timings(self._clock())
+
+    @property
+    def has_reader(self) -> bool:
+        return self._reader is not None
+
+    @property
+    def last_id(self) -> int:
+        """The number of the last event; an error that ends the stream has one, too."""
+        return self._buffer.last_id + (self.error is not None and self.is_ended)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._buffer.size_bytes
+
+    def is_delivered(self, after: int) -> bool:
+        """Tell whether nothing follows event `after`, nor ever will."""
+        return self.is_ended and after == self.last_id
+
+    def attach(self, after: int = 0) -> "StreamReader":
+        """Return the reader of all events after number `after`; the one before it ends.
+
+        Raises StreamGap when they are no longer kept, InvalidRequest for a number to come.
+        """
+        self._buffer.seek(after)
+        self._reader = StreamReader(self)
+        self._attached.set()
+        self._notify()  # the reader before sees that it is none
+        return self._reader
+
+    async def wait_attached(self) -> None:
+        """Wait until there is a reader again, or no need for one."""
+        await self._attached.wait()
+
+    def cancel(self) -> None:
+        """Stop the model; the reader sees `Finished` with the reason `cancelled`. Harmless after
+        the end."""
+        if not self.is_ended:
+            self.scope.cancel()
+
+    def abort(self, error: GatewayError) -> None:
+        """Stop the model and let the reader see `error` as the end."""
+        if not self.is_ended and self.error is None:
+            self.error = error
+            self.scope.cancel()
+
+    async def put(self, event: Event) -> None:
+        """Add an event once there is room for it; for the owner of the stream only."""
+        if self._buffer.last_id % self._limits.buffer_events == 0:
+            # Where nobody reads there may be room for long; others want the loop, too.
+            await anyio.lowlevel.checkpoint()
+        while not self._buffer.has_room(self._most_unread):
+            await self._changed.wait()
+        self._buffer.append(event)
+        self._notify()
+
+    def end(self, error: GatewayError | None) -> None:
+        """Nothing follows, but `error` if there is one; for the owner of the stream only."""
+        self.tally.close(self._clock())
+        if error is None and self.tally.finished is None:
+            self._buffer.append(Finished("cancelled", self.tally.usage))
+        self.error = error.renewed() if error else None
+        self.is_ended = True
+        self._attached.set()
+        self._notify()
+
+    async def read_by(self, reader: "StreamReader") -> list[Event]:
+        """Return what `StreamReader.read` promises."""
+        # A stream that always has more wakes its reader before a cancellation can reach it.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        while self._reader is reader:
+            if events := self._buffer.take(self._limits.buffer_events):
+                self._notify()
+                return events
+            if self.is_ended:
+                if self.error is not None:
+                    raise self.error.renewed()
+                return []
+            await self._changed.wait()
+        raise StreamTakenOver("Another reader goes on with this stream.")
+
+    def leave_by(self, reader: "StreamReader") -> None:
+        """Let `reader` go; who was replaced has left already."""
+        if self._reader is reader:
+            self._reader = None
+            if not self.is_ended:
+                self._attached = anyio.Event()
+            self._notify()  # there may be more room now
+            self._left(self)
+
+    @property
+    def _most_unread(self) -> int:
+        is_read = self.has_reader or not self.is_resumable
+        return self._limits.buffer_events if is_read else self._limits.replay_events
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+
+class StreamReader:
+    """Reads one stream; use it as `async with`, or call `leave`."""
+
+    def __init__(self, stream: LiveStream) -> None:
+        self.stream = stream
+
+    async def __aenter__(self) -> "StreamReader":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._each()
+
+    async def _each(self) -> AsyncGenerator[Event, None]:
+        while events := await self.read():
+            for event in events:
+                yield event
+
+    async def read(self) -> list[Event]:
+        """Return events that are ready, waiting for the first; an empty list is the end.
+
+        Raises the stream's error once its events are read, and StreamTakenOver when another reader
+        took its place.
+        """
+        return await self.stream.read_by(self)
+
+    def leave(self) -> None:
+        """Read no more. What that means to the stream is for its service to say."""
+        self.stream.leave_by(self)

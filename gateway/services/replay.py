@@ -1,0 +1,101 @@
+"""The events of one stream in their order: those to be read, and the last that were read.
+
+Plain data: who may read, and who waits for whom, is for `live`.
+"""
+
+import sys
+from collections import deque
+
+from gateway.core.errors import InvalidRequest, StreamGap
+from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta
+
+EVENT_BYTES = 200
+"""What an event takes in memory beside its text, roughly; a log probability takes about as much."""
+
+
+class ReplayBuffer:
+    """Numbers events from 1, and keeps what was read as long as all fits into its bounds.
+
+    What was not read yet is never dropped: whoever appends asks `has_room` first. With `keeps`
+    false, what was read is gone.
+    """
+
+    def __init__(self, *, max_events: int, max_bytes: int, keeps: bool) -> None:
+        self._max_events = max_events if keeps else 0
+        self._max_bytes = max_bytes
+        self._read: deque[Event] = deque()
+        self._unread: deque[Event] = deque()
+        self._unread_bytes = 0
+        self.size_bytes = 0
+        self.position = 0
+        """The number of the last event that was read."""
+
+    @property
+    def last_id(self) -> int:
+        """The number of the last event; 0 when there is none."""
+        return self.position + len(self._unread)
+
+    def has_room(self, most_unread: int) -> bool:
+        return len(self._unread) < most_unread and self._unread_bytes < self._max_bytes
+
+    def append(self, event: Event) -> None:
+        size = weigh(event)
+        self._unread.append(event)
+        self._unread_bytes += size
+        self.size_bytes += size
+        self._trim()
+
+    def take(self, most: int) -> list[Event]:
+        """Return the next events, `most` at most; they count as read."""
+        events = [self._advance() for _ in range(min(most, len(self._unread)))]
+        self._trim()
+        return events
+
+    def seek(self, after: int) -> None:
+        """Let the next event to be read be the one after number `after`.
+
+        Raises StreamGap when it is no longer kept and InvalidRequest when there is no such number
+        yet; then nothing has changed.
+        """
+        if after > self.last_id:
+            raise InvalidRequest(f"The stream has {self.last_id} events so far, not {after}.")
+        if after < (oldest := self.position - len(self._read)):
+            raise StreamGap(f"Events {after + 1} to {oldest} of the stream are no longer kept.")
+        while after < self.position:
+            self._step_back()
+        while after > self.position:
+            self._advance()
+        self._trim()
+
+    def _advance(self) -> Event:
+        event = self._unread.popleft()
+        self._unread_bytes -= weigh(event)
+        self._read.append(event)
+        self.position += 1
+        return event
+
+    def _step_back(self) -> None:
+        event = self._read.pop()
+        self._unread_bytes += weigh(event)
+        self._unread.appendleft(event)
+        self.position -= 1
+
+    def _trim(self) -> None:
+        while self._read and (
+            len(self._read) + len(self._unread) > self._max_events
+            or self.size_bytes > self._max_bytes
+        ):
+            self.size_bytes -= weigh(self._read.popleft())
+
+
+def weigh(event: Event) -> int:
+    """Return about how many bytes `event` takes in memory."""
+    match event:
+        case TextDelta() | ReasoningDelta():
+            size = sys.getsizeof(event.text)
+        case ToolCallDelta():
+            size = sys.getsizeof(event.call.arguments)
+        case _:
+            return EVENT_BYTES
+    described = sum(1 + len(each.top) for each in event.logprobs)
+    return size + EVENT_BYTES * (1 + described)
