@@ -18,7 +18,7 @@ def create_graphql(gateway: Gateway, settings: Settings) -> GraphQLView:
         send_timeout_s=settings.send_timeout_s,
     )
     page = load_page() if settings.environment == "development" else None
-    return GraphQLView(executor, Sockets(executor, gateway.feed, limits), page, settings)
+    return GraphQLView(executor, Sockets(executor, gateway, limits), page, settings)
 
 
 __all__ = ["create_graphql"]

@@ -27,13 +27,16 @@ class Executor:
         self._schema = schema
         self._gateway = gateway
 
-    async def answer(self, asked: GraphQLRequestData, allowed: Collection[OperationType]) -> Reply:
-        """Return the reply to a query or mutation.
+    async def answer(
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
+    ) -> Reply:
+        """Return the reply to a query or mutation of `caller`.
 
         Raises Strawberry's InvalidOperationTypeError for an operation that is not `allowed`.
         """
+        arguments = self._arguments(asked, allowed, caller)
         try:
-            result = await self._schema.execute(asked.query, **self._arguments(asked, allowed))
+            result = await self._schema.execute(asked.query, **arguments)
         except CannotGetOperationTypeError as error:
             # No operation, or not the one that was named: the document's fault like any other.
             fault = GraphQLError(error.as_http_error_reason())
@@ -41,11 +44,12 @@ class Executor:
         return _render(result)
 
     async def stream(
-        self, asked: GraphQLRequestData, allowed: Collection[OperationType]
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of any operation; one without `data` is the last."""
         try:
-            results = await self._schema.stream(asked.query, **self._arguments(asked, allowed))
+            arguments = self._arguments(asked, allowed, caller)
+            results = await self._schema.stream(asked.query, **arguments)
             async with aclosing(results):
                 async for result in results:
                     yield _render(cast(ExecutionResult, result))
@@ -56,11 +60,11 @@ class Executor:
             yield _render(ExecutionResult(data=None, errors=[fault]))
 
     def _arguments(
-        self, asked: GraphQLRequestData, allowed: Collection[OperationType]
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
     ) -> dict[str, Any]:
         return {
             "variable_values": asked.variables,
-            "context_value": Context(self._gateway),
+            "context_value": Context(self._gateway, caller),
             "operation_name": asked.operation_name,
             "operation_extensions": asked.extensions,
             "allowed_operation_types": allowed,

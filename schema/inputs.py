@@ -50,7 +50,7 @@ class TokenBiasInput:
     bias: float = strawberry.field(description="-100 to 100; added to its logit.")
 
 
-@strawberry.input(description="Options for requests that leave them out; null is the model's own.")
+@strawberry.input(description="How to choose tokens; null is the model's own way.")
 class OptionsInput:
     temperature: float | None = strawberry.field(default=None, description="0 to 2; 0 is greedy.")
     top_p: float | None = strawberry.field(default=None, description="Above 0, up to 1.")
@@ -76,8 +76,9 @@ class OptionsInput:
         default=None, description="Up to 1024 tokens, each once."
     )
 
-    def to_core(self) -> messages.Options:
-        """Return the options; raise InvalidRequest for the first that is out of range."""
+    def to_core(self, prefix: str = "defaults.") -> messages.Options:
+        """Return the options; raise InvalidRequest for the first that is out of range. `prefix` is
+        what stands before its name in the request."""
         options = messages.Options(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -93,11 +94,11 @@ class OptionsInput:
             logprobs=self.logprobs,
             logit_bias=tuple((each.token, each.bias) for each in self.logit_bias or ()),
         )
-        _require_tokens("stop_token_ids", list(options.stop_ids))
-        _require_tokens("logit_bias", [token for token, _ in options.logit_bias])
-        require_in_range(options, "defaults.")
+        _require_tokens("stop_token_ids", list(options.stop_ids), prefix)
+        _require_tokens("logit_bias", [token for token, _ in options.logit_bias], prefix)
+        require_in_range(options, prefix)
         for text in options.stop:
-            require_clean_text(text, "defaults.stop")
+            require_clean_text(text, f"{prefix}stop")
         return options
 
 
@@ -157,14 +158,14 @@ class ConfigureModelInput:
         )
 
 
-def _require_tokens(name: str, ids: list[int]) -> None:
+def _require_tokens(name: str, ids: list[int], prefix: str) -> None:
     wrong = [token for token in ids if token < 0]
     if wrong:
         raise InvalidRequest(
-            f"'{name}' has {wrong[0]}, which is no token.", param=f"defaults.{name}"
+            f"'{name}' has {wrong[0]}, which is no token.", param=f"{prefix}{name}"
         )
     if name == "logit_bias" and len(set(ids)) < len(ids):
-        raise InvalidRequest(f"'{name}' names a token twice.", param=f"defaults.{name}")
+        raise InvalidRequest(f"'{name}' names a token twice.", param=f"{prefix}{name}")
 
 
 def require_seconds(value: float | None) -> float | None:

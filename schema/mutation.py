@@ -20,6 +20,7 @@ from schema.inputs import (
 
 _Load = Annotated[LoadModelInput, strawberry.argument(description="Which model, and how.")]
 _Unload = Annotated[UnloadModelInput, strawberry.argument(description="Which model, and how.")]
+_Stream = Annotated[strawberry.ID, strawberry.argument(description="The id of the stream.")]
 _Configure = Annotated[
     ConfigureModelInput, strawberry.argument(description="Which model, and what to decide.")
 ]
@@ -45,6 +46,10 @@ async def configure_model(info: Info, input: _Configure) -> ConfigReport | None:
     return ConfigReport.of(await _control(info).configure(input.model, input.to_core()))
 
 
+async def stop_stream(info: Info, id: _Stream) -> bool | None:
+    return info.context.gateway.streams.stop(id, caller=info.context.caller)
+
+
 @strawberry.type(description="What can be changed.")
 class Mutation:
     load_model: ModelStatus | None = strawberry.field(
@@ -59,6 +64,11 @@ class Mutation:
     configure_model: ConfigReport | None = strawberry.field(
         resolver=configure_model,
         description="Decide how a model is loaded and kept, and with which options it answers.",
+    )
+    stop_stream: bool | None = strawberry.field(
+        resolver=stop_stream,
+        description="Stop a stream of one's own; false: it had ended already. Its reader is told "
+        "that it was cancelled.",
     )
 
 

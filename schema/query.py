@@ -16,6 +16,7 @@ from schema.inputs import LoadConfigInput
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
 from schema.sessions import Session, require_first
+from schema.streams import LiveStream
 
 _Filter = Annotated[ModelFilter | None, strawberry.argument(description="Which models to list.")]
 _First = Annotated[int, strawberry.argument(description="The most models of a page; up to 500.")]
@@ -48,6 +49,11 @@ async def list_providers(info: Info) -> list[Provider] | None:
 async def list_sessions(info: Info, first: _Newest = 20) -> list[Session] | None:
     recent = await info.context.gateway.sessions.recent(require_first(first))
     return [Session.of(session) for session in recent]
+
+
+async def list_streams(info: Info) -> list[LiveStream]:
+    streams = info.context.gateway.streams.of_caller(info.context.caller)
+    return [LiveStream.of(stream) for stream in streams]
 
 
 async def tell_status(info: Info, model: _Name) -> ModelStatus | None:
@@ -86,6 +92,10 @@ class Query:
     sessions: list[Session] | None = strawberry.field(
         resolver=list_sessions,
         description="The newest streams, newest first; running ones too.",
+    )
+    streams: list[LiveStream] = strawberry.field(
+        resolver=list_streams,
+        description="The streams of the caller that run at this gateway, oldest first.",
     )
     model_status: ModelStatus | None = strawberry.field(
         resolver=tell_status, description="What one model is doing now."

@@ -9,6 +9,7 @@ from schema.checks import DocumentChecks
 from schema.errors import log_defects
 from schema.mutation import Mutation
 from schema.query import Query
+from schema.streams import EVENT_TYPES
 from schema.subscription import Subscription
 from schema.types import LONG, Long
 
@@ -28,6 +29,7 @@ def build_schema() -> GatewaySchema:
         query=Query,
         mutation=Mutation,
         subscription=Subscription,
+        types=EVENT_TYPES,
         extensions=[DocumentChecks],
         config=StrawberryConfig(scalar_map={Long: LONG}, batching_config=None),
     )

@@ -17,8 +17,9 @@ from strawberry.http import GraphQLRequestData
 from strawberry.types.graphql import OperationType
 
 from gateway.core.errors import GatewayError, Overloaded
-from gateway.services.feed import ModelFeed
+from gateway.services.gateway import Gateway
 from schema.body import MAX_BODY_BYTES, Refusal, parse_body
+from schema.context import caller_of
 from schema.errors import render_cause, render_error
 from schema.execution import Executor, Reply, encode_json
 from schema.messages import (
@@ -51,11 +52,11 @@ class SocketLimits(msgspec.Struct, frozen=True):
 
 
 class Sockets:
-    """The open connections; when the feed closes, they are closed as soon as they are idle."""
+    """The open connections; when the gateway drains, they are closed as soon as they are idle."""
 
-    def __init__(self, executor: Executor, feed: ModelFeed, limits: SocketLimits) -> None:
+    def __init__(self, executor: Executor, gateway: Gateway, limits: SocketLimits) -> None:
         self._executor = executor
-        self._feed = feed
+        self._gateway = gateway
         self.limits = limits
         self.count = 0
 
@@ -68,18 +69,19 @@ class Sockets:
             return
         self.count += 1
         try:
-            await _Connection(websocket, self._executor, self._feed, self.limits).serve()
+            await _Connection(websocket, self._executor, self._gateway, self.limits).serve()
         finally:
             self.count -= 1
 
 
 class _Connection:
     def __init__(
-        self, websocket: WebSocket, executor: Executor, feed: ModelFeed, limits: SocketLimits
+        self, websocket: WebSocket, executor: Executor, gateway: Gateway, limits: SocketLimits
     ) -> None:
         self._websocket = websocket
+        self._caller = caller_of(websocket.scope)
         self._executor = executor
-        self._feed = feed
+        self._gateway = gateway
         self._limits = limits
         self._operations: dict[str, anyio.CancelScope] = {}
         self._is_acknowledged = False
@@ -173,7 +175,9 @@ class _Connection:
 
     async def _tell_replies(self, id: str, asked: GraphQLRequestData) -> Reply:
         """Send the replies of an operation; return the message that ends it."""
-        async with aclosing(self._executor.stream(asked, tuple(OperationType))) as replies:
+        async with aclosing(
+            self._executor.stream(asked, tuple(OperationType), self._caller)
+        ) as replies:
             async for reply in replies:
                 if "data" not in reply:
                     return {"id": id, "type": "error", "payload": reply["errors"]}
@@ -201,9 +205,10 @@ class _Connection:
             await self._send({"type": "ping"})
 
     async def _leave(self) -> None:
-        await self._feed.wait_closed()
+        await self._gateway.feed.wait_closed()
         self._is_leaving = True
         self._leave_if_idle()
+        await self._gateway.streams.wait_idle()  # they have the grace of the drain
         await anyio.sleep(self._limits.leave_s)
         self._hang_up(Close.GOING_AWAY, "Going away")
 

@@ -5,16 +5,22 @@ from typing import Annotated
 
 import strawberry
 
+from gateway import telemetry
 from gateway.core.errors import InvalidRequest
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
 from gateway.services.feed import Interest, StateUpdate
 from schema.context import Info
+from schema.generation import GenerateInput
+from schema.streams import StreamEvent, describe_event
 from schema.types import ModelState
 
 _Models = Annotated[
     list[strawberry.ID] | None,
     strawberry.argument(description="Only these models, by their full names."),
+]
+_Generate = Annotated[
+    GenerateInput, strawberry.argument(description="What to answer, by which model, and how.")
 ]
 _Providers = Annotated[
     list[str] | None, strawberry.argument(description="Only the models of these providers.")
@@ -69,12 +75,34 @@ async def watch_states(
             yield ModelStateUpdate.of(await subscription.read())
 
 
+async def generate(info: Info, input: _Generate) -> AsyncGenerator[StreamEvent, None]:
+    wanted = input.to_core(telemetry.request_id.get())
+    context = info.context
+    async with context.gateway.streams.open(
+        wanted,
+        face="graphql",
+        caller=context.caller,
+        is_resumable=True,
+        is_detached=input.detached,
+    ) as reader:
+        number = 0
+        while events := await reader.read():
+            for event in events:
+                number += 1
+                yield describe_event(reader.stream, number, event)
+
+
 @strawberry.type(description="What the gateway tells as it happens.")
 class Subscription:
     model_state_changed: AsyncGenerator[ModelStateUpdate, None] = strawberry.subscription(
         resolver=watch_states,
         description="The present states of the models first, then each change. Where both "
         "arguments are there, both must fit.",
+    )
+    generate: AsyncGenerator[StreamEvent, None] = strawberry.subscription(
+        resolver=generate,
+        description="Generate an answer: any WaitingEvents, a StartedEvent, DeltaEvents and a "
+        "FinishedEvent, or an error. Who ends the subscription stops the model.",
     )
 
 

@@ -70,6 +70,21 @@ class StreamEnd(Enum):
     INTERRUPTED = strawberry.enum_value("INTERRUPTED", description="The gateway died under it.")
 
 
+@strawberry.enum(description="Who says a message.")
+class Role(Enum):
+    SYSTEM = strawberry.enum_value("SYSTEM", description="Whoever sets the rules.")
+    USER = strawberry.enum_value("USER", description="Whoever asks.")
+    ASSISTANT = strawberry.enum_value("ASSISTANT", description="The model.")
+
+
+@strawberry.enum(description="What a request waits for.")
+class Stage(Enum):
+    QUEUED = strawberry.enum_value("QUEUED", description="Its turn.")
+    DOWNLOADING = strawberry.enum_value("DOWNLOADING", description="The model's files.")
+    LOADING = strawberry.enum_value("LOADING", description="The model, on its way into memory.")
+    PREFILL = strawberry.enum_value("PREFILL", description="The model, which reads the prompt.")
+
+
 @strawberry.enum(description="The number format of a model's weights.")
 class Dtype(Enum):
     AUTO = strawberry.enum_value("AUTO", description="As the operator set, else as stored.")

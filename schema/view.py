@@ -19,6 +19,7 @@ from strawberry.types.graphql import OperationType
 
 from gateway.settings import Settings
 from schema.body import Refusal, parse_body, parse_query_string, read_body
+from schema.context import caller_of
 from schema.errors import render_error
 from schema.execution import Executor, Reply, encode_json
 from schema.media import (
@@ -76,10 +77,10 @@ class GraphQLView:
         if media_type is None and not reads_events:
             raise Refusal(406, f"The answer can be {RESPONSE}, {JSON} or {EVENT_STREAM}.")
         asked = await _read(request)
-        allowed = _ALLOWED[request.method]
+        allowed, caller = _ALLOWED[request.method], caller_of(request.scope)
         if media_type is not None:
             try:
-                return _render(await self._executor.answer(asked, allowed), media_type)
+                return _render(await self._executor.answer(asked, allowed, caller), media_type)
             except InvalidOperationTypeError as error:
                 if error.operation_type is not OperationType.SUBSCRIPTION:
                     message = f"{error.as_http_error_reason(request.method)}."
@@ -87,7 +88,8 @@ class GraphQLView:
         if not reads_events:
             raise Refusal(406, f"A subscription is answered as {EVENT_STREAM}, or by WebSocket.")
         return EventStream(
-            self._executor.stream(asked, allowed | {OperationType.SUBSCRIPTION}), self._settings
+            self._executor.stream(asked, allowed | {OperationType.SUBSCRIPTION}, caller),
+            self._settings,
         )
 
 

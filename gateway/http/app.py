@@ -1,11 +1,13 @@
 """The ASGI application: which face answers where, and what every request passes before it."""
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.http.caller import identify_caller
 from gateway.http.control import ControlFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
@@ -29,13 +31,17 @@ from gateway.settings import Settings
 
 
 class _Application:
-    """An ASGI application as the endpoint of one path. A mount would redirect POST with 307."""
+    """An ASGI application as the endpoint of one path, told who calls in the scope's `state`.
+
+    A mount would redirect POST with 307.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        state = {**scope.get("state", {}), "caller": identify_caller(Headers(scope=scope))}
+        await self._app({**scope, "state": state}, receive, send)
 
 
 def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIApp:

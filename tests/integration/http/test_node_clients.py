@@ -9,14 +9,16 @@ import pytest
 from gateway.core.errors import ProviderUnavailable
 from gateway.core.events import Started, TextDelta
 from tests.integration.clients import node
+from tests.integration.http.chaos_proxy import ChaosProxy
 from tests.integration.http.serving import Served, serving
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 pytestmark = pytest.mark.usefixtures("node_modules")
 
 
-async def _run(script: str, served: Served) -> Any:
-    return json.loads(await anyio.to_thread.run_sync(node.run_script, script, served.url))
+async def _run(script: str, served: Served, *arguments: str) -> Any:
+    printed = await anyio.to_thread.run_sync(node.run_script, script, served.url, *arguments)
+    return json.loads(printed)
 
 
 async def test_openai_node_lists_chats_streams_and_reads_errors() -> None:
@@ -65,3 +67,24 @@ async def test_eventsource_sees_failed_as_an_event_and_stops() -> None:
     assert [event["name"] for event in seen["events"]] == ["started", "delta", "failed"]
     assert seen["events"][-1]["data"]["message"] == "It went away."
     assert len(provider.requests) == 1
+
+
+async def test_eventsource_connects_again_after_cuts_and_misses_nothing() -> None:
+    words = [f"{number} \u00fc\r\n\u2028" for number in range(40)]
+    async with (
+        serving(ScriptedProvider(answer(*words))) as served,
+        ChaosProxy(served.port, iter([1300, 1700])).running() as proxy,
+    ):
+        seen = await _run("eventsource_resume.mjs", served, proxy.url, "close")
+        assert proxy.cut_count == 2
+    assert [event["id"] for event in seen["events"]] == [str(n) for n in range(1, 43)]
+    assert "".join(event["data"].get("text", "") for event in seen["events"]) == "".join(words)
+    assert seen["events"][-1]["name"] == "finished"
+    assert (seen["opened"], seen["lost"]) == (3, 2)
+
+
+async def test_eventsource_that_does_not_close_is_told_to_connect_no_more() -> None:
+    async with serving(ScriptedProvider(answer("hello"))) as served:
+        seen = await _run("eventsource_resume.mjs", served, served.url)
+    assert [event["name"] for event in seen["events"]] == ["started", "delta", "finished"]
+    assert (seen["opened"], seen["code"]) == (1, 204)
