@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -19,16 +19,18 @@ DEAD_OLLAMA = "http://127.0.0.1:9"
 
 
 class GatewayProcess:
-    """A served gateway; `url` is what it printed."""
+    """A served gateway; `url` is what it printed, `log` gets what it logs."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(
+        self, environment: dict[str, str], log: IO[bytes] | int = subprocess.DEVNULL
+    ) -> None:
         self.environment = environment
         self.printed = ""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve"],
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
             text=True,
         )
         self.url = self._read_url()
