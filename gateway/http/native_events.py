@@ -33,6 +33,7 @@ class NativeEvents:
     whenever it is encoded."""
 
     preamble = b"retry: %d\n\n" % RETRY_MS
+    begins_with_waiting = True
 
     def __init__(self, live: LiveStream, after: int = 0) -> None:
         self._live = live
@@ -59,7 +60,7 @@ class NativeEvents:
                 call = {"index": event.index, **tool_call(event.call)}
                 return self._delta({"tool_call": call}, event.logprobs)
             case Waiting():
-                return self._frame(b"waiting", _waiting(event))
+                return self._frame(b"waiting", describe_waiting(event))
             case Started():
                 return self._frame(b"started", self._started(event))
             case Switched():
@@ -107,6 +108,6 @@ def round_timings(timings: Timings) -> dict[str, float | None]:
     }
 
 
-def _waiting(event: Waiting) -> dict[str, Any]:
+def describe_waiting(event: Waiting) -> dict[str, Any]:
     known = {"position": event.position, "fraction": event.fraction, "eta_s": event.eta_s}
     return {"stage": event.stage, **{k: v for k, v in known.items() if v is not None}}

@@ -27,6 +27,7 @@ from gateway.core.messages import ToolCall
 from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
 from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
+from gateway.http.native_events import describe_waiting
 from gateway.problems import Problem
 from gateway.services.live import LiveStream
 
@@ -46,6 +47,7 @@ class _Chunks(ABC):
     """The frames that chat and plain completions share."""
 
     preamble = b""
+    begins_with_waiting = False
     kind: str
     prefix: str
 
@@ -71,7 +73,10 @@ class _Chunks(ABC):
                 return b""
             case Finished():
                 return self._finish(event.reason, event.usage)
-            case Routed() | Waiting():
+            case Waiting():
+                # A comment: clients skip it, and whoever watches the bytes sees what is going on.
+                return b": waiting %b\n\n" % encode_json(describe_waiting(event))
+            case Routed():
                 return b""
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
                 return self._delta(event)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.core.errors import GatewayError, StreamTakenOver
-from gateway.core.events import Event
+from gateway.core.events import Event, Waiting
 from gateway.http.disconnect import unless_disconnected
 from gateway.problems import Problem, describe
 from gateway.services.live import LiveStream, StreamReader
@@ -37,6 +37,8 @@ class EventEncoder(Protocol):
     """One face's form of the events of one stream; knows what it has said already."""
 
     preamble: bytes
+    begins_with_waiting: bool
+    """Whether the reply begins with the first `Waiting`, or later failures still have a status."""
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """Return the frames of `events`; empty when this face shows none of them."""
@@ -96,11 +98,14 @@ class StreamReply(Response):
 
 
 async def _open(reader: StreamReader, encoder: EventEncoder) -> bytes:
-    """Return the first frames; none when the stream has nothing to show for a while."""
+    """Return the first frames: up to one that the reply may begin with, or of a second."""
     frames = b""
     with anyio.move_on_after(FIRST_BYTES_WAIT_S):
-        while not frames and (events := await reader.read()):
-            frames = encoder.encode(events)
+        while events := await reader.read():
+            frames += encoder.encode(events)
+            is_waiting = all(isinstance(event, Waiting) for event in events)
+            if frames and (encoder.begins_with_waiting or not is_waiting):
+                break
     return frames
 
 

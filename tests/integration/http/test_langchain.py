@@ -4,12 +4,15 @@ import httpx2
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
+from gateway.core.events import Waiting
 from tests.integration.http.serving import serving
 from tests.scripted_provider import ScriptedProvider, answer
 
+WAITING = Waiting("loading", fraction=0.5)
+
 
 async def test_chat_openai_invokes_and_streams() -> None:
-    async with serving(ScriptedProvider(answer("hel", "lo"))) as served:
+    async with serving(ScriptedProvider([WAITING, *answer("hel", "lo")])) as served:
         with httpx2.Client() as sync_client:
             async with httpx2.AsyncClient() as client:
                 chat = ChatOpenAI(

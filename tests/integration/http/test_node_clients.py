@@ -7,7 +7,7 @@ import anyio.to_thread
 import pytest
 
 from gateway.core.errors import ProviderUnavailable
-from gateway.core.events import Started, TextDelta
+from gateway.core.events import Started, TextDelta, Waiting
 from tests.integration.clients import node
 from tests.integration.http.chaos_proxy import ChaosProxy
 from tests.integration.http.serving import Served, serving
@@ -22,7 +22,8 @@ async def _run(script: str, served: Served, *arguments: str) -> Any:
 
 
 async def test_openai_node_lists_chats_streams_and_reads_errors() -> None:
-    async with serving(ScriptedProvider(answer("hel\r\n", "lo\u2028"))) as served:
+    script = [Waiting("queued", position=2), *answer("hel\r\n", "lo\u2028")]
+    async with serving(ScriptedProvider(script)) as served:
         seen = await _run("openai.mjs", served)
     assert seen["models"] == ["scripted/echo"]
     assert seen["model"] == "scripted/echo"

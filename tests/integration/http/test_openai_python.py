@@ -373,6 +373,32 @@ async def test_pings_disturb_nobody() -> None:
     assert blocks[-1] == b"data: [DONE]"
 
 
+async def test_waiting_is_told_in_comments_that_the_client_skips() -> None:
+    script = [Waiting("queued", position=2), Waiting("loading", fraction=0.5), *answer("hi")]
+    async with serving(ScriptedProvider(script)) as served:
+        raw = await served.client.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "stream": True}
+        )
+    first, second, third, *_ = raw.content.split(b"\n\n")
+    assert first == b': waiting {"stage":"queued","position":2}'
+    assert second == b': waiting {"stage":"loading","fraction":0.5}'
+    assert third.startswith(b"data: {")
+    async with chatting(*script) as (client, _):
+        stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+        texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(texts) == "hi"
+
+
+async def test_a_failure_after_waiting_still_has_its_status() -> None:
+    script = [Waiting("loading", fraction=0.5), ProviderUnavailable("scripted", "It went away.")]
+    async with serving(ScriptedProvider(script)) as served:
+        reply = await served.client.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "stream": True}
+        )
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "provider_unavailable"
+
+
 async def test_completions_continue_the_prompt_as_it_stands() -> None:
     provider = ScriptedProvider(answer("hel", "lo"))
     async with (
