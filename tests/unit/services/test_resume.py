@@ -189,6 +189,19 @@ async def test_an_ended_stream_is_kept_for_its_time(open_house: OpenHouse) -> No
             house.streams.find(reader.stream.id, caller="me")
 
 
+async def test_one_that_is_kept_for_longer_does_not_keep_those_behind_it(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house(answer("a"), keep_s=60, detached_s=300) as house:
+        detached, other = opened(house, is_detached=True), opened(house)
+        for reader in (detached, other):
+            await read_all(reader)
+        await house.clock.turn(60)
+        assert house.streams.find(detached.stream.id, caller="me") is detached.stream
+        with pytest.raises(StreamNotFound):
+            house.streams.find(other.stream.id, caller="me")
+
+
 async def test_ended_streams_are_kept_within_their_bytes_the_newest_first(
     open_house: OpenHouse,
 ) -> None:
