@@ -27,14 +27,16 @@ from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.recorder import SessionRecorder
+from gateway.services.retention import SessionPurger
 from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.store import migrate
-from gateway.store.claim import claimed
+from gateway.store.claim import claimed, file_name
 from gateway.store.database import Database
+from gateway.store.journal import FileJournal
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
@@ -45,7 +47,9 @@ from schema.body import MAX_BODY_BYTES
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 5.0
-"""How long a stopping gateway waits for its last records to be committed."""
+"""How long a stopping gateway waits for its last records to be safe."""
+RECOVERY_S = 1.0
+"""How long a starting one waits until what it left open when it died is told; then it serves."""
 CLOSE_S = 2
 """How long it waits for clients to read their terminal events."""
 
@@ -60,28 +64,56 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     await anyio.to_thread.run_sync(migrate.require_head, url)
     async with Database(url) as database:
         sessions = DatabaseSessionStore(database)
-        orphans = await sessions.interrupt_orphans(settings.resolved_node, time.time())
-        if orphans:
-            logger.warning("streams interrupted when the gateway last died: %d", orphans)
+        journal = await _open_journal(settings)
         async with anyio.create_task_group() as tasks:
-            gateway, built = _assemble(settings, database, sessions, tasks)
+            gateway, built = _assemble(settings, database, sessions, journal, tasks)
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
+            tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
+            if not await gateway.recorder.wait_recovered(RECOVERY_S):
+                logger.warning("records of an earlier run are still being written")
             try:
                 yield gateway
             finally:
                 with anyio.CancelScope(shield=True):
                     was_drained = gateway.streams.draining
                     await gateway.drain(0 if was_drained else settings.drain_grace_s)
-                    await gateway.recorder.flush(FLUSH_S)
+                    if not await gateway.recorder.flush(FLUSH_S):
+                        logger.error("records are lost: %d", gateway.recorder.pending)
                     for provider in built.values():
                         await provider.aclose()
                     await gateway.tracker.write_last()
                 tasks.cancel_scope.cancel()
 
 
+async def _open_journal(settings: Settings) -> FileJournal:
+    folder = settings.resolved_journal_dir / file_name(settings.resolved_node)
+    journal = FileJournal(folder, max_bytes=settings.journal_max_bytes)
+    try:
+        await journal.open()
+    except OSError as error:
+        # Serving goes before records; what is there waits for a start that can read it.
+        logger.error("the journal in %s cannot be read: %s", folder, error.strerror)
+    if journal.backlog:
+        logger.warning("the journal holds %d bytes of an earlier run", journal.size_bytes)
+    return journal
+
+
+def _build_purger(settings: Settings, gateway: Gateway) -> SessionPurger:
+    return SessionPurger(
+        gateway.sessions,
+        keep_days=settings.records_keep_days,
+        batch=settings.records_purge_batch,
+        counts=gateway.recorder.counts,
+    )
+
+
 def _assemble(
-    settings: Settings, database: Database, sessions: DatabaseSessionStore, tasks: TaskGroup
+    settings: Settings,
+    database: Database,
+    sessions: DatabaseSessionStore,
+    journal: FileJournal,
+    tasks: TaskGroup,
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     node = settings.resolved_node
     model_states, provider_states = (
@@ -102,7 +134,7 @@ def _assemble(
     )
     # Those above hold the mapping; it is filled now that there is somebody to observe the models.
     built |= _build_providers(settings, tracker.observe, tasks)
-    recorder = SessionRecorder(sessions)
+    recorder = SessionRecorder(sessions, journal, node=node, boot=secrets.token_hex(8))
     router = ModelRouterService(
         built,
         catalog,

@@ -1,6 +1,6 @@
 """What only the parts can tell about the settings: kinds of providers, the database, folders.
 
-Looks, and makes the data folder; starts nothing.
+Looks, and makes the folders that the gateway writes to; starts nothing.
 """
 
 from pathlib import Path
@@ -16,7 +16,8 @@ def find_mistakes(settings: Settings) -> list[str]:
     return [
         *_provider_mistakes(settings),
         *_database_mistakes(settings),
-        *_data_mistakes(settings.data_dir),
+        *_folder_mistakes("data_dir", settings.data_dir),
+        *_folder_mistakes("journal_dir", settings.journal_dir),
         *_model_mistakes(settings.hf_model_path),
     ]
 
@@ -39,11 +40,12 @@ def _database_mistakes(settings: Settings) -> list[str]:
     return []
 
 
-def _data_mistakes(folder: Path) -> list[str]:
+def _folder_mistakes(setting: str, folder: Path | None) -> list[str]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        name = environment_name("data_dir")
+        name = environment_name(setting)
         return [f"{name}: the folder {folder} cannot be made: {error.strerror}"]
     return []
 

@@ -123,6 +123,20 @@ class Settings(BaseModel):
     node: str = Field(
         "", max_length=128, description="Name of this gateway; empty: host name and port."
     )
+    journal_dir: Folder | None = Field(
+        None,
+        description="Folder of records that the database does not take; empty: journal in the "
+        "data folder.",
+    )
+    journal_max_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="Most bytes of such records on the disk."
+    )
+    records_keep_days: int = Field(
+        0, ge=0, le=36_500, description="Days that records of streams are kept; 0: for ever."
+    )
+    records_purge_batch: int = Field(
+        1000, ge=1, le=10_000, description="Records that are deleted in one transaction."
+    )
 
     # Providers
     providers: Names = Field(("huggingface", "ollama"), description="Providers, comma-separated.")
@@ -284,6 +298,10 @@ class Settings(BaseModel):
     def resolved_database_url(self) -> str:
         """The database to use; holds a password, so never show it."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'gateway.db'}"
+
+    @cached_property
+    def resolved_journal_dir(self) -> Path:
+        return self.journal_dir or self.data_dir / "journal"
 
     @cached_property
     def resolved_model_path(self) -> Path:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from gateway.core.events import Timings, Usage
 from gateway.core.models import ModelStateChange, ProviderStatus
 from gateway.core.names import ModelRef
-from gateway.core.sessions import Session, SessionClosed, SessionOpened
+from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
 from gateway.store.sessions import UNKNOWN_NODE, opening_of
 from gateway.store.tables import MAX_ID_LENGTH, MAX_MESSAGE_LENGTH, clean_count, clean_text
@@ -33,11 +33,18 @@ class MemorySessionStore:
             if known.closed is None:
                 self._sessions[end.id] = _served_last(replace(known, closed=end))
 
-    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
-        sessions = self._sessions.values()
-        orphans = [s for s in sessions if s.opened.node == node and s.closed is None]
-        await self.write([], [_interrupted(orphan.opened, closed_at) for orphan in orphans])
+    async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
+        opened = [s.opened for s in self._sessions.values() if s.closed is None]
+        orphans = [o for o in opened if o.node == node and o.boot != boot]
+        await self.write([], [_interrupted(orphan, closed_at) for orphan in orphans])
         return len(orphans)
+
+    async def purge(self, opened_before: float, limit: int) -> int:
+        by_age = sorted(self._sessions.values(), key=lambda session: session.opened.opened_at)
+        old = [s.opened.id for s in by_age if s.opened.opened_at < opened_before][:limit]
+        for session_id in old:
+            del self._sessions[session_id]
+        return len(old)
 
     async def recent(self, limit: int) -> Sequence[Session]:
         newest = sorted(
@@ -47,6 +54,33 @@ class MemorySessionStore:
 
     async def find(self, session_id: str) -> Session | None:
         return self._sessions.get(session_id)
+
+
+class MemoryJournal:
+    """A SessionJournal that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._records: list[SessionRecord] = []
+        self._read = 0
+
+    @property
+    def backlog(self) -> bool:
+        return bool(self._records)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._records)
+
+    async def append(self, records: Sequence[SessionRecord]) -> None:
+        self._records += records
+
+    async def read(self, limit: int) -> Sequence[SessionRecord]:
+        self._read = min(limit, len(self._records))
+        return self._records[: self._read]
+
+    async def release(self) -> None:
+        del self._records[: self._read]
+        self._read = 0
 
 
 class MemoryModelStateStore:

@@ -15,7 +15,7 @@ from gateway.core.models import (
     Resident,
 )
 from gateway.core.names import ModelRef
-from gateway.core.sessions import Session, SessionClosed, SessionOpened
+from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 
 
 class Provider(Protocol):
@@ -112,8 +112,14 @@ class SessionStore(Protocol):
         a session opens once and its first end stays."""
         ...
 
-    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
-        """Close every open session of `node` as INTERRUPTED; return how many there were."""
+    async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
+        """Close as INTERRUPTED every open session of `node` that another run of it than `boot`
+        opened; return how many there were."""
+        ...
+
+    async def purge(self, opened_before: float, limit: int) -> int:
+        """Delete the oldest sessions opened before that time, at most `limit`, in one
+        transaction; return how many there were."""
         ...
 
     async def recent(self, limit: int) -> Sequence[Session]:
@@ -121,6 +127,31 @@ class SessionStore(Protocol):
         ...
 
     async def find(self, session_id: str) -> Session | None: ...
+
+
+class SessionJournal(Protocol):
+    """Session records on disk, first in first out, while the database does not take them."""
+
+    @property
+    def backlog(self) -> bool:
+        """Whether there is anything to read."""
+        ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    async def append(self, records: Sequence[SessionRecord]) -> None:
+        """Keep the records; they are safe once this returns. Raises OSError when the disk does not
+        take them or the journal is at its bound; then none of them is kept."""
+        ...
+
+    async def read(self, limit: int) -> Sequence[SessionRecord]:
+        """Return the oldest records, at most `limit`; the same again until `release`."""
+        ...
+
+    async def release(self) -> None:
+        """Forget what `read` returned last: it is in the database."""
+        ...
 
 
 class ModelStateStore(Protocol):

@@ -6,10 +6,11 @@ from gateway.core.events import Timings, Usage
 from gateway.core.states import StreamEnd
 
 
-class SessionOpened(msgspec.Struct, frozen=True):
+class SessionOpened(msgspec.Struct, frozen=True, tag="opened"):
     """An accepted stream, as soon as it is known where it goes (or that it goes nowhere).
 
-    `requested_model` is the name as the caller wrote it; times are Unix seconds.
+    `requested_model` is the name as the caller wrote it; times are Unix seconds; `boot` is the one
+    run of the gateway `node` that has the stream, so that a later one knows what died with it.
     """
 
     id: str
@@ -20,9 +21,10 @@ class SessionOpened(msgspec.Struct, frozen=True):
     face: str = "native"
     provider: str | None = None
     model: str | None = None
+    boot: str = ""
 
 
-class SessionClosed(msgspec.Struct, frozen=True):
+class SessionClosed(msgspec.Struct, frozen=True, tag="closed"):
     """The terminal record: there is exactly one for every SessionOpened."""
 
     id: str
@@ -33,6 +35,23 @@ class SessionClosed(msgspec.Struct, frozen=True):
     usage: Usage
     timings: Timings
     error_code: str | None = None
+
+
+SessionRecord = SessionOpened | SessionClosed
+
+
+class RecordCounts(msgspec.Struct):
+    """What became of the records since the start; health shows it.
+
+    `written` and `spooled` count records (one that went through the journal is in both, and in
+    `replayed`), `lost` and `purged` count sessions.
+    """
+
+    written: int = 0
+    spooled: int = 0
+    replayed: int = 0
+    lost: int = 0
+    purged: int = 0
 
 
 class Session(msgspec.Struct, frozen=True):

@@ -38,9 +38,12 @@ class HealthFace:
 
     async def ready(self, _request: Request) -> Response:
         reasons = self._gateway.unready_reasons()
-        if reasons:
-            return json_response({"status": "unready", "reasons": reasons}, 503)
-        return json_response({"status": "ready", "reasons": []})
+        body = {
+            "status": "unready" if reasons else "ready",
+            "reasons": reasons,
+            "records": self._gateway.describe_records(),
+        }
+        return json_response(body, 503 if reasons else 200)
 
     async def index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):

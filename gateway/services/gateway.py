@@ -48,4 +48,14 @@ class Gateway(msgspec.Struct, frozen=True):
             reasons.append("shutting_down")
         if not (self.recorder.healthy and self.tracker.healthy):
             reasons.append("database_unavailable")
+        if not self.recorder.journal_healthy:
+            reasons.append("journal_unavailable")
         return reasons
+
+    def describe_records(self) -> dict[str, int]:
+        """Return what waits to be recorded, and what became of the records since the start."""
+        return {
+            "pending": self.recorder.pending,
+            "journal_bytes": self.recorder.journal_bytes,
+            **msgspec.structs.asdict(self.recorder.counts),
+        }

@@ -1,99 +1,266 @@
 """Writes the sessions to the database in batches, behind the streams.
 
 While one batch is being committed the next one gathers, so a busy gateway commits rarely and an
-idle one at once. A database that does not answer holds nobody up: records wait and are retried.
+idle one at once. What the database does not take soon goes to the journal, and from there to the
+database once it is back, oldest first. Either makes a record durable, and nobody waits for both.
 """
 
 import logging
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
 import anyio
+from msgspec.structs import replace
 
 from gateway.core.errors import DatabaseUnavailable
-from gateway.core.ports import SessionStore
-from gateway.core.sessions import SessionClosed, SessionOpened
+from gateway.core.ports import SessionJournal, SessionStore
+from gateway.core.sessions import RecordCounts, SessionClosed, SessionOpened, SessionRecord
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 500
+"""Records of one transaction."""
+MAX_SPOOL = 2000
+"""Records of one append to the journal; as many waiting ones go there even if commits succeed."""
+SPOOL_AFTER_S = 0.15
+"""How long a record waits for the database alone; less than `started` waits for its record."""
+SLOW_S = 1.0
+"""A transaction that takes longer means that the database does not answer."""
 RETRY_S = 0.5
 
 
 class SessionRecorder:
-    """The one writer of session records. `run` must be running for anything to be written."""
+    """The one writer of session records. `run` must be running for anything to be written.
+
+    Memory holds `max_pending` records. Beyond it, which takes a database and a disk that are both
+    away, new sessions are not recorded at all, and counted: a session is recorded whole or not.
+    """
 
     def __init__(
         self,
         store: SessionStore,
+        journal: SessionJournal,
         *,
-        max_pending: int = 100_000,
+        node: str,
+        boot: str,
+        max_pending: int = 20_000,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
+        self.counts = RecordCounts()
         self._store = store
-        self._sleep = sleep
+        self._journal = journal
+        self._node = node
+        self._boot = boot
         self._max_pending = max_pending
-        self._pending: deque[SessionOpened | SessionClosed] = deque()
+        self._now = now
+        self._clock = clock
+        self._sleep = sleep
+        self._pending: deque[SessionRecord] = deque()
+        self._lost: set[str] = set()
         self._work = anyio.Event()
-        self._written = anyio.Event()
+        self._settled = anyio.Event()
+        self._recovered = anyio.Event()
         self._added_count = 0
-        self._written_count = 0
-        self.healthy = True
+        self._durable_count = 0
+        self._asked_at: float | None = None
+        self._is_away = False
+        self.journal_healthy = True
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the database takes records."""
+        is_slow = self._asked_at is not None and self._clock() - self._asked_at > SLOW_S
+        return not (self._is_away or is_slow)
+
+    @property
+    def pending(self) -> int:
+        """Records that are in memory only."""
+        return len(self._pending)
+
+    @property
+    def journal_bytes(self) -> int:
+        return self._journal.size_bytes
 
     def opened(self, record: SessionOpened) -> int:
         """Queue the record; return a ticket for `wait_written`."""
-        return self._add(record)
+        if len(self._pending) >= self._max_pending:
+            self._lose(record)
+            return self._durable_count
+        return self._add(replace(record, boot=self._boot))
 
     def closed(self, record: SessionClosed) -> int:
+        # Beyond the bound, too: there are no more of them than streams that were let in.
+        if record.id in self._lost:
+            self._lost.discard(record.id)
+            return self._durable_count
         return self._add(record)
 
     async def wait_written(self, ticket: int, timeout_s: float) -> bool:
-        """Return whether all records up to `ticket` were committed within `timeout_s`."""
+        """Return whether all records up to `ticket` were durable within `timeout_s`: in the
+        database, or in the journal while that is away."""
         with anyio.move_on_after(timeout_s):
-            while self._written_count < ticket:
-                await self._written.wait()
-        return self._written_count >= ticket
+            while self._durable_count < ticket:
+                await self._settled.wait()
+        return self._durable_count >= ticket
+
+    async def wait_recovered(self, timeout_s: float) -> bool:
+        """Return whether, within `timeout_s`, the database had all that an earlier run left."""
+        with anyio.move_on_after(timeout_s):
+            await self._recovered.wait()
+        return self._recovered.is_set()
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued so far is committed; False when time ran out."""
+        """Wait until everything queued so far is durable; False when time ran out."""
         return await self.wait_written(self._added_count, timeout_s)
 
     async def run(self) -> None:
-        """Write batches for ever; end it by cancelling."""
+        """Write for ever; end it by cancelling."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._store_for_ever, name="session records to the database")
+            tasks.start_soon(self._spool_for_ever, name="session records to the journal")
+
+    async def _store_for_ever(self) -> None:
         while True:
-            if not self._pending:
-                self._work = anyio.Event()
-                await self._work.wait()
-            batch = [self._pending[i] for i in range(min(len(self._pending), MAX_BATCH))]
-            if await self._write(batch):
-                for _ in batch:
-                    self._pending.popleft()
-                self._written_count += len(batch)
-                self._written.set()
-                self._written = anyio.Event()
+            if self._journal.backlog:
+                went_well = await self._replay()
+            elif not self._recovered.is_set():
+                # Not before the journal is replayed: it may tell how those streams ended.
+                went_well = await self._interrupt_orphans()
+            elif self._pending:
+                went_well = await self._store_pending()
             else:
+                await self._wait_for_work()
+                continue
+            if not went_well:
                 await self._sleep(RETRY_S)
 
-    async def _write(self, batch: list[SessionOpened | SessionClosed]) -> bool:
-        try:
-            await self._store.write(
-                [record for record in batch if isinstance(record, SessionOpened)],
-                [record for record in batch if isinstance(record, SessionClosed)],
-            )
-        except DatabaseUnavailable as error:
-            if self.healthy:
-                logger.warning("session records wait: %s", error.message)
-            self.healthy = False
+    async def _spool_for_ever(self) -> None:
+        while True:
+            if not self._pending:
+                await self._wait_for_work()
+            elif not await self._is_database_coming():
+                await self._spool()
+
+    async def _is_database_coming(self) -> bool:
+        """Return whether it is worth waiting for the database; waits to find out."""
+        if self._journal.backlog or self._is_away or len(self._pending) >= MAX_SPOOL:
             return False
-        self.healthy = True
+        before = self._durable_count
+        with anyio.move_on_after(SPOOL_AFTER_S):
+            while self._durable_count == before and not self._is_away:
+                await self._settled.wait()
+        return self._durable_count > before
+
+    async def _spool(self) -> None:
+        records = list(islice(self._pending, MAX_SPOOL))
+        ticket = self._durable_count + len(records)
+        try:
+            await self._journal.append(records)
+        except OSError as error:
+            if self.journal_healthy:
+                logger.error("the journal takes no session records: %s", error.strerror or error)
+            self.journal_healthy = False
+            await self._sleep(RETRY_S)
+            return
+        self.journal_healthy = True
+        self.counts.spooled += len(records)
+        self._settle(ticket)
+
+    async def _replay(self) -> bool:
+        records = await self._journal.read(MAX_BATCH)
+        if records and not await self._write(records):
+            return False
+        await self._journal.release()
+        self.counts.replayed += len(records)
         return True
 
-    def _add(self, record: SessionOpened | SessionClosed) -> int:
-        if len(self._pending) >= self._max_pending:
-            # Memory is bounded before records are complete; the loss is said, never silent.
-            logger.error("dropped session record %s: the database is away too long", record.id)
-            return self._written_count
+    async def _store_pending(self) -> bool:
+        records = list(islice(self._pending, MAX_BATCH))
+        ticket = self._durable_count + len(records)
+        if not await self._write(records):
+            return False
+        self._settle(ticket)
+        return True
+
+    async def _interrupt_orphans(self) -> bool:
+        with self._asking():
+            count = await self._store.interrupt_orphans(self._node, self._now(), boot=self._boot)
+            if count:
+                logger.warning("streams interrupted when the gateway last died: %d", count)
+            self._recovered.set()
+        return not self._is_away
+
+    async def _write(self, records: Sequence[SessionRecord]) -> bool:
+        """Return whether the database is done with the records; what it can never take is lost."""
+        try:
+            return await self._write_at_once(records)
+        except Exception:
+            # A defect of ours. One record that no database takes must not hold up all others.
+            logger.exception("session records were refused: %d", len(records))
+        if len(records) == 1:
+            self.counts.lost += 1
+            return True
+        for record in records:
+            if not await self._write([record]):
+                return False
+        return True
+
+    async def _write_at_once(self, records: Sequence[SessionRecord]) -> bool:
+        with self._asking():
+            await self._store.write(
+                [record for record in records if isinstance(record, SessionOpened)],
+                [record for record in records if isinstance(record, SessionClosed)],
+            )
+            self.counts.written += len(records)
+        return not self._is_away
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Take note of how the database answers; that it is away is no error here."""
+        self._asked_at = self._clock()
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            if not self._is_away:
+                logger.warning("session records wait: %s", error.message)
+                self._is_away = True
+                self._announce()
+        else:
+            self._is_away = False
+        finally:
+            self._asked_at = None
+
+    def _settle(self, ticket: int) -> None:
+        """Forget the records up to `ticket`: they are durable. Both writers may say so of one."""
+        for _ in range(ticket - self._durable_count):
+            self._pending.popleft()
+        self._durable_count = max(ticket, self._durable_count)
+        self.journal_healthy = self.journal_healthy or not self._pending
+        self._announce()
+
+    def _announce(self) -> None:
+        settled, self._settled = self._settled, anyio.Event()
+        settled.set()
+
+    async def _wait_for_work(self) -> None:
+        if self._work.is_set():
+            self._work = anyio.Event()
+        await self._work.wait()
+
+    def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
         self._added_count += 1
         self._work.set()
         return self._added_count
+
+    def _lose(self, record: SessionOpened) -> None:
+        if not self._lost:
+            # Memory is bounded before records are complete; the loss is said, never silent.
+            logger.error("sessions are not recorded from %s on: nothing takes them", record.id)
+        self._lost.add(record.id)
+        self.counts.lost += 1

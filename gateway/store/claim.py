@@ -19,8 +19,7 @@ def claimed(node: str, data_dir: Path) -> Iterator[None]:
 
     The lock is the open file's, so it ends with the process, however that ends.
     """
-    name = hashlib.sha256(node.encode()).hexdigest()[:16]
-    with (data_dir / f"node-{name}.lock").open("w") as file:
+    with (data_dir / f"{file_name(node)}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -31,3 +30,8 @@ def claimed(node: str, data_dir: Path) -> Iterator[None]:
                 ]
             ) from None
         yield
+
+
+def file_name(node: str) -> str:
+    """Return a name for what belongs to the node alone, whatever characters its own name has."""
+    return f"node-{hashlib.sha256(node.encode()).hexdigest()[:16]}"

@@ -7,7 +7,7 @@ before its opening makes a row that the opening completes, and the first end sta
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, delete, select, update
 
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
@@ -18,7 +18,7 @@ from gateway.store.tables import stream_sessions
 UNKNOWN_NODE = ""
 """The node of a session whose opening has not arrived. No gateway has this name."""
 
-_OPENING = ("request_id", "node", "requested_model", "face", "opened_at")
+_OPENING = ("request_id", "node", "boot", "requested_model", "face", "opened_at")
 _ENDING = (
     "provider",
     "model",
@@ -51,12 +51,25 @@ class DatabaseSessionStore:
                 rows = [_ending_row(record) for record in closed]
                 await connection.execute(self._insert(_ENDING, only_if=_is_open), rows)
 
-    async def interrupt_orphans(self, node: str, closed_at: float) -> int:
+    async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
         statement = (
             update(stream_sessions)
-            .where(stream_sessions.c.node == node, _is_open)
+            .where(stream_sessions.c.node == node, _is_open, stream_sessions.c.boot != boot)
             .values(end_reason=StreamEnd.INTERRUPTED.value, closed_at=closed_at)
         )
+        async with self._database.writing() as connection:
+            return (await connection.execute(statement)).rowcount
+
+    async def purge(self, opened_before: float, limit: int) -> int:
+        oldest = (
+            select(stream_sessions.c.id)
+            .where(stream_sessions.c.opened_at < opened_before)
+            .order_by(stream_sessions.c.opened_at)
+            .limit(limit)
+            # PostgreSQL's: two gateways that purge at once share the work and do not wait.
+            .with_for_update(skip_locked=True)
+        )
+        statement = delete(stream_sessions).where(stream_sessions.c.id.in_(oldest))
         async with self._database.writing() as connection:
             return (await connection.execute(statement)).rowcount
 
@@ -91,6 +104,7 @@ def _opening_row(record: SessionOpened) -> dict[str, object]:
         "id": record.id,
         "request_id": record.request_id,
         "node": record.node,
+        "boot": record.boot,
         "requested_model": record.requested_model,
         "face": record.face,
         "opened_at": record.opened_at,
@@ -138,6 +152,7 @@ def _session(row: Row[Any]) -> Session:
         face=row.face,
         provider=row.provider,
         model=row.model,
+        boot=row.boot,
     )
     return Session(opened=opened, closed=_closed(row) if row.end_reason else None)
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 from gateway.core.states import ModelState, ProviderState, StreamEnd
@@ -139,6 +140,7 @@ stream_sessions = Table(
     Column("id", CleanText(), primary_key=True),
     Column("request_id", CleanText(), nullable=False),
     Column("node", CleanText(), nullable=False),
+    Column("boot", CleanText(), nullable=False, server_default=text("''")),
     Column("requested_model", CleanText(MAX_MODEL_LENGTH), nullable=False),
     Column("face", CleanText(), nullable=False),
     Column("opened_at", UnixTime(), nullable=False),

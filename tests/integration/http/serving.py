@@ -28,7 +28,12 @@ from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
-from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
+from gateway.testing import (
+    MemoryJournal,
+    MemoryModelStateStore,
+    MemoryProviderStore,
+    MemorySessionStore,
+)
 
 
 class Served:
@@ -97,7 +102,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
     )
     by_name = {provider.name: provider for provider in providers}
     catalog = Catalog(by_name, timeout_s=0.5, ttl_s=0)
-    recorder = SessionRecorder(sessions)
+    recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
     router = ModelRouterService(
         by_name,
         catalog,

@@ -29,7 +29,12 @@ from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
-from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
+from gateway.testing import (
+    MemoryJournal,
+    MemoryModelStateStore,
+    MemoryProviderStore,
+    MemorySessionStore,
+)
 from schema import create_graphql
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
@@ -128,7 +133,7 @@ class GraphQLServer:
     def _build(self, settings: Settings, tasks: TaskGroup) -> Gateway:
         catalog = Catalog(self.providers, timeout_s=self.catalog_timeout_s, ttl_s=0)
         model_states = MemoryModelStateStore()
-        recorder = SessionRecorder(self.sessions)
+        recorder = SessionRecorder(self.sessions, MemoryJournal(), node=NODE, boot="b")
         feed = ModelFeed(max_subscribers=settings.max_subscriptions)
         router = ModelRouterService(
             self.providers, catalog, aliases={}, images=ImagePolicy(2**20, 10**6)

@@ -260,7 +260,8 @@ async def test_every_method_of_every_store_speaks_of_an_unavailable_database(
         status = ProviderStatus("p", "k", ProviderState.UP, NOW)
         for call in (
             lambda: sessions.write([opened("s")], []),
-            lambda: sessions.interrupt_orphans("a", NOW),
+            lambda: sessions.interrupt_orphans("a", NOW, boot="b"),
+            lambda: sessions.purge(NOW, 1),
             lambda: sessions.recent(1),
             lambda: sessions.find("s"),
             lambda: models.reconcile("a", "p", [], NOW),

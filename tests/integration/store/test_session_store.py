@@ -14,7 +14,7 @@ NOW = 1_790_000_000.123456
 
 
 def opened(
-    session_id: str = "s1", *, node: str = "a", at: float = NOW, known: bool = True
+    session_id: str = "s1", *, node: str = "a", at: float = NOW, known: bool = True, boot: str = "1"
 ) -> SessionOpened:
     return SessionOpened(
         id=session_id,
@@ -25,6 +25,7 @@ def opened(
         face="openai",
         provider="ollama" if known else None,
         model="llama3:latest" if known else None,
+        boot=boot,
     )
 
 
@@ -123,7 +124,7 @@ async def test_only_open_sessions_of_the_own_node_are_interrupted(
 ) -> None:
     mine = [opened("mine-1"), opened("mine-2"), opened("ended")]
     await session_store.write([*mine, opened("other", node="b")], [closed("ended")])
-    assert await session_store.interrupt_orphans("a", NOW + 60) == 2
+    assert await session_store.interrupt_orphans("a", NOW + 60, boot="2") == 2
     interrupted = SessionClosed(
         "mine-1", "ollama", "llama3:latest", StreamEnd.INTERRUPTED, NOW + 60, Usage(), Timings()
     )
@@ -132,10 +133,26 @@ async def test_only_open_sessions_of_the_own_node_are_interrupted(
     assert await session_store.find("other") == Session(opened("other", node="b"))
 
 
+async def test_the_streams_of_the_present_run_are_no_orphans(session_store: SessionStore) -> None:
+    await session_store.write([opened("dead"), opened("alive", boot="2")], [])
+    assert await session_store.interrupt_orphans("a", NOW + 60, boot="2") == 1
+    assert await session_store.find("alive") == Session(opened("alive", boot="2"))
+
+
+async def test_the_oldest_are_purged_and_the_limit_holds(session_store: SessionStore) -> None:
+    openings = [opened(f"s{age}", at=NOW - age) for age in (4, 1, 3, 2, 0)]
+    await session_store.write(openings, [closed("s4")])
+    assert await session_store.purge(NOW - 1, 2) == 2
+    assert [s.opened.id for s in await session_store.recent(9)] == ["s0", "s1", "s2"]
+    assert await session_store.purge(NOW - 1, 2) == 1
+    assert await session_store.purge(NOW - 1, 2) == 0
+    assert [s.opened.id for s in await session_store.recent(9)] == ["s0", "s1"]
+
+
 async def test_orphans_are_interrupted_once_and_stay_so(session_store: SessionStore) -> None:
     await session_store.write([opened()], [])
-    assert await session_store.interrupt_orphans("a", NOW) == 1
-    assert await session_store.interrupt_orphans("a", NOW + 1) == 0
+    assert await session_store.interrupt_orphans("a", NOW, boot="2") == 1
+    assert await session_store.interrupt_orphans("a", NOW + 1, boot="3") == 0
     await session_store.write([], [closed()])
     found = await session_store.find("s1")
     assert found is not None and found.closed is not None

@@ -28,7 +28,7 @@ from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.settings import Settings
-from gateway.testing import MemorySessionStore
+from gateway.testing import MemoryJournal, MemorySessionStore
 from tests.hand_clock import HandClock
 from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
@@ -41,7 +41,7 @@ class House:
     ) -> None:
         self.provider = provider
         self.store = MemorySessionStore()
-        self.recorder = SessionRecorder(self.store)
+        self.recorder = SessionRecorder(self.store, MemoryJournal(), node="n", boot="b")
         named = {provider.name: provider}
         router = ModelRouterService(
             named,
