@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-cuda test-gguf check format bench demo lock clean
+.PHONY: run test test-cuda test-gguf fuzz soak check format bench demo lock clean
 
 run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
@@ -26,6 +26,9 @@ test-cuda: $(VENV)/.installed-dev  ## the tests on a CUDA GPU; they skip where t
 
 fuzz: $(VENV)/.installed-dev  ## longer storms over the engine than those of `make test`
 	$(BIN)/python -m pytest -m fuzz --timeout 600 tests/integration/engine/test_fuzz.py
+
+soak: $(VENV)/.installed-dev  ## hundreds of kills, a million records purged
+	$(BIN)/python -m pytest -m soak --timeout 3600 tests/integration
 
 check: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff check .

@@ -5,7 +5,9 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -23,7 +25,21 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """A PostgreSQL server of this test run, as the URL of its maintenance database.
+    """A PostgreSQL server of this test run, as the URL of its maintenance database."""
+    with _postgres() as server:
+        yield server.get_uri()
+
+
+@pytest.fixture
+def mortal_postgres() -> Iterator[Any]:
+    """A PostgreSQL server of one test alone, which may `stop` and `start` it."""
+    with _postgres() as server:
+        yield server
+
+
+@contextmanager
+def _postgres() -> Iterator[Any]:
+    """A running server.
 
     PostgreSQL refuses to run as root; the package then runs it as a system user of its own,
     which needs a folder that it can reach: pytest's are closed to other users.
@@ -40,7 +56,7 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"PostgreSQL does not start here: {error}")
     try:
-        yield server.get_uri()
+        yield server
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -175,8 +175,8 @@ class SessionRecorder:
         records = await self._journal.read(MAX_BATCH)
         if records and not await self._write(records):
             return False
-        await self._journal.release()
         self.counts.replayed += len(records)
+        await self._journal.release()
         return True
 
     async def _store_pending(self) -> bool:

@@ -1,14 +1,13 @@
 """What a database that is locked, full, unreadable or gone becomes, and what a cancel leaves."""
 
 import logging
-import os
 import sqlite3
 import stat
 import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -25,33 +24,14 @@ from gateway.store.database import Database, parse_url
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
+from tests.integration.disks import ordinary_user
 
 CANARY = "s3cr3t-canary"
 NOW = 1_790_000_000.0
-NOBODY = 65534
 
 
 def opened(session_id: str) -> SessionOpened:
     return SessionOpened(session_id, "r", "a", "m", NOW)
-
-
-@contextmanager
-def ordinary_user(file: Path, folder_mode: int, file_mode: int | None) -> Iterator[None]:
-    """Set the rights of a file and its folder, and be somebody whom they hold back: not root."""
-    is_root = os.geteuid() == 0
-    modes = [(file, file_mode)] if file_mode is not None else []
-    for path, mode in [*modes, (file.parent, folder_mode)]:
-        path.chmod(mode)
-        if is_root:
-            os.chown(path, NOBODY, NOBODY)
-    if is_root:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-        file.parent.chmod(stat.S_IRWXU)
 
 
 @pytest.fixture

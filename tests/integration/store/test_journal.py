@@ -20,6 +20,7 @@ from gateway.core.sessions import SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
 from gateway.store.journal import FileJournal
 from gateway.testing import MemoryJournal
+from tests.integration.disks import tiny_disk
 
 
 def opened(name: str, **values: str) -> SessionOpened:
@@ -205,24 +206,6 @@ async def test_what_could_not_be_synced_is_not_kept(tmp_path: Path) -> None:
     assert await read_all(journal) == some(3, 3)
 
 
-@contextmanager
-def tiny_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 async def fill(journal: FileJournal, count: int = 50) -> int:
     """Append until the disk refuses; return how many records were taken."""
     taken = 0
@@ -310,7 +293,7 @@ anyio.run(main)
 async def test_after_kill_9_all_that_was_said_to_be_kept_is_there(
     tmp_path: Path, appends: int
 ) -> None:
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: ASYNC220 nothing else runs on this loop
         [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
