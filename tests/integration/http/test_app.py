@@ -135,6 +135,8 @@ async def test_readiness_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (live.status_code, live.json()) == (200, {"status": "ok"})
     assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert unready.status_code == 503
+    counts = {"written", "spooled", "replayed", "lost", "purged"}
+    assert set(ready.json()["records"]) == {"pending", "journal_bytes"} | counts
     assert json.loads(unready.text)["reasons"] == ["database_unavailable"]
 
 
