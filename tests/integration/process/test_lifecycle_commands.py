@@ -64,7 +64,7 @@ def test_a_model_goes_up_and_down_over_http(gateway: GatewayProcess) -> None:
         loaded = status(gateway, SMOL)
     assert loaded["model"] == SMOL and loaded["device"] == "cpu" and loaded["batched"]
     assert 590 < loaded["expires_in_s"] <= 600
-    assert 0.5 < loaded["memory_bytes"] / plan.json()["need_bytes"] < 1.5
+    assert 0 < loaded["memory_bytes"] <= plan.json()["need_bytes"]  # what the load takes at most
 
     again = post(gateway, "load", model=SMOL)
     assert (again.status_code, again.json()["state"]) == (200, "LOADED")
