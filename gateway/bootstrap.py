@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
 from gateway import demo, providers
+from gateway.core.keys import Peppers
 from gateway.core.ports import ModelObserver, Provider
 from gateway.http import app as http
 from gateway.http.hosts import is_loopback
@@ -24,11 +25,14 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
+from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
+from gateway.services.keys import KeyService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.retention import SessionPurger
 from gateway.services.router import ModelRouterService
+from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
@@ -37,7 +41,9 @@ from gateway.store import migrate
 from gateway.store.claim import claimed, file_name
 from gateway.store.database import Database
 from gateway.store.journal import FileJournal
+from gateway.store.keys import DatabaseKeyStore
 from gateway.store.models import DatabaseModelStateStore
+from gateway.store.pepper import load_peppers
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
 from gateway.telemetry import configure_logging
@@ -62,13 +68,18 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """
     url = settings.resolved_database_url
     await anyio.to_thread.run_sync(migrate.require_head, url)
+    peppers = await anyio.to_thread.run_sync(
+        load_peppers, settings.key_pepper.get_secret_value(), settings.resolved_pepper_file
+    )
     async with Database(url) as database:
         sessions = DatabaseSessionStore(database)
         journal = await _open_journal(settings)
         async with anyio.create_task_group() as tasks:
-            gateway, built = _assemble(settings, database, sessions, journal, tasks)
+            gateway, built = _assemble(settings, database, sessions, journal, peppers, tasks)
+            await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
+            tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")
             tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
             if not await gateway.recorder.wait_recovered(RECOVERY_S):
                 logger.warning("records of an earlier run are still being written")
@@ -113,6 +124,7 @@ def _assemble(
     database: Database,
     sessions: DatabaseSessionStore,
     journal: FileJournal,
+    peppers: Peppers,
     tasks: TaskGroup,
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     node = settings.resolved_node
@@ -141,6 +153,7 @@ def _assemble(
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
     )
+    slots = CallerSlots()
     streams = StreamService(
         router,
         recorder,
@@ -148,7 +161,10 @@ def _assemble(
         node=node,
         limits=choose_limits(settings),
         tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
+        slots=slots,
     )
+    key_store = DatabaseKeyStore(database)
+    gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
     gateway = Gateway(
         node=node,
         provider_names=settings.providers,
@@ -158,13 +174,15 @@ def _assemble(
             built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
         ),
         streams=streams,
-        embeddings=EmbeddingService(router, max_open=settings.max_embeds),
+        embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
         recorder=recorder,
         tracker=tracker,
         feed=feed,
         sessions=sessions,
         model_states=model_states,
         provider_states=provider_states,
+        keys=KeyService(key_store, peppers, changed=gatekeeper.look),
+        gatekeeper=gatekeeper,
     )
     return gateway, built
 
@@ -201,13 +219,13 @@ def serve(settings: Settings) -> None:
         listen(settings.host, settings.port) as listener,
         claimed(settings.resolved_node, settings.data_dir),
     ):
-        if not is_loopback(settings.host):
-            logger.warning("whoever reaches %s may use this gateway: it has no keys", settings.host)
         anyio.run(_serve, settings, listener, backend_options={"use_uvloop": True})
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with running(settings) as gateway:
+        if not gateway.gatekeeper.needs_keys:
+            _say_who_may(settings.host)
         config = uvicorn.Config(
             create_app(settings, gateway),
             lifespan="off",
@@ -226,6 +244,18 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             started=_say_hello,
         )
         await server.serve([listener])
+
+
+def _say_who_may(host: str) -> None:
+    """Say whom a gateway without keys serves."""
+    if is_loopback(host):
+        logger.info("there are no API keys: this gateway serves its own machine only")
+    else:
+        logger.warning(
+            "there are no API keys: nobody is served at %s until there is one; "
+            "make it with `gateway keys create NAME`",
+            host,
+        )
 
 
 def _say_hello(url: str) -> None:

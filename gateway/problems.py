@@ -40,6 +40,14 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.StreamCancelled: _Kind(409, True, "Somebody else ended it; asking again starts anew."),
     errors.StreamTakenOver: _Kind(409, hint="A stream has one reader: the newest."),
     errors.StreamGap: _Kind(410, hint="Read with a later Last-Event-ID, or ask anew."),
+    errors.Unauthenticated: _Kind(
+        401, hint="Send a key as `Authorization: Bearer` or `x-api-key`; `gateway keys` makes them."
+    ),
+    errors.KeyRevoked: _Kind(401, hint="Ask the operator for another key."),
+    errors.Forbidden: _Kind(403),
+    errors.KeyNotFound: _Kind(404, hint="GET /api/v1/keys and `gateway keys list` show them."),
+    errors.RateLimited: _Kind(429, True, "Wait as long as Retry-After says.", 1.0),
+    errors.TooManyStreams: _Kind(429, True, "Wait until one of them has ended.", 1.0),
     errors.ForeignOrigin: _Kind(
         403, hint="The operator can allow the page's origin in GATEWAY_CORS_ORIGINS."
     ),

@@ -110,7 +110,22 @@ class Settings(BaseModel):
         (), description="Origins of web pages that may call, as http://host:port; * is any."
     )
     allowed_hosts: Names = Field(
-        (), description="Names that a gateway on loopback answers to beside its addresses."
+        (),
+        description="Names that the gateway answers to beside addresses and localhost; empty: "
+        "none on loopback, any elsewhere.",
+    )
+    key_pepper: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that API keys are stored with, 32 characters or more; several, "
+        "comma-separated, while it is being changed, the new one first.",
+    )
+    key_pepper_file: Folder | None = Field(
+        None,
+        description="File that holds it instead; default: key-pepper in the data folder, made at "
+        "the first start.",
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="Key that `gateway models` sends to the running gateway."
     )
 
     # State
@@ -271,6 +286,14 @@ class Settings(BaseModel):
             return value.replace("postgres", "postgresql", 1)
         return value
 
+    @field_validator("key_pepper")
+    @classmethod
+    def _check_peppers(cls, value: SecretStr) -> SecretStr:
+        given = value.get_secret_value()
+        if given and min(map(len, given.replace(",", " ").split()), default=0) < 32:
+            raise ValueError("each has 32 characters or more")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -302,6 +325,10 @@ class Settings(BaseModel):
     @cached_property
     def resolved_journal_dir(self) -> Path:
         return self.journal_dir or self.data_dir / "journal"
+
+    @cached_property
+    def resolved_pepper_file(self) -> Path:
+        return self.key_pepper_file or self.data_dir / "key-pepper"
 
     @cached_property
     def resolved_model_path(self) -> Path:

@@ -44,3 +44,5 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
     # These speak of every request and every connection at info.
     for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "sse_starlette", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # At debug it writes down the headers and messages of WebSockets, keys included.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.INFO, logging.root.level))

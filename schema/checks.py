@@ -6,6 +6,7 @@ from graphql import GraphQLError, OperationDefinitionNode, validate
 from strawberry.extensions import SchemaExtension
 from strawberry.types import ExecutionContext
 
+from schema.access import find_forbidden
 from schema.limits import LIMITS, require_cheap, require_short
 
 
@@ -34,6 +35,10 @@ class DocumentChecks(SchemaExtension):
             context.validation_rules,
             max_errors=LIMITS.errors,
         )
+        if not context.pre_execution_errors:
+            context.pre_execution_errors = find_forbidden(
+                context.graphql_document, context._provided_operation_name, context.context.caller
+            )
         yield
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import strawberry
-from starlette.types import Scope
 
+from gateway.core.keys import Caller
 from gateway.services.gateway import Gateway
 
 
@@ -14,14 +14,7 @@ class Context:
     """The context of one operation."""
 
     gateway: Gateway
-    caller: str = ""
-    """Whose operation it is; empty for those who do not say."""
-
-
-def caller_of(scope: Scope) -> str:
-    """Return the caller of a request or a WebSocket, as whoever serves this application found."""
-    caller: str = scope.get("state", {}).get("caller", "")
-    return caller
+    caller: Caller
 
 
 Info: TypeAlias = strawberry.Info[Context, None]

@@ -11,6 +11,7 @@ from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import ExecutionResult
 from strawberry.types.graphql import OperationType
 
+from gateway.core.keys import Caller
 from gateway.services.gateway import Gateway
 from schema.context import Context
 from schema.errors import is_request_error, log_defects, render_error
@@ -28,7 +29,7 @@ class Executor:
         self._gateway = gateway
 
     async def answer(
-        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: Caller
     ) -> Reply:
         """Return the reply to a query or mutation of `caller`.
 
@@ -44,7 +45,7 @@ class Executor:
         return _render(result)
 
     async def stream(
-        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: Caller
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of any operation; one without `data` is the last."""
         try:
@@ -60,7 +61,7 @@ class Executor:
             yield _render(ExecutionResult(data=None, errors=[fault]))
 
     def _arguments(
-        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: str
+        self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: Caller
     ) -> dict[str, Any]:
         return {
             "variable_values": asked.variables,

@@ -47,7 +47,7 @@ async def configure_model(info: Info, input: _Configure) -> ConfigReport | None:
 
 
 async def stop_stream(info: Info, id: _Stream) -> bool | None:
-    return info.context.gateway.streams.stop(id, caller=info.context.caller)
+    return info.context.gateway.streams.stop(id, caller=info.context.caller.id)
 
 
 @strawberry.type(description="What can be changed.")

@@ -52,7 +52,7 @@ async def list_sessions(info: Info, first: _Newest = 20) -> list[Session] | None
 
 
 async def list_streams(info: Info) -> list[LiveStream]:
-    streams = info.context.gateway.streams.of_caller(info.context.caller)
+    streams = info.context.gateway.streams.of_caller(info.context.caller.id)
     return [LiveStream.of(stream) for stream in streams]
 
 

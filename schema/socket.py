@@ -5,7 +5,10 @@ that does not read leaves waiting, and its errors are not in the gateway's shape
 """
 
 import logging
-from contextlib import aclosing, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, aclosing, suppress
+from functools import partial
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -16,10 +19,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.http import GraphQLRequestData
 from strawberry.types.graphql import OperationType
 
-from gateway.core.errors import GatewayError, Overloaded
+from gateway.core import rate
+from gateway.core.errors import GatewayError, Overloaded, Unauthenticated
+from gateway.core.keys import CALLER, Caller, read_credential
 from gateway.services.gateway import Gateway
 from schema.body import MAX_BODY_BYTES, Refusal, parse_body
-from schema.context import caller_of
 from schema.errors import render_cause, render_error
 from schema.execution import Executor, Reply, encode_json
 from schema.messages import (
@@ -49,40 +53,56 @@ class SocketLimits(msgspec.Struct, frozen=True):
     operations: int = 32
     init_timeout_s: float = 10.0
     leave_s: float = 1.0
+    strangers: int = 64
+    """Of all connections, how many may wait for a first message that brings a key."""
 
 
 class Sockets:
     """The open connections; when the gateway drains, they are closed as soon as they are idle."""
 
     def __init__(self, executor: Executor, gateway: Gateway, limits: SocketLimits) -> None:
-        self._executor = executor
-        self._gateway = gateway
+        self.executor = executor
+        self.gateway = gateway
         self.limits = limits
-        self.count = 0
+        self._open: set[_Connection] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._open)
 
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one connection to its end."""
-        if self.count >= self.limits.sockets:
+        caller = websocket.scope.get(CALLER)
+        if self._is_full(for_stranger=caller is None):
             full = Overloaded(f"All {self.limits.sockets} WebSockets are taken.")
             reply = JSONResponse({"errors": [render_cause(full)]}, 503, {"Retry-After": "1"})
             await websocket.send_denial_response(reply)
             return
-        self.count += 1
+        connection = _Connection(websocket, caller, self)
+        self._open.add(connection)
         try:
-            await _Connection(websocket, self._executor, self._gateway, self.limits).serve()
+            await connection.serve()
         finally:
-            self.count -= 1
+            self._open.discard(connection)
+
+    def _is_full(self, *, for_stranger: bool) -> bool:
+        if len(self._open) >= self.limits.sockets:
+            return True
+        strangers = sum(connection.caller is None for connection in self._open)
+        return for_stranger and strangers >= self.limits.strangers
 
 
 class _Connection:
-    def __init__(
-        self, websocket: WebSocket, executor: Executor, gateway: Gateway, limits: SocketLimits
-    ) -> None:
+    """One connection; `caller` is None until its first message brought a key."""
+
+    def __init__(self, websocket: WebSocket, caller: Caller | None, sockets: Sockets) -> None:
+        self.caller = caller
         self._websocket = websocket
-        self._caller = caller_of(websocket.scope)
-        self._executor = executor
-        self._gateway = gateway
-        self._limits = limits
+        self._executor = sockets.executor
+        self._gateway = sockets.gateway
+        self._gatekeeper = sockets.gateway.gatekeeper
+        self._limits = sockets.limits
+        self._admissions = ExitStack()
         self._operations: dict[str, anyio.CancelScope] = {}
         self._is_acknowledged = False
         self._is_leaving = False
@@ -95,11 +115,14 @@ class _Connection:
             await self._websocket.close(Close.UNKNOWN_PROTOCOL, "Subprotocol not acceptable")
             return
         await self._websocket.accept(PROTOCOL)
-        async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._require_init)
-            self._tasks.start_soon(self._leave)
-            await self._read()
-            self._tasks.cancel_scope.cancel()
+        with self._admissions:
+            async with anyio.create_task_group() as self._tasks:
+                if self.caller is not None:
+                    self._watch_key(self.caller)
+                self._tasks.start_soon(self._require_init)
+                self._tasks.start_soon(self._leave)
+                await self._read()
+                self._tasks.cancel_scope.cancel()
         await self._close()
 
     async def _read(self) -> None:
@@ -117,8 +140,8 @@ class _Connection:
 
     async def _take(self, frame: str | None) -> None:
         match decode_message(frame):
-            case ConnectionInit():
-                await self._acknowledge()
+            case ConnectionInit(payload):
+                await self._acknowledge(payload or {})
             case Ping():
                 await self._send({"type": "pong"})
             case Pong():
@@ -129,16 +152,49 @@ class _Connection:
                 if scope := self._operations.pop(id, None):
                     scope.cancel()
 
-    async def _acknowledge(self) -> None:
+    async def _acknowledge(self, payload: Mapping[str, Any]) -> None:
         if self._is_acknowledged:
             self._hang_up(Close.INIT_TWICE, "Too many initialisation requests")
+            return
+        try:
+            self._admit(payload)
+        except GatewayError as error:
+            self._hang_up(Close.FORBIDDEN, error.message)
             return
         self._is_acknowledged = True
         await self._send({"type": "connection_ack"})
         self._tasks.start_soon(self._ping)
 
+    def _admit(self, payload: Mapping[str, Any]) -> None:
+        """Take the key in the first message, where the handshake had none or the same."""
+        if not self._gatekeeper.needs_keys:
+            return
+        named = ((name, value) for name, value in payload.items() if isinstance(value, str))
+        credential = read_credential(named)
+        if credential is None and self.caller is None:
+            raise Unauthenticated("An API key is needed.")
+        if credential is None:
+            return
+        caller = self._gatekeeper.authenticate(credential)
+        if self.caller is None:
+            self._count(caller)
+            self.caller = caller
+            self._watch_key(caller)
+        elif caller.id != self.caller.id:
+            raise Unauthenticated("The connection carries several keys.")
+
+    def _watch_key(self, caller: Caller) -> None:
+        cut = partial(self._hang_up, Close.FORBIDDEN, "The key was revoked.")
+        self._admissions.enter_context(self._gatekeeper.admitted(caller, cut))
+
+    def _count(self, caller: Caller) -> None:
+        """Count a request of the caller's minute; raises RateLimited."""
+        allowance = self._gatekeeper.count_request(caller)
+        if allowance is not None:
+            rate.require(allowance)
+
     async def _subscribe(self, message: Subscribe) -> None:
-        if not self._is_acknowledged:
+        if not self._is_acknowledged or self.caller is None:
             self._hang_up(Close.UNAUTHORIZED, "Unauthorized")
         elif message.id in self._operations:
             self._hang_up(Close.ID_TAKEN, f"Subscriber for {message.id} already exists")
@@ -147,9 +203,14 @@ class _Connection:
             full = Overloaded(f"A connection has at most {most} operations at once.")
             await self._refuse(message.id, full)
         else:
-            await self._begin(message)
+            await self._begin(message, self.caller)
 
-    async def _begin(self, message: Subscribe) -> None:
+    async def _begin(self, message: Subscribe, caller: Caller) -> None:
+        try:
+            self._count(caller)
+        except GatewayError as error:
+            await self._refuse(message.id, error)
+            return
         try:
             asked = parse_body(bytes(message.payload))
         except Refusal as refusal:
@@ -159,13 +220,15 @@ class _Connection:
             await self._send({"id": message.id, "type": "error", "payload": errors})
             return
         scope = self._operations[message.id] = anyio.CancelScope()
-        self._tasks.start_soon(self._run, message.id, asked, scope)
+        self._tasks.start_soon(self._run, message.id, asked, caller, scope)
 
-    async def _run(self, id: str, asked: GraphQLRequestData, scope: anyio.CancelScope) -> None:
+    async def _run(
+        self, id: str, asked: GraphQLRequestData, caller: Caller, scope: anyio.CancelScope
+    ) -> None:
         """Run one operation; its id is free again before its last message goes out."""
         try:
             with scope:
-                last = await self._tell_replies(id, asked)
+                last = await self._tell_replies(id, asked, caller)
                 self._forget(id, scope)
                 await self._send(last)
         finally:
@@ -173,11 +236,9 @@ class _Connection:
         if self._is_leaving:
             self._leave_if_idle()
 
-    async def _tell_replies(self, id: str, asked: GraphQLRequestData) -> Reply:
+    async def _tell_replies(self, id: str, asked: GraphQLRequestData, caller: Caller) -> Reply:
         """Send the replies of an operation; return the message that ends it."""
-        async with aclosing(
-            self._executor.stream(asked, tuple(OperationType), self._caller)
-        ) as replies:
+        async with aclosing(self._executor.stream(asked, tuple(OperationType), caller)) as replies:
             async for reply in replies:
                 if "data" not in reply:
                     return {"id": id, "type": "error", "payload": reply["errors"]}

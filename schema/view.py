@@ -17,9 +17,10 @@ from strawberry.http import GraphQLRequestData
 from strawberry.schema.exceptions import InvalidOperationTypeError
 from strawberry.types.graphql import OperationType
 
+from gateway.core.errors import Forbidden
+from gateway.core.keys import CALLER
 from gateway.settings import Settings
 from schema.body import Refusal, parse_body, parse_query_string, read_body
-from schema.context import caller_of
 from schema.errors import render_error
 from schema.execution import Executor, Reply, encode_json
 from schema.media import (
@@ -77,7 +78,7 @@ class GraphQLView:
         if media_type is None and not reads_events:
             raise Refusal(406, f"The answer can be {RESPONSE}, {JSON} or {EVENT_STREAM}.")
         asked = await _read(request)
-        allowed, caller = _ALLOWED[request.method], caller_of(request.scope)
+        allowed, caller = _ALLOWED[request.method], request.scope[CALLER]
         if media_type is not None:
             try:
                 return _render(await self._executor.answer(asked, allowed, caller), media_type)
@@ -131,10 +132,18 @@ def _is_cross_origin(headers: Mapping[str, str]) -> bool:
 def _render(reply: Reply, media_type: str) -> Response:
     return Response(
         encode_json(reply),
-        status_code=400 if media_type == RESPONSE and "data" not in reply else 200,
+        status_code=_choose_status(reply, media_type),
         media_type=f"{media_type}; charset=utf-8",
         headers=_HEADERS,
     )
+
+
+def _choose_status(reply: Reply, media_type: str) -> int:
+    if "data" in reply:
+        return 200
+    if reply["errors"][0]["extensions"]["code"] == Forbidden.code:
+        return 403
+    return 400 if media_type == RESPONSE else 200
 
 
 def _render_refusal(refusal: Refusal, media_type: str) -> Response:

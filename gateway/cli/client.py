@@ -23,6 +23,8 @@ class GatewayClient:
 
     def __init__(self, settings: Settings) -> None:
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        key = settings.api_key.get_secret_value()
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
     def get(self, path: str, **query: str) -> Any:
@@ -39,7 +41,12 @@ class GatewayClient:
 
         try:
             reply = httpx.request(
-                method, self._url + path, timeout=TIMEOUT_S, trust_env=False, **content
+                method,
+                self._url + path,
+                headers=self._headers,
+                timeout=TIMEOUT_S,
+                trust_env=False,
+                **content,
             )
             answer = reply.json()
         except (httpx.HTTPError, ValueError) as error:

@@ -12,6 +12,12 @@ GatewayError
 ├── StreamCancelled           somebody else ended the stream under its reader
 ├── StreamTakenOver           a newer reader goes on with the stream
 ├── StreamGap                 the events that would come next are no longer kept
+├── Unauthenticated           no API key, or a wrong one
+│   └── KeyRevoked            a key that was right once
+├── Forbidden                 the key, or its want, does not allow this
+├── KeyNotFound               no such API key
+├── RateLimited               a key's requests of this minute are spent
+├── TooManyStreams            a key has as many streams open as it may
 ├── ForeignOrigin             a web page of another origin, which is not allowed
 ├── Overloaded                a bounded queue is full: try again
 ├── NoRoom                    every resident model is in use: try again
@@ -125,6 +131,30 @@ class StreamTakenOver(GatewayError):
 
 class StreamGap(GatewayError):
     code = "stream_gap"
+
+
+class Unauthenticated(GatewayError):
+    code = "unauthenticated"
+
+
+class KeyRevoked(Unauthenticated):
+    code = "key_revoked"
+
+
+class Forbidden(GatewayError):
+    code = "forbidden"
+
+
+class KeyNotFound(GatewayError):
+    code = "key_not_found"
+
+
+class RateLimited(GatewayError):
+    code = "rate_limited"
+
+
+class TooManyStreams(GatewayError):
+    code = "too_many_streams"
 
 
 class ForeignOrigin(GatewayError):

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.events import Event
+from gateway.core.keys import StoredKey
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import (
@@ -178,3 +179,21 @@ class ProviderStore(Protocol):
         ...
 
     async def all(self, node: str) -> Sequence[ProviderStatus]: ...
+
+
+class KeyStore(Protocol):
+    """API keys. All methods raise DatabaseUnavailable when the database does not answer."""
+
+    async def add(self, stored: StoredKey) -> None: ...
+
+    async def revoke(self, key_id: str, at: float) -> StoredKey | None:
+        """Revoke a key, the first time counting; return it, None when there is none."""
+        ...
+
+    async def all(self) -> Sequence[StoredKey]:
+        """Return every key, revoked ones too, the oldest first."""
+        ...
+
+    async def stamp(self) -> tuple[int, int]:
+        """Return what differs after every change: how many keys there are, how many revoked."""
+        ...

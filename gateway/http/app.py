@@ -1,18 +1,18 @@
 """The ASGI application: which face answers where, and what every request passes before it."""
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.http.caller import identify_caller
+from gateway.http.access import LIMIT_HEADERS, RequireKeys
 from gateway.http.control import ControlFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
 from gateway.http.hosts import is_loopback
+from gateway.http.keys import KeysFace
 from gateway.http.middleware import (
     REQUEST_ID,
     RefuseForeignHosts,
@@ -31,17 +31,13 @@ from gateway.settings import Settings
 
 
 class _Application:
-    """An ASGI application as the endpoint of one path, told who calls in the scope's `state`.
-
-    A mount would redirect POST with 307.
-    """
+    """An ASGI application as the endpoint of one path. A mount would redirect POST with 307."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = {**scope.get("state", {}), "caller": identify_caller(Headers(scope=scope))}
-        await self._app({**scope, "state": state}, receive, send)
+        await self._app(scope, receive, send)
 
 
 def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIApp:
@@ -53,6 +49,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *StreamsFace(gateway, settings).routes(),
         *ModelsFace(gateway).routes(),
         *ControlFace(gateway, settings).routes(),
+        *KeysFace(gateway, settings).routes(),
         *OpenAIFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),
         Route("/graphql", endpoint, name="graphql"),
@@ -60,14 +57,14 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
     ]
     app = Starlette(
         routes=routes,
-        middleware=_middleware(gateway, settings),
+        middleware=_middleware(gateway, settings, routes),
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
+def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -> list[Middleware]:
     """Outermost first: every reply has its id, and browsers may read the errors, too."""
     stack = [Middleware(RequestIds)]
     if settings.cors_origins:
@@ -77,12 +74,27 @@ def _middleware(gateway: Gateway, settings: Settings) -> list[Middleware]:
                 allow_origins=settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=[REQUEST_ID, STREAM_ID, "Retry-After"],
+                expose_headers=[
+                    REQUEST_ID,
+                    STREAM_ID,
+                    "Retry-After",
+                    "WWW-Authenticate",
+                    *LIMIT_HEADERS,
+                ],
             )
         )
     stack.append(Middleware(UnexpectedErrors))
-    if is_loopback(settings.host):
+    if is_loopback(settings.host) or settings.allowed_hosts:
         stack.append(Middleware(RefuseForeignHosts, allowed=settings.allowed_hosts))
     stack.append(Middleware(RefuseForeignPages, allowed=settings.cors_origins))
+    stack.append(
+        Middleware(
+            RequireKeys,
+            gatekeeper=gateway.gatekeeper,
+            streams=gateway.streams,
+            routes=routes,
+            host=settings.host,
+        )
+    )
     stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams, readable=["/graphql"]))
     return stack

@@ -18,7 +18,7 @@ from gateway import telemetry
 from gateway.core.embeddings import Embeddings, EmbedRequest, unpack_vector
 from gateway.core.errors import InvalidRequest
 from gateway.http.body import decode_body, read_request
-from gateway.http.caller import identify_caller
+from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.encoding import encode_json
 from gateway.http.options import parse_keep_alive
@@ -84,13 +84,11 @@ class EmbeddingsFace:
             parse_embed_request,
             decoder=decoder,
             request_id=telemetry.request_id.get(),
-            caller=identify_caller(request.headers),
             max_inputs=self._settings.max_embed_inputs,
         )
         wanted = await read_request(request, self._settings.max_body_bytes, parse)
-        found = await unless_disconnected(
-            request.receive, partial(self._gateway.embeddings.embed, wanted.request)
-        )
+        embed = partial(self._gateway.embeddings.embed, wanted.request, caller=caller_of(request))
+        found = await unless_disconnected(request.receive, embed)
         # In a thread, vector by vector: a thousand of them are a million numbers to be written.
         data = await anyio.to_thread.run_sync(_encode, found, wanted.in_base64, describe)
         return Response(data, media_type="application/json")
@@ -101,7 +99,6 @@ def parse_embed_request(
     *,
     decoder: "msgspec.json.Decoder[EmbeddingBody]",
     request_id: str,
-    caller: str,
     max_inputs: int,
 ) -> Wanted:
     """Return what a body of either form asks for; raises InvalidRequest and its kind."""
@@ -113,7 +110,6 @@ def parse_embed_request(
         dimensions=body.dimensions,
         truncate=isinstance(body, EmbedBody) and bool(body.truncate),
         keep_alive_s=parse_keep_alive(body.keep_alive),
-        caller=caller,
     )
     return Wanted(request, body.encoding_format == "base64")
 

@@ -49,11 +49,19 @@ def openai_error(problem: Problem) -> dict[str, Any]:
     }
 
 
+def graphql_error(problem: Problem) -> dict[str, Any]:
+    """Return the error object of GraphQL for what never reached the schema."""
+    extensions = {"code": problem.code, "hint": problem.hint, "retryable": problem.retryable}
+    return {"message": problem.message, "extensions": extensions}
+
+
 def error_response(path: str, problem: Problem, headers: dict[str, str] | None = None) -> Response:
     """Return the reply to a request for `path` that ends with `problem`."""
     headers = dict(headers or {})
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if path == "/graphql":
+        return json_response({"errors": [graphql_error(problem)]}, problem.status, headers)
     if not path.startswith("/v1/"):
         return json_response({"error": native_error(problem)}, problem.status, headers)
     # openai-python and openai-node retry every 5xx unless told whether it makes sense.

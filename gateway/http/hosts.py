@@ -13,7 +13,7 @@ def is_loopback(host: str) -> bool:
 
 
 def may_be_called(host_header: str, allowed: Collection[str]) -> bool:
-    """Tell whether a gateway on loopback may be called by the name in a Host header.
+    """Tell whether a gateway may be called by the name in a Host header.
 
     A page that made its own name point to this machine (DNS rebinding) calls by that name; those
     who mean this machine say an address, localhost, or a name that the operator allowed.

@@ -91,7 +91,7 @@ class RefuseForeignPages:
 
 
 class RefuseForeignHosts:
-    """Answers only to names that are this machine's, while the gateway listens on loopback."""
+    """Answers only to addresses, localhost and the names that the operator allowed."""
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app

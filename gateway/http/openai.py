@@ -14,7 +14,7 @@ from gateway.core.events import Generation, collect
 from gateway.core.models import ModelInfo
 from gateway.core.names import nearest_names, resolve_name, same_model
 from gateway.http.body import read_request
-from gateway.http.caller import identify_caller
+from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.models import describe_faults
@@ -80,9 +80,8 @@ class OpenAIFace:
         chunks: type[ChatChunks] | type[CompletionChunks],
         describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
     ) -> Response:
-        caller = identify_caller(request.headers)
         open_stream = partial(
-            self._gateway.streams.open, wanted.request, face="openai", caller=caller
+            self._gateway.streams.open, wanted.request, face="openai", caller=caller_of(request)
         )
         if wanted.is_stream:
             make = partial(chunks, includes_usage=wanted.includes_usage)

@@ -17,7 +17,7 @@ from gateway.core.events import Generation, collect
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import decode_body, read_request
-from gateway.http.caller import identify_caller
+from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.logprobs import describe_logprobs
@@ -78,7 +78,7 @@ class NativeFace:
         attach = partial(
             self._gateway.streams.open,
             asked.request,
-            caller=identify_caller(request.headers),
+            caller=caller_of(request),
             is_resumable=True,
             is_detached=asked.is_detached,
         )
@@ -86,7 +86,7 @@ class NativeFace:
 
     async def generate(self, request: Request) -> Response:
         asked = await read_asked(request, self._settings)
-        caller = identify_caller(request.headers)
+        caller = caller_of(request)
         async with self._gateway.streams.open(asked.request, caller=caller) as reader:
             answer = await unless_disconnected(request.receive, partial(collect, reader))
             return json_response(_describe_answer(reader.stream, answer))

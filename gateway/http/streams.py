@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.core.errors import InvalidRequest
-from gateway.http.caller import identify_caller
+from gateway.http.caller import caller_of
 from gateway.http.errors import json_response
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse import STREAM_ID, StreamReply
@@ -37,8 +37,7 @@ class StreamsFace:
         """Start a detached stream and tell how to read it."""
         asked = await read_asked(request, self._settings)
         streams = self._gateway.streams
-        caller = identify_caller(request.headers)
-        reader = streams.open(asked.request, caller=caller, is_detached=True)
+        reader = streams.open(asked.request, caller=caller_of(request), is_detached=True)
         reader.leave()
         stream_id = reader.stream.id
         url = f"/api/v1/streams/{stream_id}"
@@ -63,7 +62,7 @@ class StreamsFace:
     def _read(self, request: Request) -> Response:
         stream = self._gateway.streams.find(
             request.path_params["id"],
-            caller=identify_caller(request.headers),
+            caller=caller_of(request).id,
             token=request.query_params.get("token", ""),
         )
         after = _parse_event_id(request.headers.get("last-event-id", ""))
@@ -77,8 +76,7 @@ class StreamsFace:
         )
 
     def _stop(self, request: Request) -> Response:
-        caller = identify_caller(request.headers)
-        self._gateway.streams.stop(request.path_params["id"], caller=caller)
+        self._gateway.streams.stop(request.path_params["id"], caller=caller_of(request).id)
         return Response(status_code=204)
 
 

@@ -28,6 +28,13 @@ class EndedStreams:
         stream, until, _ = self._kept.get(stream_id, (None, 0.0, 0))
         return stream if self._clock() < until else None
 
+    def drop(self, caller: str) -> None:
+        """Let go of all that `caller` opened."""
+        for stream_id, (stream, _, size) in list(self._kept.items()):
+            if stream.caller == caller:
+                del self._kept[stream_id]
+                self._bytes -= size
+
     def _purge(self) -> None:
         """Let the oldest go as long as their time is over or all are too large. One that is kept
         for longer may hide younger ones that are not: they still count, and `find` is exact."""

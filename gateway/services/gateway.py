@@ -10,6 +10,8 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
+from gateway.services.gatekeeper import Gatekeeper
+from gateway.services.keys import KeyService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
@@ -32,6 +34,8 @@ class Gateway(msgspec.Struct, frozen=True):
     sessions: SessionStore
     model_states: ModelStateStore
     provider_states: ProviderStore
+    keys: KeyService
+    gatekeeper: Gatekeeper
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

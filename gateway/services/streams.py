@@ -22,6 +22,7 @@ from gateway.core.errors import (
     StreamNotFound,
 )
 from gateway.core.events import Routed, Started
+from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed, SessionOpened
@@ -30,6 +31,7 @@ from gateway.services.ended import EndedStreams
 from gateway.services.live import LiveStream, StreamLimits, StreamReader
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
+from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.settings import Settings
 
@@ -66,6 +68,7 @@ class StreamService:
         node: str,
         limits: StreamLimits,
         tokens: StreamTokens,
+        slots: CallerSlots | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -76,6 +79,7 @@ class StreamService:
         self._tasks = task_group
         self._node = node
         self._limits = limits
+        self._slots = slots or CallerSlots()
         self._now = now
         self._clock = clock
         self._sleep = sleep
@@ -93,20 +97,21 @@ class StreamService:
         request: GenerateRequest,
         *,
         face: str = "native",
-        caller: str = "",
+        caller: Caller = ANYBODY,
         is_resumable: bool = False,
         is_detached: bool = False,
     ) -> StreamReader:
         """Accept a request and start it; whoever opens it must read the stream or leave it.
 
-        Raises Overloaded when too many are open and ShuttingDown while the gateway drains. Every
-        other error comes out of the stream.
+        Raises Overloaded when too many are open, TooManyStreams when the caller has too many, and
+        ShuttingDown while the gateway drains. Every other error comes out of the stream.
         """
         if self.draining:
             raise ShuttingDown("The gateway is shutting down.")
         if len(self._live) >= self._limits.max_streams:
             raise Overloaded(f"All {self._limits.max_streams} streams are taken.")
-        request = replace(request, caller=caller)
+        self._slots.take(caller.id, caller.max_streams)
+        request = replace(request, caller=caller.id)
         opening = SessionOpened(
             id=secrets.token_hex(12),
             request_id=request.id,
@@ -117,7 +122,7 @@ class StreamService:
         )
         stream = LiveStream(
             opening,
-            caller=caller,
+            caller=caller.id,
             limits=self._limits,
             is_resumable=is_resumable or is_detached,
             is_detached=is_detached,
@@ -151,6 +156,13 @@ class StreamService:
     def of_caller(self, caller: str) -> list[LiveStream]:
         """Return the running streams of `caller`, oldest first."""
         return [stream for stream in self._live.values() if stream.caller == caller]
+
+    def end_of(self, caller: str, error: GatewayError) -> None:
+        """End every stream of `caller`: a reader sees `error`. What ended is kept no longer."""
+        self._ended.drop(caller)
+        for stream in self.of_caller(caller):
+            stream.is_resumable = False
+            stream.abort(error)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new streams, let the running ones finish for `grace_s`, then end them.
@@ -246,6 +258,7 @@ class StreamService:
         )
         logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]
+        self._slots.free(stream.caller)
         stream.end(None if finished else error)
         keep_s = self._limits.detached_s if stream.is_detached else self._limits.keep_s
         if stream.is_resumable and keep_s:

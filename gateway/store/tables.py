@@ -168,3 +168,17 @@ Index(
     sqlite_where=_still_open,
     postgresql_where=_still_open,
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column("name", CleanText(), nullable=False),
+    Column("scopes", JSON(), nullable=False),
+    Column("digest", CleanText(), nullable=False),
+    Column("pepper", CleanText(), nullable=False),
+    Column("max_streams", Count()),
+    Column("requests_per_minute", Count()),
+    Column("created_at", UnixTime(), nullable=False),
+    Column("revoked_at", UnixTime()),
+)

@@ -18,6 +18,7 @@ from gateway.core.errors import InvalidRequest
 from gateway.core.models import Capability
 from gateway.core.states import ModelState
 from gateway.http import errors as http_errors
+from gateway.http.access import ANY_KEY, OPEN_ROUTES, ROUTE_SCOPES
 from gateway.http.app import create_app
 from gateway.http.embeddings import MAX_VALUES, EmbedBody
 from gateway.http.openai_wire import ChatBody, CompletionBody
@@ -28,6 +29,7 @@ from gateway.problems import Problem, describe
 from gateway.services.feed import BUFFER_CHANGES, MAX_STATES
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
+from schema.access import FIELD_SCOPES
 from schema.limits import LIMITS
 from schema.messages import Close
 from schema.socket import SocketLimits
@@ -134,6 +136,26 @@ def test_the_route_table_is_what_the_application_serves() -> None:
     listed = [name for row in rows(head) for name in ticked(row[0]) if name.startswith(methods)]
     assert len(listed) == len(set(listed))
     assert set(listed) == served_routes()
+
+
+def scopes_of(text: str) -> frozenset[str]:
+    return frozenset(ticked(text)) if ticked(text) else frozenset(ANY_KEY)
+
+
+def test_the_scopes_of_routes_and_fields_are_those_that_are_enforced() -> None:
+    table = [row for row in rows(section("Keys")) if len(row) == 2 and row[0].startswith("`")]
+    listed = {name: scopes_of(scopes) for names, scopes in table for name in ticked(names)}
+    for (method, path), scopes in ROUTE_SCOPES.items():
+        shown = path.replace(":path", "")
+        methods = {"*": ["GET", "POST"], "WEBSOCKET": []}.get(method, [method])
+        for each in methods:
+            assert listed.pop(f"{each} {shown}") == scopes
+    for method, path in OPEN_ROUTES:
+        del listed[f"{method} {path}"]
+    for fields in FIELD_SCOPES.values():
+        for field, scopes in fields.items():
+            assert listed.pop(field) == scopes
+    assert set(listed) == {"/graphql", "infer", "manage", "admin"}
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ def test_every_error_has_a_code_of_its_own_and_a_problem() -> None:
         assert problem.message
 
 
-def test_what_may_be_retried_is_never_the_caller_s_fault() -> None:
+def test_what_may_be_retried_is_not_the_fault_of_the_request() -> None:
     for kind in every_error():
         problem = describe(make(kind))
         if problem.retryable:
-            assert problem.status in (409, 500, 502, 503, 504)
+            assert problem.status in (409, 429, 500, 502, 503, 504)
 
 
 def test_an_unknown_exception_reveals_nothing() -> None:

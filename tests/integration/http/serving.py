@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
+from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
 from gateway.core.sessions import Session
 from gateway.http.app import create_app
@@ -20,16 +21,20 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
+from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
+from gateway.services.keys import KeyService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
+from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import (
     MemoryJournal,
+    MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
     MemorySessionStore,
@@ -109,6 +114,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
     )
+    slots = CallerSlots()
     streams = StreamService(
         router,
         recorder,
@@ -116,7 +122,10 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         node="test",
         limits=choose_limits(settings),
         tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
+        slots=slots,
     )
+    key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
+    gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
     tracker = ModelStateTracker(
         catalog,
@@ -136,13 +145,15 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
             by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
         ),
         streams=streams,
-        embeddings=EmbeddingService(router, max_open=settings.max_embeds),
+        embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
         recorder=recorder,
         tracker=tracker,
         feed=feed,
         sessions=sessions,
         model_states=models,
         provider_states=statuses,
+        keys=KeyService(key_store, peppers, changed=gatekeeper.look),
+        gatekeeper=gatekeeper,
     )
 
 

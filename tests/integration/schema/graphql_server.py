@@ -12,6 +12,7 @@ import uvicorn
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
+from gateway.core.keys import Peppers
 from gateway.core.models import Capability, ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.ports import ProviderStore, SessionStore
@@ -21,8 +22,10 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
+from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
+from gateway.services.keys import KeyService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
@@ -31,6 +34,7 @@ from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings
 from gateway.testing import (
     MemoryJournal,
+    MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
     MemorySessionStore,
@@ -147,6 +151,16 @@ class GraphQLServer:
             node=NODE,
             interval_s=60,
         )
+        streams = StreamService(
+            router,
+            recorder,
+            tasks,
+            node=NODE,
+            limits=choose_limits(settings),
+            tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
+        )
+        key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
+        gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
@@ -155,14 +169,7 @@ class GraphQLServer:
             control=ModelControlService(
                 self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
             ),
-            streams=StreamService(
-                router,
-                recorder,
-                tasks,
-                node=NODE,
-                limits=choose_limits(settings),
-                tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
-            ),
+            streams=streams,
             embeddings=EmbeddingService(router, max_open=8),
             recorder=recorder,
             tracker=tracker,
@@ -170,6 +177,8 @@ class GraphQLServer:
             sessions=self.sessions,
             model_states=model_states,
             provider_states=self.provider_states,
+            keys=KeyService(key_store, peppers, changed=gatekeeper.look),
+            gatekeeper=gatekeeper,
         )
 
 

@@ -4,13 +4,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
+from gateway.core.ports import KeyStore, ModelStateStore, ProviderStore, SessionStore
 from gateway.store import migrate
 from gateway.store.database import Database
+from gateway.store.keys import DatabaseKeyStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
-from gateway.testing import MemoryModelStateStore, MemoryProviderStore, MemorySessionStore
+from gateway.testing import (
+    MemoryKeyStore,
+    MemoryModelStateStore,
+    MemoryProviderStore,
+    MemorySessionStore,
+)
 
 
 @pytest.fixture
@@ -44,3 +50,8 @@ def model_store(backing: Database | None) -> ModelStateStore:
 @pytest.fixture
 def provider_store(backing: Database | None) -> ProviderStore:
     return DatabaseProviderStore(backing) if backing else MemoryProviderStore()
+
+
+@pytest.fixture
+def key_store(backing: Database | None) -> KeyStore:
+    return DatabaseKeyStore(backing) if backing else MemoryKeyStore()

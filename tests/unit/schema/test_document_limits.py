@@ -4,8 +4,12 @@ import pytest
 from graphql import GraphQLError, get_introspection_query, parse
 from strawberry.types import ExecutionResult
 
+from gateway.core.keys import ANYBODY
+from schema.context import Context
 from schema.limits import LIMITS, require_cheap, require_short
 from schema.root import GatewaySchema, build_schema
+
+CONTEXT = Context(None, ANYBODY)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +18,7 @@ def schema() -> GatewaySchema:
 
 
 async def message_of(schema: GatewaySchema, query: str) -> str:
-    result = await schema.execute(query)
+    result = await schema.execute(query, context_value=CONTEXT)
     assert isinstance(result, ExecutionResult)
     assert result.data is None
     assert result.errors
@@ -89,7 +93,7 @@ async def test_few_errors_are_reported(schema: GatewaySchema) -> None:
 async def test_several_operations_need_a_name(schema: GatewaySchema) -> None:
     query = "query A { version } query B { __typename }"
     assert "name one in 'operationName'" in await message_of(schema, query)
-    named = await schema.execute(query, operation_name="B")
+    named = await schema.execute(query, operation_name="B", context_value=CONTEXT)
     assert isinstance(named, ExecutionResult)
     assert named.data == {"__typename": "Query"}
 

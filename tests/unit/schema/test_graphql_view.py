@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.keys import ANYBODY, CALLER
 from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
@@ -32,6 +33,7 @@ async def call(scope: dict[str, Any], *received: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize("offered", [[], ["graphql-ws"], ["chat", "graphql-ws"]])
 async def test_a_websocket_of_another_protocol_is_turned_away(offered: list[str]) -> None:
     scope = {"type": "websocket", "path": "/graphql", "headers": [], "subprotocols": offered}
+    scope |= {CALLER: ANYBODY}
     accepted, closed = await call(scope, {"type": "websocket.connect"})
     assert accepted["subprotocol"] is None
     assert (closed["type"], closed["code"]) == ("websocket.close", 4406)
@@ -44,6 +46,7 @@ async def test_a_client_that_leaves_while_it_sends_is_let_go() -> None:
         "path": "/graphql",
         "query_string": b"",
         "headers": [(b"content-type", b"application/json")],
+        CALLER: ANYBODY,
     }
     begun = {"type": "http.request", "body": b'{"query":', "more_body": True}
     assert await call(scope, begun, {"type": "http.disconnect"}) == []

@@ -11,6 +11,7 @@ from gateway.core.errors import (
     StreamTakenOver,
 )
 from gateway.core.events import Event, Finished, Started, TextDelta, Usage
+from gateway.core.keys import Caller
 from gateway.core.states import StreamEnd
 from gateway.services.live import StreamReader
 from tests.scripted_provider import ECHO, answer
@@ -30,7 +31,7 @@ async def texts(reader: StreamReader) -> list[str]:
 
 
 def opened(house: House, caller: str = "me", **how: bool) -> StreamReader:
-    return house.streams.open(REQUEST, caller=caller, is_resumable=True, **how)
+    return house.streams.open(REQUEST, caller=Caller(caller), is_resumable=True, **how)
 
 
 async def test_a_stream_that_lost_its_reader_waits_for_the_next_one(open_house: OpenHouse) -> None:
@@ -249,10 +250,10 @@ async def test_stopping_ends_the_stream_under_its_reader_and_may_be_repeated(
 
 async def test_a_stream_that_cannot_be_resumed_keeps_nothing(open_house: OpenHouse) -> None:
     async with open_house(answer("a"), resume_s=9) as house:
-        reader = house.streams.open(REQUEST, caller="me")
+        reader = house.streams.open(REQUEST, caller=Caller("me"))
         await read_all(reader)
         with pytest.raises(StreamNotFound):
             house.streams.find(reader.stream.id, caller="me")
     async with open_house([Started(ECHO), anyio.Event()], resume_s=9) as house:
-        house.streams.open(REQUEST, caller="me").leave()
+        house.streams.open(REQUEST, caller=Caller("me")).leave()
         await house.session()

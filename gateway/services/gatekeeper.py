@@ -1,0 +1,156 @@
+"""Says who sent a request and whether he may go on: keys are checked against memory.
+
+The keys in memory follow the database by a look every half second, so a key that is made or
+revoked anywhere counts everywhere within a second. While the database is away, those that are
+known go on. Owns who is inside with which key; makes and stores no keys.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from gateway.core.errors import DatabaseUnavailable, KeyRevoked, Unauthenticated
+from gateway.core.keys import Caller, Peppers, StoredKey, read_key_id
+from gateway.core.ports import KeyStore
+from gateway.core.rate import Allowance, Bucket, spend
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+LEAVE_S = 0.5
+"""How long whoever is inside with a revoked key may take to be told, before he is cut."""
+
+Cut = Callable[[], None]
+
+
+class Gatekeeper:
+    """Knows every key and who uses it now. All of it happens on the event loop."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        peppers: Peppers,
+        task_group: TaskGroup,
+        *,
+        end_streams: Callable[[str, KeyRevoked], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    ) -> None:
+        """`end_streams` is told the id of each key that is revoked, and why its streams end."""
+        self._store = store
+        self._peppers = peppers
+        self._tasks = task_group
+        self._end_streams = end_streams
+        self._clock = clock
+        self._sleep = sleep
+        self._keys: Mapping[str, StoredKey] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._looking = anyio.Lock()
+        self._inside: defaultdict[str, list[Cut]] = defaultdict(list)
+        self._buckets: dict[str, Bucket] = {}
+        self.healthy = True
+        """Whether the last look at the database succeeded."""
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether a key was ever made. Revoking the last one does not open the gateway."""
+        return bool(self._keys)
+
+    async def load(self) -> None:
+        """Read the keys; raises DatabaseUnavailable."""
+        async with self._looking:
+            stamp = await self._store.stamp()
+            if stamp != self._stamp:
+                # The stamp is the older of the two: a change between them is found next time.
+                self._take(await self._store.all())
+                self._stamp = stamp
+
+    async def look(self) -> None:
+        """Read the keys if they changed; a database that is away is noted, and tried again."""
+        try:
+            await self.load()
+        except DatabaseUnavailable as error:
+            if self.healthy:
+                logger.warning("keys cannot be read, those that are known go on: %s", error)
+            self.healthy = False
+        else:
+            self.healthy = True
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self._sleep(LOOK_EVERY_S)
+            try:
+                await self.look()
+            except Exception:
+                self.healthy = False
+                logger.exception("keys cannot be read")
+
+    def authenticate(self, text: str) -> Caller:
+        """Return whose key `text` is.
+
+        Raises Unauthenticated, KeyRevoked, and DatabaseUnavailable for one that is not known
+        while the database cannot be asked.
+        """
+        stored = self._keys.get(read_key_id(text))
+        is_right = self._peppers.recognise(stored, text)
+        if stored is None and not self.healthy:
+            raise DatabaseUnavailable("The key is not known here, and the database is away.")
+        if stored is None or not is_right:
+            raise Unauthenticated("The key is wrong.")
+        if stored.key.revoked_at is not None:
+            raise KeyRevoked("The key was revoked.")
+        return stored.key.caller()
+
+    def count_request(self, caller: Caller) -> Allowance | None:
+        """Take a request out of the caller's minute and say what is left; None without a limit."""
+        if caller.requests_per_minute is None:
+            return None
+        bucket = self._buckets.get(caller.id)
+        self._buckets[caller.id], allowance = spend(
+            bucket, caller.requests_per_minute, self._clock()
+        )
+        return allowance
+
+    @contextmanager
+    def admitted(self, caller: Caller, cut: Cut) -> Iterator[None]:
+        """Have `cut` called if the caller's key is revoked meanwhile."""
+        inside = self._inside[caller.id]
+        inside.append(cut)
+        try:
+            yield
+        finally:
+            inside.remove(cut)
+            if not inside and self._inside.get(caller.id) is inside:
+                del self._inside[caller.id]
+
+    def _take(self, keys: Sequence[StoredKey]) -> None:
+        before, self._keys = self._keys, {stored.key.id: stored for stored in keys}
+        strange = [s.key.id for s in keys if s.pepper not in self._peppers and _lives(s)]
+        if strange:
+            logger.warning("keys of a pepper that is not known here: %s", ", ".join(strange))
+        for key_id, stored in before.items():
+            now = self._keys.get(key_id)
+            if _lives(stored) and (now is None or not _lives(now)):
+                self._expel(key_id)
+
+    def _expel(self, key_id: str) -> None:
+        """End what runs with a key: streams are told at once, what is left then is cut."""
+        logger.info("key %s was revoked", key_id)
+        self._buckets.pop(key_id, None)
+        self._end_streams(key_id, KeyRevoked("The key was revoked."))
+        self._tasks.start_soon(self._cut, key_id, name=f"key {key_id} leaves")
+
+    async def _cut(self, key_id: str) -> None:
+        await self._sleep(LEAVE_S)
+        for cut in list(self._inside.get(key_id, ())):
+            cut()
+
+
+def _lives(stored: StoredKey) -> bool:
+    return stored.key.revoked_at is None

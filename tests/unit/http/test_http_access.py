@@ -1,0 +1,30 @@
+"""Every route of the application is classified, and the tables name nothing that is not there."""
+
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.access import OPEN_ROUTES, ROUTE_SCOPES, _describe_span, routes_of
+from gateway.http.app import create_app
+from gateway.services.gateway import Gateway
+from gateway.settings import Settings
+
+
+def test_every_route_is_in_exactly_one_table() -> None:
+    async def graphql(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    missing: dict[str, Any] = dict.fromkeys(Gateway.__struct_fields__)
+    app = create_app(Gateway(**missing), Settings(), graphql)
+    assert isinstance(app, Starlette)
+    served = [entry for route in app.routes for entry in routes_of(route)]
+    assert sorted(served) == sorted([*OPEN_ROUTES, *ROUTE_SCOPES])
+
+
+def test_only_health_is_open() -> None:
+    assert {path for _, path in OPEN_ROUTES} == {"/health/live", "/health/ready"}
+
+
+def test_spans_are_written_as_openai_writes_them() -> None:
+    spans = [_describe_span(seconds) for seconds in (0, 0.2501, 1, 59.2, 60, 125)]
+    assert spans == ["0ms", "251ms", "1s", "1m0s", "1m0s", "2m5s"]
