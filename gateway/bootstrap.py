@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -241,7 +242,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             config,
             drain=gateway.drain,
             grace_s=settings.drain_grace_s,
-            started=_say_hello,
+            started=partial(_say_hello, needs_key=gateway.gatekeeper.needs_keys),
         )
         await server.serve([listener])
 
@@ -258,12 +259,13 @@ def _say_who_may(host: str) -> None:
         )
 
 
-def _say_hello(url: str) -> None:
+def _say_hello(url: str, *, needs_key: bool) -> None:
+    key = " -H 'authorization: Bearer YOUR-KEY'" if needs_key else ""
     body = (
         '{"model":"huggingface/demo","messages":[{"role":"user","content":"What is a gateway?"}]}'
     )
     sys.stdout.write(
         f"\nThe gateway serves at {url} . Try it:\n\n"
-        f"  curl -N {url}/api/v1/stream -H 'content-type: application/json' -d '{body}'\n\n"
+        f"  curl -N {url}/api/v1/stream -H 'content-type: application/json'{key} -d '{body}'\n\n"
     )
     sys.stdout.flush()

@@ -25,6 +25,8 @@ LOOK_EVERY_S = 0.5
 LEAVE_S = 0.5
 """How long whoever is inside with a revoked key may take to be told, before he is cut."""
 
+_REVOKED = "The key was revoked."
+
 Cut = Callable[[], None]
 
 
@@ -104,7 +106,7 @@ class Gatekeeper:
         if stored is None or not is_right:
             raise Unauthenticated("The key is wrong.")
         if stored.key.revoked_at is not None:
-            raise KeyRevoked("The key was revoked.")
+            raise KeyRevoked(_REVOKED)
         return stored.key.caller()
 
     def count_request(self, caller: Caller) -> Allowance | None:
@@ -143,11 +145,13 @@ class Gatekeeper:
         """End what runs with a key: streams are told at once, what is left then is cut."""
         logger.info("key %s was revoked", key_id)
         self._buckets.pop(key_id, None)
-        self._end_streams(key_id, KeyRevoked("The key was revoked."))
+        self._end_streams(key_id, KeyRevoked(_REVOKED))
         self._tasks.start_soon(self._cut, key_id, name=f"key {key_id} leaves")
 
     async def _cut(self, key_id: str) -> None:
         await self._sleep(LEAVE_S)
+        # Once more: a request that was let in before may have begun one meanwhile.
+        self._end_streams(key_id, KeyRevoked(_REVOKED))
         for cut in list(self._inside.get(key_id, ())):
             cut()
 

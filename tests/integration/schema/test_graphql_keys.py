@@ -179,3 +179,11 @@ async def test_a_socket_of_a_foreign_page_is_refused_before_its_key_is_looked_at
             async with connected(url, additional_headers=headers):
                 raise AssertionError("it was let in")
     assert refused.value.response.status_code == 403
+
+
+async def test_a_socket_to_anywhere_else_needs_its_key_at_once() -> None:
+    async with keyed() as (_, url, _key, _id):
+        with pytest.raises(InvalidStatus) as refused:
+            async with connected(url.replace("graphql", "nowhere")):
+                raise AssertionError("it was let in")
+    assert refused.value.response.status_code == 401

@@ -101,6 +101,7 @@ async def test_revoking_ends_streams_at_once_and_cuts_who_is_left_after_the_grac
             await anyio.wait_all_tasks_blocked()
             await at.clock.turn(LEAVE_S)
         assert cut == ["mine"]
+        assert {ended for ended, _ in at.ended} == {key_id}
         with pytest.raises(KeyRevoked):
             at.gatekeeper.authenticate(text)
         assert at.gatekeeper.authenticate(other).id == other_id
