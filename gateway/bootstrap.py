@@ -77,7 +77,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         journal = await _open_journal(settings)
         async with anyio.create_task_group() as tasks:
             gateway, built = _assemble(settings, database, sessions, journal, peppers, tasks)
-            await gateway.gatekeeper.load()
+            await gateway.gatekeeper.look()
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
             tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")

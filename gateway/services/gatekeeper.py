@@ -60,8 +60,11 @@ class Gatekeeper:
 
     @property
     def needs_keys(self) -> bool:
-        """Whether a key was ever made. Revoking the last one does not open the gateway."""
-        return bool(self._keys)
+        """Whether a key was ever made: revoking the last one does not open the gateway.
+
+        Until the keys were read for the first time there may be some.
+        """
+        return self._stamp is None or bool(self._keys)
 
     async def load(self) -> None:
         """Read the keys; raises DatabaseUnavailable."""

@@ -75,6 +75,7 @@ async def serving(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
             gateway = build_gateway(settings, tasks, providers)
+            await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
             server = uvicorn.Server(
                 uvicorn.Config(

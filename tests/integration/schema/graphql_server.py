@@ -95,6 +95,7 @@ class GraphQLServer:
         with _listen() as listener:
             async with anyio.create_task_group() as tasks:
                 self.gateway = self._build(settings, tasks)
+                await self.gateway.gatekeeper.load()
                 for provider in self.providers.values():
                     if isinstance(provider, LoadingProvider):
                         provider.observe = self.gateway.tracker.observe

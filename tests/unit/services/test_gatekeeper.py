@@ -57,7 +57,9 @@ def with_another_secret(text: str) -> str:
 @asynccontextmanager
 async def house() -> AsyncIterator[House]:
     async with anyio.create_task_group() as tasks:
-        yield House(tasks)
+        opened = House(tasks)
+        await opened.gatekeeper.load()
+        yield opened
         tasks.cancel_scope.cancel()
 
 
@@ -70,6 +72,19 @@ async def test_a_key_is_known_after_the_next_look() -> None:
         await at.gatekeeper.look()
         expected = Caller(key.id, frozenset(INFER), 2, 60)
         assert at.gatekeeper.authenticate(text) == expected
+
+
+async def test_until_the_keys_were_read_once_there_may_be_some() -> None:
+    async with anyio.create_task_group() as tasks:
+        at = House(tasks)
+        at.store.is_away = True
+        await at.gatekeeper.look()
+        assert at.gatekeeper.needs_keys
+        with pytest.raises(DatabaseUnavailable):
+            at.gatekeeper.authenticate("any")
+        at.store.is_away = False
+        await at.gatekeeper.look()
+        assert not at.gatekeeper.needs_keys
 
 
 async def test_a_wrong_secret_and_an_unknown_id_are_told_the_same() -> None:
