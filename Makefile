@@ -11,10 +11,12 @@ run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
 	@exec $(BIN)/gateway serve
 
-test: $(VENV)/.installed-dev  ## every test, with the branches that they cover
+test: $(VENV)/.installed-dev  ## every test
+	$(BIN)/pytest
+
+coverage: $(VENV)/.installed-dev  ## the lines and branches that tests within one process cover
 	@$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --ignore=tests/integration/process
-	$(BIN)/pytest tests/integration/process  # untraced: they wait for whole processes
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=80
 
