@@ -74,6 +74,7 @@ def describe_error(error: dict[str, Any]) -> str:
 
 def _refusal(reply: httpx.Response, answer: Any) -> str:
     try:
-        return describe_error(answer["error"])
+        said = describe_error(answer["error"])
+        return f"{said}\nThis command sends GATEWAY_API_KEY." if reply.status_code == 401 else said
     except (KeyError, TypeError):
         return f"{reply.request.url} answered {reply.status_code}"

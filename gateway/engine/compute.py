@@ -31,6 +31,10 @@ class Compute(Protocol):
         operators that end sooner than a second thread can be woken and waited for."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads, once nobody asks any more. Blocking until the last work is done."""
+        ...
+
 
 class Inline:
     """Each caller computes in his own thread: for devices that order their own work."""
@@ -42,6 +46,9 @@ class Inline:
     def run(self, work: Callable[[], Result], *, is_small: bool = False) -> Result:
         _use(1 if is_small else self._threads)
         return work()
+
+    def close(self) -> None:
+        pass
 
 
 class ComputeThread:
@@ -62,7 +69,7 @@ class ComputeThread:
         return result
 
     def close(self) -> None:
-        """End the thread once what was asked for is done; another `run` starts it anew."""
+        """End the thread; another `run` would start it anew."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:

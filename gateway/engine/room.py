@@ -1,6 +1,6 @@
 """What the engines of one process share."""
 
-from gateway.engine.compute import Compute, ComputeThread, Inline
+from gateway.engine.compute import Compute, Inline
 from gateway.engine.tokenizers import TokenizerCache
 
 
@@ -18,5 +18,4 @@ class EngineRoom:
 
     def close(self) -> None:
         """Let go of the thread; the engines are closed before."""
-        if isinstance(self.compute, ComputeThread):
-            self.compute.close()
+        self.compute.close()

@@ -43,10 +43,16 @@ def openai_error(problem: Problem) -> dict[str, Any]:
     message = f"{problem.message} {problem.hint}" if problem.hint else problem.message
     return {
         "message": message,
-        "type": "invalid_request_error" if problem.status < 500 else "server_error",
+        "type": _openai_type(problem.status),
         "param": problem.param,
         "code": problem.code,
     }
+
+
+def _openai_type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
 
 
 def graphql_error(problem: Problem) -> dict[str, Any]:

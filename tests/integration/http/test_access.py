@@ -237,6 +237,7 @@ async def test_a_rate_limit_is_told_on_every_reply_and_then_refuses() -> None:
     assert {reply.headers["x-ratelimit-limit-requests"] for reply in replies} == {"2"}
     assert all(reply.headers["x-ratelimit-reset-requests"] for reply in replies)
     assert code_of(replies[2]) == "rate_limited"
+    assert replies[2].json()["error"]["type"] == "rate_limit_error"
     assert 1 <= int(replies[2].headers["retry-after"]) <= 30
     assert "x-ratelimit-limit-requests" not in other.headers
 

@@ -138,6 +138,7 @@ def test_the_models_command_sends_its_key(
     chosen = keyed_environment | {"GATEWAY_PORT": gateway.url.rpartition(":")[2]}
     refused = run_gateway(chosen, "models", "list")
     assert refused.returncode == 1 and "API key is needed" in refused.stderr
+    assert "GATEWAY_API_KEY" in refused.stderr
     listed = run_gateway(chosen | {"GATEWAY_API_KEY": key}, "models", "list")
     assert listed.returncode == 0 and "huggingface/smol" in listed.stdout
 
