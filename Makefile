@@ -27,7 +27,7 @@ test-cuda: $(VENV)/.installed-dev  ## the tests on a CUDA GPU; they skip where t
 	$(BIN)/python -m pytest tests -m 'cuda or mps' -rs
 
 fuzz: $(VENV)/.installed-dev  ## longer storms over the engine than those of `make test`
-	$(BIN)/python -m pytest -m fuzz --timeout 600 tests/integration/engine/test_fuzz.py
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -m fuzz --timeout 600 tests/integration/engine/test_fuzz.py
 
 soak: $(VENV)/.installed-dev  ## hundreds of kills, a million records purged
 	$(BIN)/python -m pytest -m soak --timeout 3600 tests/integration

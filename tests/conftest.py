@@ -1,5 +1,6 @@
 """Fixtures for every test: the event loop, a real PostgreSQL, and databases at head."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -10,12 +11,19 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
 from gateway.store import migrate
+
+# The same examples in every run, so that what is red here is red for the next one, too; by
+# HYPOTHESIS_PROFILE=explore it looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,6 @@ class Interpreter:
         new_id: Callable[[], str],
         is_reasoning: bool = False,
     ) -> None:
-        self.has_called = False
         self._tools = tools
         self._new_id = new_id
         self._reasoning = dialect.reasoning
@@ -160,7 +159,7 @@ class Interpreter:
         self._read = self._read_text
         if not calls:
             return self._take(length, "text")
-        self.has_called = self._trims = True
+        self._trims = True
         said, self._pending = self._pending[:length], self._pending[length:]
         made = tuple(ToolCall(self._new_id(), name, arguments) for name, arguments in calls)
         return [Piece("calls", said, made)]

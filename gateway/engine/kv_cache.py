@@ -9,15 +9,13 @@ import torch
 from transformers import Cache
 
 from gateway.core.errors import NoRoom
-from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.memory import FIRST_CAPACITY, Memory, Unlimited
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gateway.engine.view import View
 
-FIRST_CAPACITY = 256
-"""Tokens that a new cache holds a row, and by which it grows at least."""
 GROWTH = 1.25
 """How much larger it becomes when a sequence outgrows it: every row grows with the longest."""
 TIGHT_STEP = 64

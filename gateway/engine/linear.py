@@ -17,14 +17,12 @@ import torch
 from torch import nn
 
 from gateway.engine.compute import Compute, Inline
+from gateway.engine.siblings import SHARED_INPUT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Siblings that transformers' models feed with one and the same tensor, one right after another."""
 
 
 class Product(Protocol):

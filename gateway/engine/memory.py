@@ -2,6 +2,9 @@
 
 from typing import Protocol
 
+FIRST_CAPACITY = 256
+"""Tokens that a new cache holds a row, and by which it grows at least."""
+
 
 class Memory(Protocol):
     """Bytes that may be taken and must be given back. Called in the engine's thread."""

@@ -10,17 +10,15 @@ from typing import Any
 from gateway.core.loading import LoadConfig, dtype_bytes, estimate_bytes
 from gateway.core.models import LocalModel
 from gateway.engine.mapped import STEP_BYTES
+from gateway.engine.memory import FIRST_CAPACITY
 from gateway.engine.progress import read_tensor_sizes
+from gateway.engine.siblings import SHARED_INPUT
 
-_JOINED = {
-    "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "mlp", "up_proj": "mlp"
-}  # fmt: skip
-"""Layers that become one product; see linear.SHARED_INPUT."""
+_JOINED = {name: "+".join(siblings) for siblings in SHARED_INPUT for name in siblings}
+"""What a layer becomes one product with."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _READERS = 4
 """Threads by which transformers converts weights, each with one in both dtypes."""
-_FIRST_TOKENS = 256
-"""Tokens of the first sequence that there must be room for; see kv_cache.FIRST_CAPACITY."""
 
 
 def estimate_load(files: LocalModel, config: LoadConfig) -> int:
@@ -68,7 +66,7 @@ def _first_bytes(folder: Path, width: int) -> int:
     """Return what the keys and values of a first sequence take, of a model that keeps such."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return _FIRST_TOKENS * 2 * _key_numbers(config.get("text_config") or config) * width
+        return FIRST_CAPACITY * 2 * _key_numbers(config.get("text_config") or config) * width
     except (OSError, ValueError, AttributeError, TypeError, RecursionError, ZeroDivisionError):
         return 0
 

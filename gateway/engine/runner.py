@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gateway.core.errors import GatewayError
-from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.memory import FIRST_CAPACITY, Memory, Unlimited
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,8 +127,6 @@ class BatchRunner:
         return self._prompts.memory_bytes + graph_bytes
 
     def first_bytes(self) -> int:
-        from gateway.engine.kv_cache import FIRST_CAPACITY
-
         if not self._cache.token_bytes:
             place = self.open()
             # Two, which no recorded step is made for.

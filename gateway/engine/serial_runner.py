@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.core.errors import GatewayError
 from gateway.engine.decoder import CachedDecoder, Decoder
 from gateway.engine.growth import Growth, learn_growth
-from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.memory import FIRST_CAPACITY, Memory, Unlimited
 from gateway.engine.runner import Feed, StateLost
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ class SerialRunner:
         self.memory_bytes = 0
 
     def first_bytes(self) -> int:
-        from gateway.engine.kv_cache import FIRST_CAPACITY
-
         return self._learn().first_bytes(FIRST_CAPACITY)
 
     def attach(self, memory: Memory, prompt_cache_bytes: int) -> None:

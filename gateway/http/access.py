@@ -77,15 +77,6 @@ LIMIT_HEADERS = (
 )
 
 
-def routes_of(route: BaseRoute) -> list[tuple[str, str]]:
-    """Return the entries that a route of the application has in the tables."""
-    if isinstance(route, WebSocketRoute):
-        return [("WEBSOCKET", route.path)]
-    assert isinstance(route, Route)
-    methods = {"*"} if route.methods is None else route.methods - {"HEAD"}
-    return [(method, route.path) for method in sorted(methods)]
-
-
 class RequireKeys:
     """Lets in who has a key whose scope opens the route, and puts the Caller into the ASGI scope.
 
