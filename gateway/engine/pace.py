@@ -22,9 +22,15 @@ class Pace:
         self._service_s: float | None = None
 
     def observe_step(self, prompt_tokens: int, seconds: float) -> None:
-        """Take note of a step that computed `prompt_tokens` beside what it decoded."""
+        """Take note of a step that computed `prompt_tokens` beside what it decoded.
+
+        While there are always prompts no step only decodes, and then what such a step would take
+        is what a step takes beyond its prompts: without a guess chunks would stay at their least.
+        """
         if not prompt_tokens:
             self._step_s = _average(self._step_s, seconds)
+        elif self._step_s is None and self._prompt_token_s is not None:
+            self._step_s = max(seconds - prompt_tokens * self._prompt_token_s, 0.0)
         else:
             alone_s = max(seconds - (self._step_s or 0.0), 0.0)
             self._prompt_token_s = _average(self._prompt_token_s, alone_s / prompt_tokens)

@@ -19,6 +19,13 @@ def test_before_anything_is_known_a_chunk_is_small() -> None:
     assert Pace().prefill_tokens(decodes=True) == MIN_PREFILL
 
 
+def test_a_step_is_guessed_while_there_are_always_prompts() -> None:
+    pace = Pace()
+    pace.observe_step(512, 0.512)  # prompts alone: 1 ms a token
+    pace.observe_step(32, 0.032 + 0.030)
+    assert pace.prefill_tokens(decodes=True) == int(STALL_STEPS * 0.030 / 0.001)
+
+
 def test_a_wait_is_foretold_from_what_others_took() -> None:
     pace = Pace()
     assert pace.eta_s(1, 4) is None
