@@ -18,7 +18,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._step_s: float | None = None
-        self._prompt_token_s: float | None = None
+        self._prompts_s = 0.0
+        self._prompt_tokens = 0.0
         self._service_s: float | None = None
 
     def observe_step(self, prompt_tokens: int, seconds: float) -> None:
@@ -32,8 +33,14 @@ class Pace:
         elif self._step_s is None and self._prompt_token_s is not None:
             self._step_s = max(seconds - prompt_tokens * self._prompt_token_s, 0.0)
         else:
-            alone_s = max(seconds - (self._step_s or 0.0), 0.0)
-            self._prompt_token_s = _average(self._prompt_token_s, alone_s / prompt_tokens)
+            # Old and new are weighed by their tokens, too: a few cold ones tell little.
+            kept = 1 - WEIGHT
+            self._prompts_s = kept * self._prompts_s + max(seconds - (self._step_s or 0.0), 0.0)
+            self._prompt_tokens = kept * self._prompt_tokens + prompt_tokens
+
+    @property
+    def _prompt_token_s(self) -> float | None:
+        return self._prompts_s / self._prompt_tokens if self._prompt_tokens else None
 
     def observe_service(self, seconds: float) -> None:
         """Take note of how long a sequence had its place."""

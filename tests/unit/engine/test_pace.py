@@ -26,6 +26,14 @@ def test_a_step_is_guessed_while_there_are_always_prompts() -> None:
     assert pace.prefill_tokens(decodes=True) == int(STALL_STEPS * 0.030 / 0.001)
 
 
+def test_a_few_cold_tokens_do_not_keep_chunks_small() -> None:
+    pace = Pace()
+    pace.observe_step(8, 0.080)
+    pace.observe_step(0, 0.030)
+    pace.observe_step(512, 0.512)
+    assert pace.prefill_tokens(decodes=True) > 75
+
+
 def test_a_wait_is_foretold_from_what_others_took() -> None:
     pace = Pace()
     assert pace.eta_s(1, 4) is None
