@@ -1,11 +1,11 @@
-"""Names of models: how they are written, normalised, resolved, and which look alike."""
+"""Names of models: how they are written, normalised, and which look alike."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from gateway.core.errors import AmbiguousModel, InvalidRequest, ModelNotFound
+from gateway.core.errors import InvalidRequest
 
 MAX_NAME_LENGTH = 512
 MIN_LIKENESS = 0.45
@@ -15,7 +15,7 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 # Source: huggingface_hub's repository names: owner/name, 1 to 96 characters each.
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
+HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
 
 
 class ModelRef(msgspec.Struct, frozen=True, order=True):
@@ -75,40 +75,6 @@ def normalise_ollama_name(name: str) -> str:
     return f"{prefix}/{model}:{tag}" if prefix else f"{model}:{tag}"
 
 
-def resolve_name(
-    name: str,
-    *,
-    providers: Collection[str],
-    catalogue: Sequence[ModelRef],
-    aliases: Mapping[str, str],
-) -> ModelRef:
-    """Return the model that `name` means.
-
-    `provider/model` always works. Any other name is, in this order: an alias, the exact name of
-    one model in the catalogue, `owner/name` on the Hub, `name[:tag]` at Ollama.
-
-    Raises AmbiguousModel when several providers have it, ModelNotFound (with the nearest names)
-    when nobody can.
-    """
-    if not name or len(name) > MAX_NAME_LENGTH:
-        raise InvalidRequest("A model name has 1 to 512 characters.", param="model")
-    provider, slash, rest = name.partition("/")
-    if slash and provider in providers:
-        return parse_ref(provider, rest)
-    if name in aliases:
-        return resolve_name(aliases[name], providers=providers, catalogue=catalogue, aliases={})
-    matches = sorted({ref for ref in catalogue if _is_exact(name, ref)})
-    if len(matches) > 1:
-        raise AmbiguousModel(name, [str(ref) for ref in matches])
-    if matches:
-        return matches[0]
-    if "huggingface" in providers and _HUB_NAME.fullmatch(name.partition("@")[0]):
-        return parse_ref("huggingface", name)
-    if "ollama" in providers and _looks_like_ollama(name):
-        return parse_ref("ollama", name)
-    raise ModelNotFound(name, nearest_names(name, catalogue))
-
-
 def nearest_names(name: str, catalogue: Sequence[ModelRef], limit: int = 3) -> list[str]:
     """Return up to `limit` full names from the catalogue that look most like `name`."""
     # A bare name is compared with bare names: the providers' prefixes would blur the likeness.
@@ -131,21 +97,7 @@ def _likeness(left: set[str], right: set[str]) -> float:
     return 2 * len(left & right) / (len(left) + len(right))
 
 
-def same_model(left: ModelRef, right: ModelRef) -> bool:
-    """Tell whether two refs mean one model; Ollama matches names in any case."""
-    if left.provider == right.provider == "ollama":
-        return left.model.lower() == right.model.lower()
-    return left == right
-
-
-def _is_exact(name: str, ref: ModelRef) -> bool:
-    if ref.provider != "ollama":
-        model, _, revision = name.partition("@")
-        return model == ref.model and (not revision or revision == ref.revision)
-    return _looks_like_ollama(name) and normalise_ollama_name(name).lower() == ref.model.lower()
-
-
-def _looks_like_ollama(name: str) -> bool:
+def looks_like_ollama(name: str) -> bool:
     try:
         normalise_ollama_name(name)
     except InvalidRequest:

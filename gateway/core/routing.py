@@ -1,14 +1,27 @@
 """Which model answers a request, decided from plain data. Pure: asks nobody."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import msgspec
 
+from gateway.core.catalogue import Catalogue
 from gateway.core.embeddings import EmbedRequest
-from gateway.core.errors import UnsupportedCapability
+from gateway.core.errors import (
+    AmbiguousModel,
+    InvalidRequest,
+    ModelNotFound,
+    UnsupportedCapability,
+)
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, ModelInfo
-from gateway.core.names import ModelRef, resolve_name, same_model
+from gateway.core.names import (
+    HUB_NAME,
+    MAX_NAME_LENGTH,
+    ModelRef,
+    looks_like_ollama,
+    nearest_names,
+    parse_ref,
+)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -22,7 +35,7 @@ def choose_route(
     request: GenerateRequest | EmbedRequest,
     *,
     providers: Collection[str],
-    catalogue: Sequence[ModelInfo],
+    catalogue: Catalogue,
     aliases: Mapping[str, str],
 ) -> Route:
     """Return where `request` goes.
@@ -40,7 +53,7 @@ def resolve_route(
     name: str,
     *,
     providers: Collection[str],
-    catalogue: Sequence[ModelInfo],
+    catalogue: Catalogue,
     aliases: Mapping[str, str],
 ) -> Route:
     """Return the model that `name` means, in the catalogue's own spelling.
@@ -50,15 +63,47 @@ def resolve_route(
     ref = resolve_name(
         name,
         providers=providers,
-        catalogue=[info.ref for info in catalogue],
+        catalogue=catalogue,
         aliases=aliases,
     )
-    # A listing shows each model once, whatever revision of it is asked for.
-    unpinned = ModelRef(ref.provider, ref.model)
-    info = next((info for info in catalogue if same_model(info.ref, unpinned)), None)
+    info = catalogue.find(ref)
     if info is not None:
         ref = ModelRef(info.ref.provider, info.ref.model, ref.revision)
     return Route(ref, info)
+
+
+def resolve_name(
+    name: str,
+    *,
+    providers: Collection[str],
+    catalogue: Catalogue,
+    aliases: Mapping[str, str],
+) -> ModelRef:
+    """Return the model that `name` means.
+
+    `provider/model` always works. Any other name is, in this order: an alias, the exact name of
+    one model in the catalogue, `owner/name` on the Hub, `name[:tag]` at Ollama.
+
+    Raises AmbiguousModel when several providers have it, ModelNotFound (with the nearest names)
+    when nobody can.
+    """
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise InvalidRequest("A model name has 1 to 512 characters.", param="model")
+    provider, slash, rest = name.partition("/")
+    if slash and provider in providers:
+        return parse_ref(provider, rest)
+    if name in aliases:
+        return resolve_name(aliases[name], providers=providers, catalogue=catalogue, aliases={})
+    matches = catalogue.named(name)
+    if len(matches) > 1:
+        raise AmbiguousModel(name, [str(ref) for ref in matches])
+    if matches:
+        return matches[0]
+    if "huggingface" in providers and HUB_NAME.fullmatch(name.partition("@")[0]):
+        return parse_ref("huggingface", name)
+    if "ollama" in providers and looks_like_ollama(name):
+        return parse_ref("ollama", name)
+    raise ModelNotFound(name, nearest_names(name, catalogue.refs))
 
 
 def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:

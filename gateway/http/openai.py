@@ -12,7 +12,8 @@ from gateway import telemetry
 from gateway.core.errors import ModelNotFound
 from gateway.core.events import Generation, collect
 from gateway.core.models import ModelInfo
-from gateway.core.names import nearest_names, resolve_name, same_model
+from gateway.core.names import nearest_names
+from gateway.core.routing import resolve_route
 from gateway.http.body import read_request
 from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
@@ -95,20 +96,18 @@ class OpenAIFace:
 
         Raises the fault of its provider when that is why the listing lacks it.
         """
-        refs = [model.ref for model in listing.models]
-        ref = resolve_name(
+        route = resolve_route(
             name,
             providers=self._gateway.provider_names,
-            catalogue=refs,
+            catalogue=listing.catalogue,
             aliases=self._settings.aliases,
         )
-        for model in listing.models:
-            if same_model(model.ref, ref):
-                return model
+        if route.info is not None:
+            return route.info
         for fault in listing.faults:
-            if fault.provider == ref.provider:
+            if fault.provider == route.ref.provider:
                 raise fault.error
-        raise ModelNotFound(name, nearest_names(name, refs))
+        raise ModelNotFound(name, nearest_names(name, listing.catalogue.refs))
 
 
 def _describe(model: ModelInfo) -> dict[str, Any]:

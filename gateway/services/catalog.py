@@ -3,10 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import anyio
 import msgspec
 
+from gateway.core.catalogue import Catalogue
 from gateway.core.errors import GatewayError, Internal, ProviderError, ProviderTimeout
 from gateway.core.models import ModelInfo, ProviderStatus
 from gateway.core.ports import Provider
@@ -22,12 +24,16 @@ class ProviderFault(msgspec.Struct, frozen=True):
     error: GatewayError
 
 
-class Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True, dict=True):
     """The models of the providers that answered, and what is wrong with the others."""
 
     models: tuple[ModelInfo, ...]
     faults: tuple[ProviderFault, ...]
     taken_at: float
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self.models)
 
     def of(self, provider: str) -> list[ModelInfo]:
         return [model for model in self.models if model.ref.provider == provider]

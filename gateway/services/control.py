@@ -175,10 +175,10 @@ class ModelControlService:
     async def _resolve(self, name: str) -> tuple[Provider, ModelRef]:
         resolve = partial(resolve_route, name, providers=self._providers, aliases=self._aliases)
         try:
-            route = resolve(catalogue=(await self._catalog.known()).models)
+            route = resolve(catalogue=(await self._catalog.known()).catalogue)
         except ModelNotFound:
             # It may have come since the last look.
-            route = resolve(catalogue=(await self._catalog.listing()).models)
+            route = resolve(catalogue=(await self._catalog.listing()).catalogue)
         return self._providers[route.ref.provider], route.ref
 
     def _start(self, jobs: _Jobs, ref: ModelRef, work: Callable[[], Awaitable[None]]) -> _Job:

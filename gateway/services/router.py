@@ -87,14 +87,14 @@ class ModelRouterService:
         return choose_route(
             request,
             providers=self._providers,
-            catalogue=listing.models,
+            catalogue=listing.catalogue,
             aliases=self._aliases,
         )
 
     async def _not_found(self, request: AnyRequest, error: ModelNotFound) -> ModelNotFound:
         """Return the error in the caller's own words, with the nearest names of all providers."""
         listing = await self._catalog.listing()
-        nearest = nearest_names(request.model, [model.ref for model in listing.models])
+        nearest = nearest_names(request.model, listing.catalogue.refs)
         return ModelNotFound(request.model, nearest or error.nearest)
 
     async def _unless_guessed(
@@ -104,7 +104,7 @@ class ModelRouterService:
         if route.info is not None or request.model.startswith(f"{error.provider}/"):
             return error
         listing = await self._catalog.known()
-        nearest = nearest_names(request.model, [model.ref for model in listing.models])
+        nearest = nearest_names(request.model, listing.catalogue.refs)
         guess = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
         return ProviderUnavailable(
             error.provider,

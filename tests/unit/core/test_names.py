@@ -1,19 +1,22 @@
 """Names of models: equal forms meet, resolution has one order, hostile names go nowhere."""
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.catalogue import Catalogue
 from gateway.core.errors import AmbiguousModel, GatewayError, InvalidRequest, ModelNotFound
+from gateway.core.models import ModelInfo
 from gateway.core.names import (
     MAX_NAME_LENGTH,
     ModelRef,
     nearest_names,
     normalise_ollama_name,
     parse_ref,
-    resolve_name,
-    same_model,
 )
+from gateway.core.routing import resolve_name
 
 PROVIDERS = ("huggingface", "ollama")
 
@@ -35,8 +38,9 @@ ollama_names = st.one_of(
 )
 
 
-def resolve(name: str, **fields: object) -> ModelRef:
-    settings = {"providers": PROVIDERS, "catalogue": CATALOGUE, "aliases": {}, **fields}
+def resolve(name: str, known: Iterable[ModelRef] = CATALOGUE, **fields: object) -> ModelRef:
+    catalogue = Catalogue(map(ModelInfo, known))
+    settings = {"providers": PROVIDERS, "catalogue": catalogue, "aliases": {}, **fields}
     return resolve_name(name, **settings)  # type: ignore[arg-type]
 
 
@@ -150,7 +154,7 @@ def test_hostile_hub_names_are_refused(name: str) -> None:
 )
 def test_a_printed_ref_resolves_to_itself(ref: ModelRef) -> None:
     assert resolve(str(ref)) == ref
-    assert resolve(str(ref), catalogue=()) == ref
+    assert resolve(str(ref), known=()) == ref
 
 
 @pytest.mark.parametrize(
@@ -188,17 +192,17 @@ def test_an_alias_of_an_alias_is_no_endless_chase() -> None:
 def test_a_name_that_several_have_is_ambiguous_and_the_full_names_are_told() -> None:
     twin = ModelRef("ollama", "demo:latest")
     with pytest.raises(AmbiguousModel) as caught:
-        resolve("demo", catalogue=(*CATALOGUE, twin))
+        resolve("demo", known=(*CATALOGUE, twin))
     assert caught.value.candidates == ("huggingface/demo", "ollama/demo:latest")
     for full in caught.value.candidates:
-        assert str(resolve(full, catalogue=(*CATALOGUE, twin))) == full
+        assert str(resolve(full, known=(*CATALOGUE, twin))) == full
 
 
 def test_a_revision_settles_which_of_two_is_meant() -> None:
     old, new = ModelRef("huggingface", "o/n", "v1"), ModelRef("huggingface", "o/n", "v2")
-    assert resolve("o/n@v2", catalogue=(old, new)) == new
+    assert resolve("o/n@v2", known=(old, new)) == new
     with pytest.raises(AmbiguousModel):
-        resolve("o/n", catalogue=(old, new))
+        resolve("o/n", known=(old, new))
 
 
 def test_without_the_provider_a_name_is_unknown() -> None:
@@ -221,7 +225,7 @@ def test_resolving_gives_a_ref_or_one_of_our_errors(name: str) -> None:
     except GatewayError:
         return
     assert ref.provider in PROVIDERS
-    assert resolve(str(ref)) == ref or any(same_model(ref, known) for known in CATALOGUE)
+    assert resolve(str(ref)) == ref or Catalogue(map(ModelInfo, CATALOGUE)).find(ref)
 
 
 def test_a_slip_finds_the_nearest_names() -> None:
@@ -240,6 +244,7 @@ def test_nearest_names_hold_both_of_two_alike_and_no_more_than_asked() -> None:
 
 
 def test_only_ollama_ignores_case() -> None:
-    assert same_model(LLAMA, ModelRef("ollama", "LLama3.2:LATEST"))
-    assert not same_model(DEMO, ModelRef("huggingface", "DEMO"))
-    assert not same_model(LLAMA, ModelRef("huggingface", "llama3.2:latest"))
+    catalogue = Catalogue(map(ModelInfo, CATALOGUE))
+    assert catalogue.find(ModelRef("ollama", "LLama3.2:LATEST")) == ModelInfo(LLAMA)
+    assert catalogue.find(ModelRef("huggingface", "DEMO")) is None
+    assert catalogue.find(ModelRef("huggingface", "llama3.2:latest")) is None

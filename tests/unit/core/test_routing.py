@@ -1,5 +1,6 @@
 import pytest
 
+from gateway.core.catalogue import Catalogue
 from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import ModelNotFound, UnsupportedCapability
 from gateway.core.messages import GenerateRequest, ImagePart, Message, ResponseFormat, Tool
@@ -24,7 +25,7 @@ def route(request: GenerateRequest | EmbedRequest) -> ModelRef:
     return choose_route(
         request,
         providers=("huggingface", "ollama"),
-        catalogue=CATALOGUE,
+        catalogue=Catalogue(CATALOGUE),
         aliases={"eyes": "ollama/llava"},
     ).ref
 
@@ -82,7 +83,9 @@ def test_a_model_outside_the_catalogue_is_left_to_its_provider() -> None:
 
 def test_a_name_nobody_has_lists_the_nearest() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        choose_route(ask("dema"), providers=("huggingface",), catalogue=CATALOGUE, aliases={})
+        choose_route(
+            ask("dema"), providers=("huggingface",), catalogue=Catalogue(CATALOGUE), aliases={}
+        )
     assert caught.value.nearest == ("huggingface/demo",)
 
 
