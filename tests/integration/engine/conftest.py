@@ -41,6 +41,7 @@ def start_engine() -> StartEngine:
             max_queue=max_queue,
             **memory,
         )
+        del loaded  # so that only the engine holds it
         try:
             yield engine
         finally:
