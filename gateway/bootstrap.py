@@ -153,7 +153,9 @@ def _assemble(
         catalog,
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+        rules=settings.virtual_models,
     )
+    tasks.start_soon(router.health.watch, name="look at providers that are away")
     slots = CallerSlots()
     streams = StreamService(
         router,

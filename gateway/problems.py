@@ -66,6 +66,7 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.WrongRevision: _Kind(500, hint="Run `gateway db upgrade`."),
     errors.Internal: _Kind(500, hint="This is a defect of the gateway; the log has the traceback."),
     errors.ProviderError: _Kind(502, True),
+    errors.ProviderResting: _Kind(503, True, "It is looked after and asked again soon.", 1.0),
     errors.ProviderUnavailable: _Kind(503, True, "Is the provider running and reachable?", 2.0),
     errors.ProviderTimeout: _Kind(504, True, "The provider is slow or hangs; try again."),
     errors.ProviderProtocolError: _Kind(502, True, "The provider answered something unreadable."),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import (
@@ -26,10 +27,12 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
-from gateway.core.errors import Misconfigured
+from gateway.core.errors import InvalidRequest, Misconfigured
+from gateway.core.virtual import VirtualModel, check_rules
 
 PREFIX = "GATEWAY_"
 CONFIG_DIR = PREFIX + "CONFIG_DIR"
@@ -88,7 +91,29 @@ def _parse_object(value: Any) -> Any:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+
+
+def _parse_rules(value: dict[str, Any]) -> dict[str, VirtualModel]:
+    """Return what stands under [virtual_models]: a name, its candidates, and their order."""
+    rules = {}
+    for name, rule in value.items():
+        fields = {"candidates": rule} if isinstance(rule, list) else rule
+        try:
+            candidates = [
+                each if isinstance(each, dict) else {"model": each} for each in fields["candidates"]
+            ]
+            rules[name] = msgspec.convert(
+                {**fields, "name": name, "candidates": candidates}, VirtualModel
+            )
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise ValueError(f"'{name}': {error}") from error
+    return rules
+
+
 Aliases = Annotated[dict[str, str], BeforeValidator(_parse_object)]
+VirtualModels = Annotated[
+    dict[str, Any], BeforeValidator(_parse_object), AfterValidator(_parse_rules)
+]
 
 
 class Settings(BaseModel):
@@ -158,6 +183,10 @@ class Settings(BaseModel):
     aliases: Aliases = Field(
         {},
         description="Other names for models, as a JSON object: alias to provider/model.",
+    )
+    virtual_models: VirtualModels = Field(
+        {},
+        description="Names that stand for several models, as a JSON object; see docs/routing.md.",
     )
     catalog_timeout_s: Positive = Field(0.8, description="Seconds a listing waits for a provider.")
     catalog_ttl_s: float = Field(1.0, ge=0, description="Seconds a listing is reused.")
@@ -315,6 +344,18 @@ class Settings(BaseModel):
         for alias, name in value.items():
             if name in value:
                 raise ValueError(f"'{alias}' leads to another alias, '{name}'")
+        return value
+
+    @field_validator("virtual_models")
+    @classmethod
+    def _check_rules(
+        cls, value: dict[str, VirtualModel], info: ValidationInfo
+    ) -> dict[str, VirtualModel]:
+        try:
+            known = info.data.get("providers", ()), info.data.get("aliases", ())
+            check_rules(value, providers=known[0], aliases=known[1])
+        except InvalidRequest as error:
+            raise ValueError(error.message) from error
         return value
 
     @cached_property

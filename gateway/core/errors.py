@@ -33,6 +33,7 @@ GatewayError
 ├── Internal                  a defect of ours
 └── ProviderError             the provider's fault
     ├── ProviderUnavailable   refused, reset, resolving failed: nobody there
+    │   └── ProviderResting   not asked for now, as it failed too often
     ├── ProviderTimeout       there, but silent for too long
     ├── ProviderProtocolError answered rubbish
     ├── ProviderRejected      understood us and said no
@@ -234,6 +235,12 @@ class ProviderError(GatewayError):
 
 class ProviderUnavailable(ProviderError):
     code = "provider_unavailable"
+
+
+class ProviderResting(ProviderUnavailable):
+    """It failed too often in a row to be asked again before `retry_after_s`."""
+
+    code = "provider_resting"
 
 
 class ProviderTimeout(ProviderError):

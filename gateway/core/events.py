@@ -1,6 +1,6 @@
 """What a stream says, and its grammar.
 
-`Routed? Waiting* Started Delta* (Switched Delta*)* Finished`; providers leave Routed to the router.
+`(Routed? Waiting*)+ Started Delta* (Switched Delta*)* Finished`; Routed is the router's.
 
 Exactly one `Finished` ends a stream, or an exception does: errors are raised, never events.
 """
@@ -35,9 +35,14 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 class Routed(msgspec.Struct, frozen=True, tag="routed"):
-    """The router's choice, before any provider is asked: records know it if all else fails."""
+    """The router's choice, before the provider is asked: records know it if all else fails.
+
+    Another one follows when the choice failed before it said anything; `after` is the code of its
+    error then.
+    """
 
     ref: ModelRef
+    after: str | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, tag="waiting"):

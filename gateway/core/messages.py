@@ -124,6 +124,11 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     def has_images(self) -> bool:
         return any(message.images for message in self.messages)
 
+    @property
+    def text_length(self) -> int:
+        """The characters of all texts, images and templates left out."""
+        return len(self.prompt or "") + sum(len(message.text) for message in self.messages)
+
 
 def require_clean_text(text: str, param: str) -> str:
     """Return `text`; raise InvalidText when a database or a model could not hold it.

@@ -31,24 +31,6 @@ class Route(msgspec.Struct, frozen=True):
     info: ModelInfo | None
 
 
-def choose_route(
-    request: GenerateRequest | EmbedRequest,
-    *,
-    providers: Collection[str],
-    catalogue: Catalogue,
-    aliases: Mapping[str, str],
-) -> Route:
-    """Return where `request` goes.
-
-    Raises what `resolve_route` does, and UnsupportedCapability when the model is known and cannot
-    do what is asked.
-    """
-    route = resolve_route(request.model, providers=providers, catalogue=catalogue, aliases=aliases)
-    if route.info is not None:
-        require_capabilities(request, route.info)
-    return route
-
-
 def resolve_route(
     name: str,
     *,

@@ -51,12 +51,16 @@ class OpenAIFace:
     async def models(self, _request: Request) -> Response:
         listing = await self._gateway.catalog.listing()
         data = [_describe(model) for model in listing.models]
+        data += map(_describe_virtual, self._settings.virtual_models)
         faults = describe_faults(listing)
         return json_response({"object": "list", "data": data, "provider_errors": faults})
 
     async def model(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        if name in self._settings.virtual_models:
+            return json_response(_describe_virtual(name))
         listing = await self._gateway.catalog.listing()
-        return json_response(_describe(self._find(request.path_params["id"], listing)))
+        return json_response(_describe(self._find(name, listing)))
 
     async def chat(self, request: Request) -> Response:
         wanted = await self._read(request, parse_chat)
@@ -112,3 +116,7 @@ class OpenAIFace:
 
 def _describe(model: ModelInfo) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": 0, "owned_by": model.ref.provider}
+
+
+def _describe_virtual(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "gateway"}

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from gateway.core.errors import ProviderUnavailable
+from gateway.core.errors import ProviderTimeout, ProviderUnavailable
 from gateway.core.events import (
     Finished,
     ReasoningDelta,
@@ -121,16 +121,16 @@ async def test_a_failure_before_the_first_event_has_a_real_status() -> None:
 
 
 async def test_a_failure_after_waiting_is_the_last_event() -> None:
-    failure = ProviderUnavailable("scripted", "Nobody is there.")
+    failure = ProviderTimeout("scripted", "Not a word.")
     async with serving(ScriptedProvider([Waiting("loading"), failure])) as served:
         reply = await served.client.post(NATIVE, json=HELLO)
         session = await served.last_session()
     frames = parse_frames(reply.content)
     assert reply.status_code == 200
     assert named(frames) == ["waiting", "failed"]
-    assert frames[-1].json["code"] == "provider_unavailable"
+    assert frames[-1].json["code"] == "provider_timeout"
     assert frames[-1].json["request_id"] == reply.headers["x-request-id"]
-    assert session.closed is not None and session.closed.error_code == "provider_unavailable"
+    assert session.closed is not None and session.closed.error_code == "provider_timeout"
 
 
 async def test_a_failure_in_the_middle_is_the_last_event_after_all_text() -> None:

@@ -6,7 +6,7 @@ from gateway.core.errors import ModelNotFound, UnsupportedCapability
 from gateway.core.messages import GenerateRequest, ImagePart, Message, ResponseFormat, Tool
 from gateway.core.models import Capability, ModelFilter, ModelInfo, select_models
 from gateway.core.names import ModelRef
-from gateway.core.routing import choose_route
+from gateway.core.plan import plan_routes
 from gateway.core.states import ModelState
 
 CHAT = (Capability.CHAT, Capability.COMPLETION)
@@ -21,13 +21,15 @@ EMBED = ModelInfo(ModelRef("ollama", "embed:latest"), capabilities=(Capability.E
 CATALOGUE = [DEMO, LLAVA, EMBED]
 
 
-def route(request: GenerateRequest | EmbedRequest) -> ModelRef:
-    return choose_route(
-        request,
-        providers=("huggingface", "ollama"),
-        catalogue=Catalogue(CATALOGUE),
-        aliases={"eyes": "ollama/llava"},
-    ).ref
+def route(request: GenerateRequest | EmbedRequest, **fields: object) -> ModelRef:
+    settings = {
+        "providers": ("huggingface", "ollama"),
+        "catalogue": Catalogue(CATALOGUE),
+        "aliases": {"eyes": "ollama/llava"},
+        "rules": {},
+        **fields,
+    }
+    return plan_routes(request, draw=lambda: 0.0, **settings).routes[0].ref  # type: ignore[arg-type]
 
 
 def ask(model: str, **rest: object) -> GenerateRequest:
@@ -83,9 +85,7 @@ def test_a_model_outside_the_catalogue_is_left_to_its_provider() -> None:
 
 def test_a_name_nobody_has_lists_the_nearest() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        choose_route(
-            ask("dema"), providers=("huggingface",), catalogue=Catalogue(CATALOGUE), aliases={}
-        )
+        route(ask("dema"), providers=("huggingface",))
     assert caught.value.nearest == ("huggingface/demo",)
 
 

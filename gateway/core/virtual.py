@@ -1,0 +1,57 @@
+"""Names that stand for several models: rules as data. Pure."""
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import msgspec
+
+from gateway.core.errors import InvalidRequest
+from gateway.core.names import MAX_NAME_LENGTH
+
+Order = Literal["listed", "weighted", "warm_first"]
+MAX_CANDIDATES = 64
+
+
+class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that may answer; `weight` is its share where the order is weighted."""
+
+    model: str
+    weight: float = 1.0
+
+
+class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A name and who may answer for it, best first.
+
+    `order` tells who is asked first of those that can do what a request needs: "listed" the first,
+    "weighted" one by lot, "warm_first" one that is in memory. The others follow as they are listed,
+    for when the first fails before it said anything.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    order: Order = "listed"
+
+
+def check_rules(
+    rules: Mapping[str, VirtualModel], *, providers: Collection[str], aliases: Collection[str]
+) -> None:
+    """Raise InvalidRequest for a rule that can never work, or would lead to another rule."""
+    for name, rule in rules.items():
+        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+            raise InvalidRequest("A virtual model's name has 1 to 512 printable characters.")
+        if name in aliases or name.partition("/")[0] in providers:
+            raise InvalidRequest(f"'{name}' already means something else.")
+        if not 1 <= len(rule.candidates) <= MAX_CANDIDATES:
+            raise InvalidRequest(f"'{name}' needs 1 to {MAX_CANDIDATES} candidates.")
+        models = [candidate.model for candidate in rule.candidates]
+        if len(set(models)) < len(models):
+            raise InvalidRequest(f"'{name}' names a candidate twice.")
+        for candidate in rule.candidates:
+            if candidate.model in rules:
+                raise InvalidRequest(
+                    f"'{name}' leads to '{candidate.model}', which is a virtual model itself."
+                )
+            if not 0 <= candidate.weight < float("inf"):
+                raise InvalidRequest(f"The weight of '{candidate.model}' must not be negative.")
+        if not any(candidate.weight for candidate in rule.candidates):
+            raise InvalidRequest(f"All weights of '{name}' are 0.")

@@ -1,0 +1,151 @@
+"""Who may answer, in which order: by what is asked, by weight, by warmth and by health."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.catalogue import Catalogue
+from gateway.core.errors import GatewayError, InvalidRequest, ModelNotFound, UnsupportedCapability
+from gateway.core.messages import GenerateRequest, ImagePart, Message
+from gateway.core.models import Capability, ModelInfo
+from gateway.core.names import ModelRef
+from gateway.core.plan import Health, Plan, plan_routes
+from gateway.core.states import ModelState
+from gateway.core.virtual import Candidate, Order, VirtualModel, check_rules
+
+CHAT = (Capability.CHAT,)
+SMALL = ModelInfo(ModelRef("ollama", "small:latest"), capabilities=CHAT, context_length=100)
+EYES = ModelInfo(ModelRef("ollama", "eyes:latest"), capabilities=(*CHAT, Capability.VISION))
+WARM = ModelInfo(ModelRef("huggingface", "warm"), capabilities=CHAT, state=ModelState.LOADED)
+CATALOGUE = Catalogue([SMALL, EYES, WARM])
+PROVIDERS = ("huggingface", "ollama")
+SIGHT = (Message("user", (ImagePart(b"png"),)),)
+
+
+def plan(
+    *models: str | Candidate,
+    order: Order = "listed",
+    health: Health | None = None,
+    draw: float = 0.0,
+    **asked: object,
+) -> Plan:
+    candidates = tuple(each if isinstance(each, Candidate) else Candidate(each) for each in models)
+    fields = {"messages": (Message.user("hi"),), **asked}
+    return plan_routes(
+        GenerateRequest(id="r", model="any", **fields),  # type: ignore[arg-type]
+        providers=PROVIDERS,
+        catalogue=CATALOGUE,
+        aliases={"little": "ollama/small"},
+        rules={"any": VirtualModel("any", candidates, order)},
+        health=health or Health(),
+        draw=lambda: draw,
+    )
+
+
+def order_of(plan: Plan) -> list[str]:
+    return [route.ref.model.partition(":")[0] for route in plan.routes]
+
+
+def test_candidates_are_asked_as_they_are_listed_and_may_be_aliases() -> None:
+    made = plan("little", "warm", "ollama/eyes")
+    assert order_of(made) == ["small", "warm", "eyes"]
+    assert [each.verdict for each in made.considered] == ["chosen", "next", "next"]
+
+
+def test_an_image_goes_to_those_that_see_and_the_others_are_said_to_be_skipped() -> None:
+    made = plan("small", "eyes", "warm", messages=SIGHT)
+    assert order_of(made) == ["eyes"]
+    skipped = {each.model: each.reason for each in made.considered if each.verdict == "skipped"}
+    assert set(skipped) == {"small", "warm"}
+    assert "does not support images" in skipped["small"]
+
+
+def test_a_prompt_that_is_surely_too_long_goes_to_a_longer_context() -> None:
+    assert order_of(plan("small", "warm", messages=(Message.user("a" * 1000),))) == ["warm"]
+    assert order_of(plan("small", "warm", messages=(Message.user("a" * 700),))) == ["small", "warm"]
+
+
+def test_the_warm_one_is_asked_first_and_the_rest_as_listed() -> None:
+    assert order_of(plan("small", "eyes", "warm", order="warm_first")) == ["warm", "small", "eyes"]
+
+
+def test_who_is_not_well_is_asked_last() -> None:
+    ill = Health(providers={"ollama": "Ollama is away."})
+    made = plan("small", "warm", health=ill)
+    assert order_of(made) == ["warm", "small"]
+    assert made.considered[1].reason == "Ollama is away."
+    ill = Health(models={WARM.ref: "It broke."})
+    assert order_of(plan("warm", "small", health=ill)) == ["small", "warm"]
+
+
+def test_when_nobody_is_well_the_first_is_asked_all_the_same() -> None:
+    ill = Health(providers={"ollama": "Away.", "huggingface": "Away, too."})
+    assert order_of(plan("small", "warm", health=ill)) == ["small", "warm"]
+
+
+def test_lots_fall_by_weight() -> None:
+    split = (Candidate("small", 1), Candidate("warm", 3), Candidate("eyes", 0))
+    drawn = Counter(
+        order_of(plan(*split, order="weighted", draw=step / 400))[0] for step in range(400)
+    )
+    assert drawn == {"small": 100, "warm": 300}
+
+
+def test_a_candidate_that_nobody_has_is_skipped_and_none_at_all_is_an_error() -> None:
+    hub_only = plan("nobody/here:at-all:x", "warm")
+    assert order_of(hub_only) == ["warm"]
+    with pytest.raises(UnsupportedCapability, match="None of 'any' can do this"):
+        plan("small", "warm", messages=SIGHT)
+    with pytest.raises(ModelNotFound):
+        plan("a b c")
+
+
+names = st.sampled_from(["small", "eyes", "warm", "gone::", "ollama/new", "little"])
+
+
+@given(
+    st.lists(st.builds(Candidate, names, st.floats(0, 9)), min_size=1, max_size=6),
+    st.sampled_from(["listed", "weighted", "warm_first"]),
+    st.floats(0, 1),
+    st.sampled_from([(), SIGHT]),
+    st.sets(st.sampled_from(["ollama", "huggingface"])),
+)
+def test_every_candidate_is_considered_once_and_the_well_come_first(
+    candidates: list[Candidate],
+    order: Order,
+    draw: float,
+    messages: tuple[Message, ...],
+    away: set[str],
+) -> None:
+    health = Health(providers=dict.fromkeys(away, "Away."))
+    asked = {"messages": messages or (Message.user("hi"),)}
+    try:
+        made = plan(*candidates, order=order, draw=draw, health=health, **asked)
+    except GatewayError:
+        return
+    assert len(made.considered) == len(candidates)
+    verdicts = [each.verdict for each in made.considered]
+    assert verdicts == sorted(verdicts, key=["chosen", "next", "skipped"].index)
+    assert verdicts.count("chosen") == 1
+    assert len(made.routes) == len(candidates) - verdicts.count("skipped")
+    wells = [route.ref.provider not in away for route in made.routes]
+    assert wells == sorted(wells, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([VirtualModel("a", ())], "needs 1 to"),
+        ([VirtualModel("a", (Candidate("x"), Candidate("x")))], "twice"),
+        ([VirtualModel("a", (Candidate("b"),)), VirtualModel("b", (Candidate("x"),))], "virtual"),
+        ([VirtualModel("a", (Candidate("x", 0),))], "are 0"),
+        ([VirtualModel("a", (Candidate("x", -1),))], "negative"),
+        ([VirtualModel("ollama/a", (Candidate("x"),))], "already means"),
+        ([VirtualModel("little", (Candidate("x"),))], "already means"),
+    ],
+)
+def test_rules_that_can_never_work_are_refused(rules: list[VirtualModel], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        check_rules({rule.name: rule for rule in rules}, providers=PROVIDERS, aliases=("little",))
