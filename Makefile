@@ -11,8 +11,8 @@ run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
 	@exec $(BIN)/gateway serve
 
-test: $(VENV)/.installed-dev  ## every test
-	$(BIN)/pytest
+test: $(VENV)/.installed-dev  ## every test, in two processes: many wait more than they compute
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 coverage: $(VENV)/.installed-dev  ## the lines and branches that tests within one process cover
 	@$(BIN)/coverage erase
