@@ -37,6 +37,7 @@ from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
+from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
 from gateway.store import migrate
 from gateway.store.claim import claimed, file_name
@@ -167,7 +168,13 @@ def _assemble(
         slots=slots,
     )
     key_store = DatabaseKeyStore(database)
-    gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
+    gatekeeper = Gatekeeper(
+        key_store,
+        peppers,
+        tasks,
+        end_streams=streams.end_of,
+        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
+    )
     gateway = Gateway(
         node=node,
         provider_names=settings.providers,
@@ -235,6 +242,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),
             ws="websockets-sansio",
             ws_max_size=MAX_BODY_BYTES,
             ws_per_message_deflate=False,

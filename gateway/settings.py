@@ -5,6 +5,7 @@ Precedence: `config/*.toml` (default.toml first, then by name) < `.env` < enviro
 vendors' own.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -138,6 +139,14 @@ class Settings(BaseModel):
         (),
         description="Names that the gateway answers to beside addresses and localhost; empty: "
         "none on loopback, any elsewhere.",
+    )
+    trusted_proxies: Names = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses and networks of proxies whose X-Forwarded-For is believed; * is "
+        "any.",
+    )
+    wrong_keys_per_minute: int = Field(
+        60, ge=0, description="Wrong keys that one address may try in a minute; 0: no limit."
     )
     key_pepper: SecretStr = Field(
         SecretStr(""),
@@ -329,6 +338,16 @@ class Settings(BaseModel):
         for origin in value:
             if origin not in ("*", "null") and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise ValueError(f"'{origin}' is not of the form http://host:port")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ipaddress.ip_network(proxy if proxy != "*" else "0.0.0.0")
+            except ValueError:
+                raise ValueError(f"'{proxy}' is neither an address nor a network") from None
         return value
 
     @field_validator("providers")

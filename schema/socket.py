@@ -175,7 +175,8 @@ class _Connection:
             raise Unauthenticated("An API key is needed.")
         if credential is None:
             return
-        caller = self._gatekeeper.authenticate(credential)
+        client = self._websocket.client
+        caller = self._gatekeeper.authenticate(credential, client.host if client else "")
         if self.caller is None:
             self._count(caller)
             self.caller = caller

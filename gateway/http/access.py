@@ -140,8 +140,7 @@ class RequireKeys:
     def _identify(self, scope: Scope, entry: tuple[str, str] | None) -> Caller | None:
         headers = Headers(scope=scope).items()
         if not self._gatekeeper.needs_keys:
-            peer = scope.get("client")
-            if self._on_loopback and peer is not None and is_loopback(peer[0]):
+            if self._on_loopback and is_loopback(_address_of(scope)):
                 return identify_stranger(headers)
             raise Forbidden(
                 "This gateway has no API keys yet, so it serves its own machine only.",
@@ -149,7 +148,7 @@ class RequireKeys:
             )
         credential = read_credential(headers)
         if credential is not None:
-            return self._gatekeeper.authenticate(credential)
+            return self._gatekeeper.authenticate(credential, _address_of(scope))
         if entry == STREAM_ROUTE and self._has_token(scope):
             return TOKEN_HOLDER
         if entry in LATE_KEYS:
@@ -195,6 +194,11 @@ class _Limited:
             for name, value in zip(LIMIT_HEADERS, values, strict=True):
                 headers[name] = value
         await self._send(message)
+
+
+def _address_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _require_scope(caller: Caller, entry: tuple[str, str] | None) -> None:

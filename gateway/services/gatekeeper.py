@@ -18,6 +18,7 @@ from gateway.core.errors import DatabaseUnavailable, KeyRevoked, Unauthenticated
 from gateway.core.keys import Caller, Peppers, StoredKey, read_key_id
 from gateway.core.ports import KeyStore
 from gateway.core.rate import Allowance, Bucket, spend
+from gateway.services.wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Gatekeeper:
         task_group: TaskGroup,
         *,
         end_streams: Callable[[str, KeyRevoked], None],
+        wrong_keys: WrongKeys,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
@@ -48,6 +50,7 @@ class Gatekeeper:
         self._peppers = peppers
         self._tasks = task_group
         self._end_streams = end_streams
+        self._wrong_keys = wrong_keys
         self._clock = clock
         self._sleep = sleep
         self._keys: Mapping[str, StoredKey] = {}
@@ -96,17 +99,20 @@ class Gatekeeper:
                 self.healthy = False
                 logger.exception("keys cannot be read")
 
-    def authenticate(self, text: str) -> Caller:
-        """Return whose key `text` is.
+    def authenticate(self, text: str, address: str) -> Caller:
+        """Return whose key `text` is, which came from `address`.
 
-        Raises Unauthenticated, KeyRevoked, and DatabaseUnavailable for one that is not known
-        while the database cannot be asked.
+        Raises Unauthenticated, or RateLimited in its place where many wrong ones came from there,
+        KeyRevoked, and DatabaseUnavailable for one that is not known while the database cannot be
+        asked.
         """
         stored = self._keys.get(read_key_id(text))
         is_right = self._peppers.recognise(stored, text)
         if stored is None and not self.healthy:
             raise DatabaseUnavailable("The key is not known here, and the database is away.")
         if stored is None or not is_right:
+            # Only now: whoever guesses cannot lock out who knows, and the check costs little.
+            self._wrong_keys.count(address)
             raise Unauthenticated("The key is wrong.")
         if stored.key.revoked_at is not None:
             raise KeyRevoked(_REVOKED)

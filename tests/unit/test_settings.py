@@ -195,3 +195,11 @@ def test_what_the_parts_say_is_among_the_mistakes_of_the_settings(tmp_path: Path
         )
     named = {mistake.split()[0].rstrip(":") for mistake in caught.value.mistakes}
     assert named == {"GATEWAY_PORT", "GATEWAY_PROVIDERS", "HF_MODEL_PATH"}
+
+
+def test_proxies_are_addresses_or_networks(tmp_path: Path) -> None:
+    given = "10.0.0.0/8,::1,*"
+    settings = load(tmp_path, {"GATEWAY_TRUSTED_PROXIES": given})
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1", "*")
+    [mistake] = mistakes(tmp_path, {"GATEWAY_TRUSTED_PROXIES": "10.0.0.1,proxy.example"})
+    assert "'proxy.example' is neither an address nor a network" in mistake

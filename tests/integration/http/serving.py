@@ -31,6 +31,7 @@ from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
+from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
 from gateway.testing import (
     MemoryJournal,
@@ -126,7 +127,13 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         slots=slots,
     )
     key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
-    gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
+    gatekeeper = Gatekeeper(
+        key_store,
+        peppers,
+        tasks,
+        end_streams=streams.end_of,
+        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
+    )
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
     tracker = ModelStateTracker(
         catalog,

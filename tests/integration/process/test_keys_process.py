@@ -240,3 +240,15 @@ class logged:
         self._process.wait(timeout=30)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def test_an_address_that_is_forwarded_is_believed_of_trusted_proxies_only(
+    serve: Callable[..., GatewayProcess],
+) -> None:
+    told = {"x-forwarded-for": "203.0.113.5"}  # a stranger: without keys he is not served
+    believing = serve()
+    assert believing.client.get("/v1/models", headers=told).status_code == 403
+    believing.terminate()
+    believing.wait()
+    doubting = serve(GATEWAY_TRUSTED_PROXIES="192.0.2.0/24,2001:db8::1")
+    assert doubting.client.get("/v1/models", headers=told).status_code == 200

@@ -31,6 +31,7 @@ from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
+from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
 from gateway.testing import (
     MemoryJournal,
@@ -161,7 +162,13 @@ class GraphQLServer:
             tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
         )
         key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
-        gatekeeper = Gatekeeper(key_store, peppers, tasks, end_streams=streams.end_of)
+        gatekeeper = Gatekeeper(
+            key_store,
+            peppers,
+            tasks,
+            end_streams=streams.end_of,
+            wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
+        )
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
