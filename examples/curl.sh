@@ -1,6 +1,7 @@
 #!/bin/sh
 # Every kind of request, with curl: health, models, stream, generate, the OpenAI face.
-# Usage: examples/curl.sh    (GATEWAY_URL and MODEL choose another gateway and another model)
+# Usage: examples/curl.sh    (GATEWAY_URL and MODEL choose another gateway and another model,
+# GATEWAY_API_KEY is sent if it is set)
 set -eu
 
 url="${GATEWAY_URL:-http://127.0.0.1:8420}"
@@ -8,7 +9,8 @@ model="${MODEL:-huggingface/demo}"
 chat='"model":"'$model'","messages":[{"role":"user","content":"What is a gateway?"}]'
 
 ask() {
-  curl --fail-with-body --silent --show-error "$@"
+  curl --fail-with-body --silent --show-error \
+    ${GATEWAY_API_KEY:+--header "authorization: Bearer $GATEWAY_API_KEY"} "$@"
   echo
 }
 

@@ -12,7 +12,8 @@ url = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8420")
 chat = ChatOpenAI(
     model=os.environ.get("MODEL", "huggingface/demo"),
     base_url=f"{url}/v1",
-    api_key="any",  # the gateway has no keys yet; the client insists on one
+    # Without keys the gateway takes any; the client insists on one.
+    api_key=os.environ.get("GATEWAY_API_KEY", "any"),
     stream_usage=True,
 )
 

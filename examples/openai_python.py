@@ -12,8 +12,8 @@ MODEL = os.environ.get("MODEL", "huggingface/demo")
 QUESTION = "What is a gateway?"
 
 url = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8420")
-# The gateway has no keys yet; the client insists on one.
-client = OpenAI(base_url=f"{url}/v1", api_key="any")
+# Without keys the gateway takes any; the client insists on one.
+client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("GATEWAY_API_KEY", "any"))
 
 print("models:", ", ".join(model.id for model in client.models.list()))
 

@@ -17,8 +17,8 @@ from strawberry.http import GraphQLRequestData
 from strawberry.schema.exceptions import InvalidOperationTypeError
 from strawberry.types.graphql import OperationType
 
-from gateway.core.errors import Forbidden
-from gateway.core.keys import CALLER
+from gateway.core.errors import Forbidden, Unauthenticated
+from gateway.core.keys import CALLER, Caller
 from gateway.settings import Settings
 from schema.body import Refusal, parse_body, parse_query_string, read_body
 from schema.errors import render_error
@@ -73,12 +73,13 @@ class GraphQLView:
             raise Refusal(405, "GraphQL is asked with GET or POST.", {"allow": "GET, POST"})
         if self._page is not None and _asks_nothing(request):
             return HTMLResponse(self._page.html, headers=self._page.headers)
+        caller = _caller_of(request)
         media_type = _media_type_for(request.headers)
         reads_events = accepts_events(request.headers.get("accept", ""))
         if media_type is None and not reads_events:
             raise Refusal(406, f"The answer can be {RESPONSE}, {JSON} or {EVENT_STREAM}.")
         asked = await _read(request)
-        allowed, caller = _ALLOWED[request.method], request.scope[CALLER]
+        allowed = _ALLOWED[request.method]
         if media_type is not None:
             try:
                 return _render(await self._executor.answer(asked, allowed, caller), media_type)
@@ -92,6 +93,14 @@ class GraphQLView:
             self._executor.stream(asked, allowed | {OperationType.SUBSCRIPTION}, caller),
             self._settings,
         )
+
+
+def _caller_of(request: Request) -> Caller:
+    """Return who asks; raise Unauthenticated for one who was let in to see the page alone."""
+    caller: Caller | None = request.scope.get(CALLER)
+    if caller is None:
+        raise Unauthenticated("An API key is needed.")
+    return caller
 
 
 _HEADERS = {"cache-control": "no-store", "vary": "accept"}

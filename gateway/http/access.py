@@ -19,6 +19,7 @@ from gateway.core.rate import Allowance, require
 from gateway.http.caller import identify_stranger
 from gateway.http.errors import error_response
 from gateway.http.hosts import is_loopback
+from gateway.http.pages import CHAT_ROUTES, opens_page
 from gateway.problems import describe
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.streams import StreamService
@@ -29,8 +30,10 @@ MANAGE = frozenset({KeyScope.MANAGE})
 LOOK = INFER | MANAGE
 ADMIN: frozenset[KeyScope] = frozenset({KeyScope.ADMIN})
 
-OPEN_ROUTES = frozenset({("GET", "/health/live"), ("GET", "/health/ready")})
-"""Answered to everybody: load balancers have no key."""
+OPEN_ROUTES = frozenset(
+    {("GET", "/health/live"), ("GET", "/health/ready"), *(("GET", path) for path in CHAT_ROUTES)}
+)
+"""Answered to everybody: load balancers have no key, nor has a page before it is there."""
 
 ROUTE_SCOPES: Mapping[tuple[str, str], frozenset[KeyScope]] = {
     ("GET", "/"): ANY_KEY,
@@ -64,6 +67,10 @@ LATE_KEYS = frozenset({("WEBSOCKET", "/graphql")})
 """Routes that take the key in the first message, and do nothing before: browsers cannot send
 headers with a WebSocket."""
 
+PAGES = frozenset({("GET", "/"), ("*", "/graphql")})
+"""Routes that show a page without data to a browser that opens them; who has no key and asks for
+just that passes without a Caller."""
+
 STREAM_ROUTE = ("GET", "/api/v1/streams/{id}")
 """Read with a stream's own token in the URL, too: EventSource cannot send a key."""
 
@@ -81,7 +88,8 @@ class RequireKeys:
     """Lets in who has a key whose scope opens the route, and puts the Caller into the ASGI scope.
 
     As long as there is no key, only this machine is let in, and only where the gateway listens on
-    loopback. What comes to one of LATE_KEYS without a credential passes without a Caller.
+    loopback. What comes to one of LATE_KEYS without a credential passes without a Caller, and so
+    does a browser that opens one of PAGES.
     """
 
     def __init__(
@@ -151,7 +159,7 @@ class RequireKeys:
             return self._gatekeeper.authenticate(credential, _address_of(scope))
         if entry == STREAM_ROUTE and self._has_token(scope):
             return TOKEN_HOLDER
-        if entry in LATE_KEYS:
+        if entry in LATE_KEYS or (entry in PAGES and opens_page(scope)):
             return None
         raise Unauthenticated("An API key is needed.")
 
@@ -210,11 +218,7 @@ def _require_scope(caller: Caller, entry: tuple[str, str] | None) -> None:
 
 
 async def _refuse(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
-    problem = describe(error)
-    headers = {}
-    if problem.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="gateway"'
-    await error_response(scope["path"], problem, headers)(scope, receive, send)
+    await error_response(scope["path"], describe(error))(scope, receive, send)
 
 
 def _describe_span(seconds: float) -> str:

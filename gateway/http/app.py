@@ -23,6 +23,7 @@ from gateway.http.middleware import (
 )
 from gateway.http.models import ModelsFace
 from gateway.http.openai import OpenAIFace
+from gateway.http.pages import PagesFace
 from gateway.http.sse import STREAM_ID
 from gateway.http.stream import NativeFace
 from gateway.http.streams import StreamsFace
@@ -45,6 +46,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
     endpoint = _Application(graphql)
     routes: list[BaseRoute] = [
         *HealthFace(gateway).routes(),
+        *PagesFace(settings).routes(),
         *NativeFace(gateway, settings).routes(),
         *StreamsFace(gateway, settings).routes(),
         *ModelsFace(gateway).routes(),

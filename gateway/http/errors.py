@@ -66,6 +66,8 @@ def error_response(path: str, problem: Problem, headers: dict[str, str] | None =
     headers = dict(headers or {})
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="gateway"'
     if path == "/graphql":
         return json_response({"errors": [graphql_error(problem)]}, problem.status, headers)
     if not path.startswith("/v1/"):

@@ -88,6 +88,40 @@ async def test_no_spelling_of_a_path_opens_a_door(path: str) -> None:
                 assert status in (401, 403)
 
 
+async def test_a_browser_without_a_key_sees_pages_and_nothing_that_holds_data() -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    async with serving(ScriptedProvider(answer("hi"))) as served:
+        await make(served, "infer")
+        index = await served.client.get("/", headers=browser)
+        assert index.status_code == 200
+        assert index.headers["content-type"].startswith("text/html")
+        for method, path in EVERY_ROUTE:
+            if (method, path) not in {("GET", "/"), ("GET", "/graphql")}:
+                reply = await served.client.request(method, path, headers=browser)
+                assert (reply.status_code, code_of(reply)) == (401, "unauthenticated"), path
+        for path in ("/graphql?query={version}", "/graphql?query=", "/graphql?%71uery=x"):
+            assert (await served.client.get(path, headers=browser)).status_code == 401
+        wrong = {**browser, "x-api-key": "gw-wrong"}
+        assert (await served.client.get("/", headers=wrong)).status_code == 401
+
+
+async def test_wrong_keys_of_one_address_are_throttled_and_right_ones_never() -> None:
+    async with serving(ScriptedProvider(), wrong_keys_per_minute=3) as served:
+        key = await make(served, "infer")
+
+        async def ask(text: str) -> httpx.Response:
+            return await served.client.get("/v1/models", headers={"x-api-key": text})
+
+        refused = [await ask("gw-wrong") for _ in range(4)]
+        right = await ask(key)
+        unkeyed = await served.client.get("/v1/models")
+    assert [reply.status_code for reply in refused] == [401, 401, 401, 429]
+    assert code_of(refused[3]) == "rate_limited"
+    assert 1 <= int(refused[3].headers["retry-after"]) <= 20
+    assert "www-authenticate" not in refused[3].headers
+    assert (right.status_code, unkeyed.status_code) == (200, 401)
+
+
 async def test_each_route_opens_for_its_scopes_whatever_carries_the_key() -> None:
     async with serving(ScriptedProvider(answer("hi"))) as served:
         for scope in KeyScope:

@@ -9,9 +9,13 @@ import httpx
 import pytest
 from graphql import get_introspection_query
 
-from tests.integration.schema.graphql_server import GraphQLServer
+from gateway.core.keys import KeyOrder, KeyScope
+from tests.integration.browser import CHROMIUM, browsing
+from tests.integration.schema.graphql_server import GraphQLServer, make_loading_server
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+RESULT = "document.querySelector('.result-window').textContent"
 
 
 @pytest.fixture
@@ -55,6 +59,63 @@ async def test_the_browser_is_told_to_run_these_scripts_only(
     ]
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'self'"
+
+
+async def test_with_keys_a_browser_reads_the_page_and_nothing_else(
+    graphql_server: GraphQLServer,
+) -> None:
+    graphql_server.ide = True
+    async with graphql_server.serving() as url, httpx.AsyncClient(trust_env=False) as client:
+        order = KeyOrder("a", (KeyScope.INFER,))
+        _, key = await graphql_server.gateway.keys.create(order)
+        address, browser = f"{url}/graphql", {"accept": BROWSER}
+        page = await client.get(address, headers=browser)
+        assert page.status_code == 200 and '<form id="key" hidden>' in page.text
+        for query in (get_introspection_query(), "{ version }"):
+            refused = [
+                await client.get(address, params={"query": query}, headers=browser),
+                await client.post(address, json={"query": query}, headers=browser),
+            ]
+            assert [reply.status_code for reply in refused] == [401, 401]
+        known = {"authorization": f"Bearer {key}"}
+        answer = await client.post(address, json={"query": "{ version }"}, headers=known)
+        assert answer.json()["data"]["version"]
+
+
+async def test_with_keys_a_browser_is_asked_for_one_in_production(
+    graphql_server: GraphQLServer,
+) -> None:
+    async with graphql_server.serving() as url, httpx.AsyncClient(trust_env=False) as client:
+        await graphql_server.gateway.keys.create(KeyOrder("a", (KeyScope.INFER,)))
+        reply = await client.get(f"{url}/graphql", headers={"accept": BROWSER})
+    assert reply.status_code == 401
+    assert reply.headers["www-authenticate"] == 'Bearer realm="gateway"'
+    assert reply.json()["errors"][0]["extensions"]["code"] == "unauthenticated"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+async def test_graphiql_asks_for_a_key_and_then_queries_and_subscribes_with_it() -> None:
+    server = make_loading_server()
+    server.ide, server.is_tracking = True, True
+    async with server.serving() as url, browsing() as page:
+        _, key = await server.gateway.keys.create(KeyOrder("a", (KeyScope.INFER,)))
+        await page.open(f"{url}/graphql")
+        await page.until("!document.querySelector('#key').hidden")
+        await page.type("#key-text", key)
+        await page.press_enter()
+        # With the schema, the button that runs the query knows it; the answer is shown as text.
+        await page.until("document.querySelector('.graphiql-execute-button')")
+        await page.click(".graphiql-execute-button")
+        await page.until(f"{RESULT}.includes('providerErrors')")
+        page.complaints.clear()
+        subscription = "subscription { modelStateChanged { snapshot } }"
+        shown = "document.querySelector('.graphiql-query-editor .CodeMirror').CodeMirror"
+        await page.run(f"{shown}.setValue({subscription!r})")
+        # It takes note of what is typed a moment later, and by that it chooses the protocol.
+        await page.until("localStorage['graphiql:query']?.includes('subscription')")
+        await page.click(".graphiql-execute-button")
+        await page.until(f"{RESULT}.includes('snapshot')")
+        assert page.complaints == []
 
 
 async def test_programs_get_no_page_in_development(development: httpx.AsyncClient) -> None:

@@ -31,8 +31,9 @@ def test_every_route_is_in_exactly_one_table() -> None:
     assert sorted(served) == sorted([*OPEN_ROUTES, *ROUTE_SCOPES])
 
 
-def test_only_health_is_open() -> None:
-    assert {path for _, path in OPEN_ROUTES} == {"/health/live", "/health/ready"}
+def test_only_health_and_the_files_of_the_chat_page_are_open() -> None:
+    pages = {"/chat", "/chat.css", "/chat.js", "/chat-stream.js", "/chat-events.js"}
+    assert {("GET", path) for path in {"/health/live", "/health/ready"} | pages} == OPEN_ROUTES
 
 
 def test_spans_are_written_as_openai_writes_them() -> None:
