@@ -37,6 +37,7 @@ from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
+from gateway.services.usage_notes import UsageNotes
 from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
 from gateway.store import migrate
@@ -82,6 +83,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
             tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")
+            notes = UsageNotes(sessions, gateway.streams.used)
+            tasks.start_soon(notes.run, name="usage notes")
             tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
             if not await gateway.recorder.wait_recovered(RECOVERY_S):
                 logger.warning("records of an earlier run are still being written")

@@ -1,6 +1,6 @@
 """In-memory doubles for tests. Each passes the same contract suite as the part it stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ class MemorySessionStore:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self._noted: dict[str, Usage] = {}
 
     async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
         for opening in opened:
@@ -34,10 +35,15 @@ class MemorySessionStore:
             if known.closed is None:
                 self._sessions[end.id] = _served_last(replace(known, closed=end))
 
+    async def note_usage(self, used: Mapping[str, Usage]) -> None:
+        for name, usage in used.items():
+            if name in self._sessions and self._sessions[name].closed is None:
+                self._noted[name] = usage
+
     async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
         opened = [s.opened for s in self._sessions.values() if s.closed is None]
         orphans = [o for o in opened if o.node == node and o.boot != boot]
-        await self.write([], [_interrupted(orphan, closed_at) for orphan in orphans])
+        await self.write([], [self._interrupted(orphan, closed_at) for orphan in orphans])
         return len(orphans)
 
     async def purge(self, opened_before: float, limit: int) -> int:
@@ -55,6 +61,17 @@ class MemorySessionStore:
 
     async def find(self, session_id: str) -> Session | None:
         return self._sessions.get(session_id)
+
+    def _interrupted(self, opened: SessionOpened, closed_at: float) -> SessionClosed:
+        return SessionClosed(
+            id=opened.id,
+            provider=opened.provider,
+            model=opened.model,
+            end=StreamEnd.INTERRUPTED,
+            closed_at=closed_at,
+            usage=self._noted.get(opened.id, Usage()),
+            timings=Timings(),
+        )
 
 
 class MemoryJournal:
@@ -174,18 +191,6 @@ def _served_last(session: Session) -> Session:
         return session
     provider, model = session.closed.provider, session.closed.model
     return replace(session, opened=replace(session.opened, provider=provider, model=model))
-
-
-def _interrupted(opened: SessionOpened, closed_at: float) -> SessionClosed:
-    return SessionClosed(
-        id=opened.id,
-        provider=opened.provider,
-        model=opened.model,
-        end=StreamEnd.INTERRUPTED,
-        closed_at=closed_at,
-        usage=Usage(),
-        timings=Timings(),
-    )
 
 
 def _message(text: str | None) -> str | None:

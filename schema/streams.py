@@ -37,7 +37,7 @@ class LiveStream:
             detached=stream.is_detached,
             has_reader=stream.has_reader,
             last_event=stream.last_id,
-            usage=Usage.of(tally.usage),
+            usage=Usage.of(stream.usage),
         )
 
 

@@ -86,10 +86,11 @@ async def generate(info: Info, input: _Generate) -> AsyncGenerator[StreamEvent, 
         is_detached=input.detached,
     ) as reader:
         number = 0
-        while events := await reader.read():
-            for event in events:
-                number += 1
-                yield describe_event(reader.stream, number, event)
+        # One at a time, as they are sent.
+        while events := await reader.read(1):
+            number += 1
+            yield describe_event(reader.stream, number, events[0])
+            reader.confirm()
 
 
 @strawberry.type(description="What the gateway tells as it happens.")

@@ -121,6 +121,11 @@ Event = (
 )
 
 
+def count_tokens(event: Event) -> int:
+    """Return how many tokens of the answer `event` tells."""
+    return event.tokens if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta) else 0
+
+
 class Generation(msgspec.Struct, frozen=True):
     """A whole answer: a stream, collected. `logprobs` are those of the tokens of `text`."""
 

@@ -1,10 +1,10 @@
 """What the services need of the world: Protocols that providers, hub and store fulfil."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
-from gateway.core.events import Event
+from gateway.core.events import Event, Usage
 from gateway.core.keys import StoredKey
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
@@ -113,9 +113,14 @@ class SessionStore(Protocol):
         a session opens once and its first end stays."""
         ...
 
+    async def note_usage(self, used: Mapping[str, Usage]) -> None:
+        """Record what open sessions used so far, by their ids, in one transaction. What ended, or
+        is not there, is left as it is."""
+        ...
+
     async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
         """Close as INTERRUPTED every open session of `node` that another run of it than `boot`
-        opened; return how many there were."""
+        opened; return how many there were. They keep what was noted of their usage."""
         ...
 
     async def purge(self, opened_before: float, limit: int) -> int:

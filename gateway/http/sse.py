@@ -29,6 +29,10 @@ STREAM_ID = "X-Stream-Id"
 FIRST_BYTES_WAIT_S = 1.0
 """How long the status may wait for the stream to show that it works; then 200 and pings go out."""
 
+LARGE_BYTES = 16 * 2**10
+"""What is written at once and may count as sent before the connection took it: less than the
+64 KiB that servers buffer."""
+
 EXIT_GRACE_S = 2.0
 """How long a server that exits leaves a stream to write the end that draining gave it."""
 
@@ -116,11 +120,14 @@ async def _write(
     while True:
         if frames:
             yield frames
+        if len(frames) > LARGE_BYTES:
+            yield b""  # waits until the connection took what was written before
         if is_last:
             return
         # Neither reading nor writing need suspend; without this the reader's leaving may never
-        # be seen, nor any other request served.
+        # be seen, nor any other request served. Who left ends here: his server takes all frames.
         await anyio.lowlevel.checkpoint()
+        reader.confirm()
         frames, is_last = await _next(reader, encoder)
 
 

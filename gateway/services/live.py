@@ -10,7 +10,7 @@ import anyio.lowlevel
 import msgspec
 
 from gateway.core.errors import GatewayError, StreamTakenOver
-from gateway.core.events import Event, Finished, Timings
+from gateway.core.events import Event, Finished, Timings, Usage
 from gateway.core.sessions import SessionOpened
 from gateway.services.replay import ReplayBuffer
 from gateway.services.tally import Tally
@@ -66,6 +66,7 @@ class LiveStream:
             max_events=limits.replay_events, max_bytes=limits.replay_bytes, keeps=is_resumable
         )
         self._reader: StreamReader | None = None
+        self._handed_tokens = 0
         self._changed = anyio.Event()
         self._attached = anyio.Event()
         self.scope = anyio.CancelScope()
@@ -79,6 +80,17 @@ class LiveStream:
     def timings(self) -> Timings:
         """The timings of the whole stream, or so far while it runs."""
         return self.tally.timings(self._clock())
+
+    @property
+    def usage(self) -> Usage:
+        """What the stream used, or so far while it runs.
+
+        The model's own count once it finished. Else all that was said, where a reader has it or is
+        about to; where none is there, what was handed to those that were.
+        """
+        if self.tally.finished is not None or self.has_reader:
+            return self.tally.usage
+        return Usage(self.tally.usage.prompt_tokens, self._handed_tokens)
 
     @property
     def has_reader(self) -> bool:
@@ -103,6 +115,7 @@ class LiveStream:
         Raises StreamGap when they are no longer kept, InvalidRequest for a number to come.
         """
         self._buffer.seek(after)
+        self._note_handed()  # who names an event has had it
         self._reader = StreamReader(self)
         self._attached.set()
         self._notify()  # the reader before sees that it is none
@@ -138,18 +151,19 @@ class LiveStream:
         """Nothing follows, but `error` if there is one; for the owner of the stream only."""
         self.tally.close(self._clock())
         if error is None and self.tally.finished is None:
+            # All that was said: whoever reads this event has read the rest.
             self._buffer.append(Finished("cancelled", self.tally.usage))
         self.error = error.renewed() if error else None
         self.is_ended = True
         self._attached.set()
         self._notify()
 
-    async def read_by(self, reader: "StreamReader") -> list[Event]:
+    async def read_by(self, reader: "StreamReader", most: int) -> list[Event]:
         """Return what `StreamReader.read` promises."""
         # A stream that always has more wakes its reader before a cancellation can reach it.
         await anyio.lowlevel.checkpoint_if_cancelled()
         while self._reader is reader:
-            if events := self._buffer.take(self._limits.buffer_events):
+            if events := self._buffer.take(most or self._limits.buffer_events):
                 self._notify()
                 return events
             if self.is_ended:
@@ -158,6 +172,11 @@ class LiveStream:
                 return []
             await self._changed.wait()
         raise StreamTakenOver("Another reader goes on with this stream.")
+
+    def confirm_by(self, reader: "StreamReader") -> None:
+        """Do what `StreamReader.confirm` promises; nothing for a reader that was replaced."""
+        if self._reader is reader:
+            self._note_handed()
 
     def leave_by(self, reader: "StreamReader") -> None:
         """Let `reader` go; who was replaced has left already."""
@@ -172,6 +191,12 @@ class LiveStream:
     def _most_unread(self) -> int:
         is_read = self.has_reader or not self.is_resumable
         return self._limits.buffer_events if is_read else self._limits.replay_events
+
+    def _note_handed(self) -> None:
+        """Take note that every event before the reader's position was handed over. A reader that
+        began further back counts from where the farthest one was."""
+        handed = self.tally.said_tokens - self._buffer.unread_tokens
+        self._handed_tokens = max(handed, self._handed_tokens)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, anyio.Event()
@@ -198,13 +223,19 @@ class StreamReader:
             for event in events:
                 yield event
 
-    async def read(self) -> list[Event]:
-        """Return events that are ready, waiting for the first; an empty list is the end.
+    async def read(self, most: int = 0) -> list[Event]:
+        """Return events that are ready, waiting for the first; an empty list is the end. `most` is
+        how many at once, 0 a buffer full.
 
         Raises the stream's error once its events are read, and StreamTakenOver when another reader
         took its place.
         """
-        return await self.stream.read_by(self)
+        return await self.stream.read_by(self, most)
+
+    def confirm(self) -> None:
+        """Tell that the client's connection has taken all that was read: it counts as used, also if
+        the stream is cut."""
+        self.stream.confirm_by(self)
 
     def leave(self) -> None:
         """Read no more. What that means to the stream is for its service to say."""

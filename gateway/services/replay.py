@@ -7,7 +7,7 @@ import sys
 from collections import deque
 
 from gateway.core.errors import InvalidRequest, StreamGap
-from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta
+from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, count_tokens
 
 EVENT_BYTES = 200
 """What an event takes in memory beside its text, roughly; a log probability takes about as much."""
@@ -26,6 +26,7 @@ class ReplayBuffer:
         self._read: deque[Event] = deque()
         self._unread: deque[Event] = deque()
         self._unread_bytes = 0
+        self.unread_tokens = 0
         self.size_bytes = 0
         self.position = 0
         """The number of the last event that was read."""
@@ -42,6 +43,7 @@ class ReplayBuffer:
         size = weigh(event)
         self._unread.append(event)
         self._unread_bytes += size
+        self.unread_tokens += count_tokens(event)
         self.size_bytes += size
         self._trim()
 
@@ -70,6 +72,7 @@ class ReplayBuffer:
     def _advance(self) -> Event:
         event = self._unread.popleft()
         self._unread_bytes -= weigh(event)
+        self.unread_tokens -= count_tokens(event)
         self._read.append(event)
         self.position += 1
         return event
@@ -77,6 +80,7 @@ class ReplayBuffer:
     def _step_back(self) -> None:
         event = self._read.pop()
         self._unread_bytes += weigh(event)
+        self.unread_tokens += count_tokens(event)
         self._unread.appendleft(event)
         self.position -= 1
 

@@ -21,7 +21,7 @@ from gateway.core.errors import (
     ShuttingDown,
     StreamNotFound,
 )
-from gateway.core.events import Routed, Started
+from gateway.core.events import Routed, Started, Usage
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
@@ -157,6 +157,10 @@ class StreamService:
         """Return the running streams of `caller`, oldest first."""
         return [stream for stream in self._live.values() if stream.caller == caller]
 
+    def used(self) -> dict[str, Usage]:
+        """Return what every running stream used so far, by its id."""
+        return {stream.id: stream.usage for stream in self._live.values()}
+
     def end_of(self, caller: str, error: GatewayError) -> None:
         """End every stream of `caller`: a reader sees `error`. What ended is kept no longer."""
         self._ended.drop(caller)
@@ -251,7 +255,7 @@ class StreamService:
                 model=tally.ref.qualified_model if tally.ref else None,
                 end=end,
                 closed_at=self._now(),
-                usage=tally.usage,
+                usage=stream.usage,
                 timings=stream.timings,
                 error_code=error.code if error and finished is None else None,
             )

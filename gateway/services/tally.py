@@ -21,16 +21,16 @@ class Tally:
     def __init__(self, opened_at: float) -> None:
         self.ref: ModelRef | None = None
         self.finished: Finished | None = None
+        self.said_tokens = 0
         self._opened_at = opened_at
         self._first_at: float | None = None
         self._ended_at: float | None = None
         self._started: Started | None = None
-        self._completion_tokens = 0
 
     def observe(self, event: Event, at: float) -> None:
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
-                self._completion_tokens += event.tokens
+                self.said_tokens += event.tokens
                 if self._first_at is None:
                     self._first_at = at
             case Started():
@@ -55,7 +55,7 @@ class Tally:
         if self.finished is not None:
             return self.finished.usage
         prompt_tokens = (self._started.prompt_tokens if self._started else None) or 0
-        return Usage(prompt_tokens, self._completion_tokens)
+        return Usage(prompt_tokens, self.said_tokens)
 
     def timings(self, at: float) -> Timings:
         """Return the timings up to the stream's end, or up to `at` while it runs."""

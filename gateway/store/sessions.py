@@ -4,10 +4,10 @@ Records may come twice and in any order (a spool is replayed after a crash): an 
 before its opening makes a row that the opening completes, and the first end stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, bindparam, delete, select, update
 
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
@@ -50,6 +50,21 @@ class DatabaseSessionStore:
             if closed:
                 rows = [_ending_row(record) for record in closed]
                 await connection.execute(self._insert(_ENDING, only_if=_is_open), rows)
+
+    async def note_usage(self, used: Mapping[str, Usage]) -> None:
+        if not used:
+            return
+        statement = (
+            update(stream_sessions)
+            .where(stream_sessions.c.id == bindparam("session"), _is_open)
+            .values(prompt_tokens=bindparam("prompt"), completion_tokens=bindparam("completion"))
+        )
+        rows = [
+            {"session": name, "prompt": each.prompt_tokens, "completion": each.completion_tokens}
+            for name, each in used.items()
+        ]
+        async with self._database.writing() as connection:
+            await connection.execute(statement, rows)
 
     async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
         statement = (

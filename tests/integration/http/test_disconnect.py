@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from gateway.core.events import Started, TextDelta, Waiting
+from gateway.core.events import Started, TextDelta, Usage, Waiting
 from gateway.core.states import StreamEnd
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
@@ -108,3 +108,48 @@ async def test_a_body_that_stops_in_the_middle_is_let_go() -> None:
         reply = await served.client.get("/health/live")
     assert reply.status_code == 200
     assert provider.requests == []
+
+
+@pytest.mark.parametrize("face", ["native stream", "openai stream"])
+async def test_what_a_client_that_left_was_never_sent_is_not_in_its_usage(face: str) -> None:
+    gate, all_said = anyio.Event(), anyio.Event()
+
+    def script() -> Iterator[Step]:
+        yield Started(ECHO, prompt_tokens=3)
+        yield TextDelta("he", 2)
+        yield gate
+        # More than the sockets of both sides hold.
+        yield from [TextDelta("x" * 2**20, 5)] * 48
+        all_said.set()
+        yield anyio.Event()
+
+    async with serving(ScriptedProvider(script()), stream_replay_bytes=2**27) as served:
+        path, fields = FACES[face]
+        request = served.client.build_request("POST", path, json={**HELLO, **fields})
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as stream:
+            length = len(request.content)
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+            await stream.send(head.encode() + request.content)
+            seen = b""
+            while b'"he"' not in seen:
+                seen += await stream.receive()
+            gate.set()
+            await all_said.wait()
+        session = await served.last_session()
+    assert session.closed is not None and session.closed.end is StreamEnd.CANCELLED
+    assert session.closed.usage == Usage(3, 2)
+
+
+async def test_an_answer_in_one_piece_that_nobody_got_used_no_tokens_of_an_answer() -> None:
+    reached = anyio.Event()
+
+    def script() -> Iterator[Step]:
+        yield Started(ECHO, prompt_tokens=3)
+        yield TextDelta("he", 2)
+        reached.set()
+        yield anyio.Event()
+
+    async with serving(ScriptedProvider(script())) as served:
+        await _leave_when(served, reached, "native whole")
+        session = await served.last_session()
+    assert session.closed is not None and session.closed.usage == Usage(3, 0)

@@ -140,6 +140,30 @@ async def test_kill_9_at_random_moments_leaves_one_end_for_every_stream_on_postg
     await kill_again_and_again(serve, rows, times=3, seed=2, GATEWAY_DATABASE_URL=postgres_url)
 
 
+async def test_kill_9_leaves_what_the_stream_had_used_when_it_was_noted_last(
+    serve: Serve, rows: Rows
+) -> None:
+    used = "SELECT completion_tokens FROM stream_sessions"
+    async with OllamaPeer(token_delay_s=0.02) as peer:
+        peer.add_model("llama3.2", answer=ANSWER * 200)
+        settings = {"OLLAMA_HOST": peer.url, "GATEWAY_PROVIDERS": "ollama"}
+        start = lambda: anyio.to_thread.run_sync(lambda: serve(**settings))  # noqa: E731
+        gateway = await start()
+        seen, noted = 0, None
+        async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, verify=False) as client:
+            body = chat("ollama/llama3.2", "hi")
+            async with client.stream("POST", "/api/v1/stream", json=body) as reply:
+                async for line in reply.aiter_lines():
+                    seen += line == "event: delta"
+                    if line == "event: delta" and (noted := rows(used)[0][0]):
+                        break
+                gateway.kill()
+        await start()
+    assert rows("SELECT end_reason FROM stream_sessions") == [("interrupted",)]
+    assert rows(used) == [(noted,)]
+    assert noted is not None and 0 < noted <= seen
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_hundreds_of_kills_leave_one_end_for_every_stream(serve: Serve, rows: Rows) -> None:

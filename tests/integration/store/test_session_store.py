@@ -149,6 +149,32 @@ async def test_the_oldest_are_purged_and_the_limit_holds(session_store: SessionS
     assert [s.opened.id for s in await session_store.recent(9)] == ["s0", "s1"]
 
 
+async def test_what_was_noted_of_an_orphan_is_its_usage(session_store: SessionStore) -> None:
+    await session_store.write([opened("s1"), opened("s2"), opened("ended")], [closed("ended")])
+    await session_store.note_usage({"s1": Usage(7, 1), "s2": Usage(1, 1)})
+    await session_store.note_usage(
+        {"s1": Usage(7, 3), "ended": Usage(9, 9), "no such": Usage(1, 1)}
+    )
+    await session_store.note_usage({})
+    unended = await session_store.find("s1")
+    assert unended is not None and unended.closed is None
+    await session_store.interrupt_orphans(opened().node, NOW, boot="another")
+    used = {}
+    for name in ("s1", "s2", "ended"):
+        found = await session_store.find(name)
+        assert found is not None and found.closed is not None
+        used[name] = found.closed.usage
+    assert used == {"s1": Usage(7, 3), "s2": Usage(1, 1), "ended": closed("ended").usage}
+    assert await session_store.find("no such") is None
+
+
+async def test_an_end_replaces_what_was_noted(session_store: SessionStore) -> None:
+    await session_store.write([opened()], [])
+    await session_store.note_usage({"s1": Usage(99, 99)})
+    await session_store.write([], [closed()])
+    assert await session_store.find("s1") == Session(opened(), closed())
+
+
 async def test_orphans_are_interrupted_once_and_stay_so(session_store: SessionStore) -> None:
     await session_store.write([opened()], [])
     assert await session_store.interrupt_orphans("a", NOW, boot="2") == 1

@@ -257,3 +257,54 @@ async def test_a_stream_that_cannot_be_resumed_keeps_nothing(open_house: OpenHou
     async with open_house([Started(ECHO), anyio.Event()], resume_s=9) as house:
         house.streams.open(REQUEST, caller=Caller("me")).leave()
         await house.session()
+
+
+async def test_what_nobody_had_is_kept_to_be_read_and_not_counted(open_house: OpenHouse) -> None:
+    script = [Started(ECHO, prompt_tokens=7), *[TextDelta("x", 2)] * 3, anyio.Event()]
+    async with open_house(script, resume_s=10, buffer_events=9) as house:
+        reader = opened(house)
+        await anyio.wait_all_tasks_blocked()
+        await reader.read(2)
+        reader.confirm()
+        await reader.read(1)  # the second delta: lost on the way
+        reader.leave()
+        await anyio.wait_all_tasks_blocked()
+        await house.clock.turn(10)
+        session = await house.session()
+        rest = await read_all(reader.stream.attach(2))
+    assert session.closed is not None and session.closed.usage == Usage(7, 2)
+    assert rest == [*[TextDelta("x", 2)] * 2, Finished("cancelled", Usage(7, 6))]
+
+
+async def test_who_comes_back_proves_what_he_had_and_reads_nothing_twice_for_the_count(
+    open_house: OpenHouse,
+) -> None:
+    script = [Started(ECHO, prompt_tokens=7), *[TextDelta("x", 2)] * 3, anyio.Event()]
+    async with open_house(script, resume_s=10, buffer_events=9) as house:
+        reader = opened(house)
+        await anyio.wait_all_tasks_blocked()
+        await reader.read()
+        reader.leave()  # nothing was confirmed, but the client had all but one
+        again = reader.stream.attach(3)
+        again.leave()
+        from_the_start = reader.stream.attach(0)
+        await from_the_start.read(2)
+        from_the_start.confirm()
+        from_the_start.leave()
+        await anyio.wait_all_tasks_blocked()
+        await house.clock.turn(10)
+        session = await house.session()
+    assert session.closed is not None and session.closed.usage == Usage(7, 4)
+
+
+async def test_a_stream_that_is_stopped_under_its_reader_counts_what_he_is_about_to_read(
+    open_house: OpenHouse,
+) -> None:
+    script = [Started(ECHO, prompt_tokens=7), TextDelta("x", 2), anyio.Event()]
+    async with open_house(script) as house:
+        reader = opened(house)
+        await anyio.wait_all_tasks_blocked()
+        house.streams.stop(reader.stream.id, caller="me")
+        session = await house.session()
+        assert (await read_all(reader))[-1] == Finished("cancelled", Usage(7, 2))
+    assert session.closed is not None and session.closed.usage == Usage(7, 2)

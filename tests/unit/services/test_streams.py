@@ -103,15 +103,28 @@ async def test_a_finished_stream_has_one_record_with_everything(open_house: Open
     assert closed.error_code is None
 
 
-async def test_cancelling_closes_the_provider_and_counts_what_was_said(
+async def test_cancelling_closes_the_provider_and_counts_what_was_handed_over(
     open_house: OpenHouse,
 ) -> None:
-    script = [Started(ECHO, prompt_tokens=7), TextDelta("a"), TextDelta("b", 2), anyio.Event()]
+    gate = anyio.Event()
+    script = [
+        Started(ECHO, prompt_tokens=7),
+        TextDelta("a"),
+        TextDelta("b", 2),
+        gate,
+        TextDelta("c", 4),
+        TextDelta("d", 8),
+        anyio.Event(),
+    ]
     async with open_house(script) as house:
         stream = house.streams.open(REQUEST)
         seen: list[object] = []
         while len(seen) < 3:
             seen += await stream.read()
+        stream.confirm()
+        gate.set()
+        await stream.read(1)  # taken, and lost on the way
+        await anyio.wait_all_tasks_blocked()
         stream.leave()
         await house.provider.closed.wait()
         session = await house.session()
