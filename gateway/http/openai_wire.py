@@ -1,17 +1,20 @@
 """Bodies of the OpenAI face and the requests they make.
 
-Source: the OpenAI API reference for chat completions and completions; what is not named here is
-ignored, and null is the same as absent. `options`, `keep_alive`, `top_k`, `min_p` and
-`repetition_penalty` are taken beyond it.
+Source: the OpenAI API reference for chat completions and completions; what would change
+the answer and is not supported is refused (`openai_unsupported`), what is not named is ignored, and
+null is the same as absent. `options`, `keep_alive`, `top_k`, `min_p` and `repetition_penalty` are
+taken beyond it.
 """
 
 import msgspec
 
-from gateway.core.errors import InvalidRequest, UnsupportedCapability
+from gateway.core.errors import InvalidRequest
 from gateway.core.messages import GenerateRequest, Options
 from gateway.http import wire
 from gateway.http.body import decode_body
-from gateway.http.options import OptionsBody, first_of, parse_keep_alive, to_options
+from gateway.http.openai_unsupported import UnsupportedBody, require_supported
+from gateway.http.options import first_of, parse_keep_alive, to_options
+from gateway.http.stream import NativeOptionsBody
 
 # OpenAI's levels, in the words of the core.
 _EFFORTS: dict[str, bool | str] = {
@@ -28,14 +31,14 @@ class StreamOptionsBody(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class CommonBody(OptionsBody, kw_only=True):
+class CommonBody(UnsupportedBody, kw_only=True):
     """What both kinds of completion share; the sampling options stand at the top."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptionsBody | None = None
     n: int | None = None
-    options: OptionsBody | None = None
+    options: NativeOptionsBody | None = None
     keep_alive: float | str | None = None
 
     @property
@@ -55,8 +58,6 @@ class ChatBody(CommonBody, kw_only=True):
 
 class CompletionBody(CommonBody, kw_only=True):
     prompt: str | list[str]
-    echo: bool | None = None
-    suffix: str | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -95,14 +96,6 @@ def parse_chat(data: bytes, request_id: str) -> Completion:
 def parse_completion(data: bytes, request_id: str) -> Completion:
     """Return what a plain completion asks for: its prompt is continued as it stands."""
     body = decode_body(data, _COMPLETION)
-    if body.echo:
-        raise UnsupportedCapability(
-            "'echo' is not supported.", hint="Put the prompt before the answer.", param="echo"
-        )
-    if body.suffix:
-        raise UnsupportedCapability(
-            "'suffix' is not supported.", hint="Send a prompt without it.", param="suffix"
-        )
     request = GenerateRequest(
         id=request_id,
         model=body.model,
@@ -115,6 +108,7 @@ def parse_completion(data: bytes, request_id: str) -> Completion:
 
 
 def _read_options(body: CommonBody) -> Options:
+    require_supported(body)
     if body.n not in (None, 1):
         raise InvalidRequest(
             f"'n' is {body.n}, but one answer is made for a request.",

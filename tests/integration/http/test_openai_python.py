@@ -420,3 +420,80 @@ async def test_completions_continue_the_prompt_as_it_stands() -> None:
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == 5
     assert [(r.prompt, r.raw, r.messages) for r in provider.requests] == [("Say", True, ())] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "hint"),
+    [
+        ({"functions": [{"name": "f", "parameters": {}}]}, "functions", "'tools'"),
+        ({"function_call": "auto"}, "function_call", "'tool_choice'"),
+        ({"modalities": ["text", "audio"]}, "modalities", "Leave it out."),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options", "Leave"),
+        ({"verbosity": "low"}, "verbosity", "Leave it out."),
+        ({"guided_json": {"type": "object"}}, "guided_json", "'response_format'"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs", "effort"),
+        ({"min_tokens": 5}, "min_tokens", "Leave it out."),
+    ],
+)
+async def test_what_would_change_a_chat_and_is_not_supported_is_refused_by_its_name(
+    fields: dict[str, Any], param: str, hint: str
+) -> None:
+    async with chatting(*answer("hi")) as (client, _):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model=MODEL, messages=HELLO, extra_body=fields)
+    assert (refused.value.code, refused.value.param) == ("unsupported_capability", param)
+    assert f"'{param}' is not supported." in refused.value.message
+    assert hint in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"best_of": 3}, "best_of"), ({"suffix": "end"}, "suffix"), ({"echo": True}, "echo")],
+)
+async def test_what_would_change_a_completion_and_is_not_supported_is_refused_by_its_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    async with chatting(*answer("hi")) as (client, _):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.completions.create(model=MODEL, prompt="Say", **fields)
+    assert (refused.value.code, refused.value.param) == ("unsupported_capability", param)
+
+
+async def test_what_changes_no_answer_is_taken_and_ignored() -> None:
+    harmless = {
+        "best_of": 1,
+        "echo": False,
+        "suffix": "",
+        "modalities": ["text"],
+        "verbosity": "medium",
+        "min_tokens": 0,
+        "functions": [],
+        "ignore_eos": False,
+        "length_penalty": 1.0,
+        "chat_id": "a frontend's own",
+    }
+    async with chatting(*answer("hi")) as (client, _):
+        chat = await client.chat.completions.create(
+            model=MODEL,
+            messages=HELLO,
+            n=1,
+            user="me",
+            store=True,
+            metadata={"a": "b"},
+            service_tier="auto",
+            prompt_cache_key="k",
+            safety_identifier="s",
+            prediction={"type": "content", "content": "hi"},
+            extra_body=harmless,
+        )
+        plain = await client.completions.create(model=MODEL, prompt="Say", best_of=1, suffix="")
+    assert (chat.choices[0].message.content, plain.choices[0].text) == ("hi", "hi")
+
+
+async def test_a_name_in_options_that_is_none_is_said() -> None:
+    async with chatting(*answer("hi")) as (client, _):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(
+                model=MODEL, messages=HELLO, extra_body={"options": {"num_ctx": 4096}}
+            )
+    assert "num_ctx" in refused.value.message
