@@ -21,6 +21,7 @@ from gateway.core.ports import ModelObserver, Provider
 from gateway.http import app as http
 from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
+from gateway.http.stream import read_stream_values
 from gateway.hub.cache import FileLibrary
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
@@ -214,7 +215,7 @@ def _build_providers(
 
 def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:
     """Return the whole ASGI application: every face over one gateway."""
-    graphql = create_graphql(gateway, settings)
+    graphql = create_graphql(gateway, settings, read_stream_values)
     return http.create_app(gateway, settings, graphql)
 
 

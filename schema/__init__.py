@@ -2,6 +2,7 @@
 
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
+from schema.context import ReadBody
 from schema.execution import Executor
 from schema.page import load_page
 from schema.root import build_schema
@@ -9,9 +10,12 @@ from schema.socket import SocketLimits, Sockets
 from schema.view import GraphQLView
 
 
-def create_graphql(gateway: Gateway, settings: Settings) -> GraphQLView:
-    """Return the GraphQL endpoint over `gateway`; in development, browsers see GraphiQL there."""
-    executor = Executor(build_schema(), gateway)
+def create_graphql(gateway: Gateway, settings: Settings, read_body: ReadBody) -> GraphQLView:
+    """Return the GraphQL endpoint over `gateway`; in development, browsers see GraphiQL there.
+
+    `read_body` reads what is to be generated, as for the native face.
+    """
+    executor = Executor(build_schema(), gateway, read_body)
     limits = SocketLimits(
         sockets=settings.max_subscriptions,
         ping_interval_s=settings.ping_interval_s,

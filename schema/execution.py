@@ -13,7 +13,7 @@ from strawberry.types.graphql import OperationType
 
 from gateway.core.keys import Caller
 from gateway.services.gateway import Gateway
-from schema.context import Context
+from schema.context import Context, ReadBody
 from schema.errors import is_request_error, log_defects, render_error
 from schema.root import GatewaySchema
 
@@ -24,9 +24,10 @@ Reply: TypeAlias = dict[str, Any]
 class Executor:
     """Runs operations, for whatever protocol they came by."""
 
-    def __init__(self, schema: GatewaySchema, gateway: Gateway) -> None:
+    def __init__(self, schema: GatewaySchema, gateway: Gateway, read_body: ReadBody) -> None:
         self._schema = schema
         self._gateway = gateway
+        self._read_body = read_body
 
     async def answer(
         self, asked: GraphQLRequestData, allowed: Collection[OperationType], caller: Caller
@@ -65,7 +66,7 @@ class Executor:
     ) -> dict[str, Any]:
         return {
             "variable_values": asked.variables,
-            "context_value": Context(self._gateway, caller),
+            "context_value": Context(self._gateway, caller, self._read_body),
             "operation_name": asked.operation_name,
             "operation_extensions": asked.extensions,
             "allowed_operation_types": allowed,

@@ -76,8 +76,8 @@ async def watch_states(
 
 
 async def generate(info: Info, input: _Generate) -> AsyncGenerator[StreamEvent, None]:
-    wanted = input.to_core(telemetry.request_id.get())
     context = info.context
+    wanted = input.to_core(telemetry.request_id.get(), context.read_body)
     async with context.gateway.streams.open(
         wanted,
         face="graphql",

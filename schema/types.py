@@ -75,6 +75,21 @@ class Role(Enum):
     SYSTEM = strawberry.enum_value("SYSTEM", description="Whoever sets the rules.")
     USER = strawberry.enum_value("USER", description="Whoever asks.")
     ASSISTANT = strawberry.enum_value("ASSISTANT", description="The model.")
+    TOOL = strawberry.enum_value("TOOL", description="A tool that the model called.")
+
+
+@strawberry.enum(description="How hard to think.")
+class ThinkLevel(Enum):
+    LOW = strawberry.enum_value("LOW", description="A little.")
+    MEDIUM = strawberry.enum_value("MEDIUM", description="As usual.")
+    HIGH = strawberry.enum_value("HIGH", description="Much.")
+
+
+@strawberry.enum(description="What form an answer has.")
+class ResponseFormatType(Enum):
+    TEXT = strawberry.enum_value("TEXT", description="Any text.")
+    JSON_OBJECT = strawberry.enum_value("JSON_OBJECT", description="A JSON object.")
+    JSON_SCHEMA = strawberry.enum_value("JSON_SCHEMA", description="JSON that follows a schema.")
 
 
 @strawberry.enum(description="What a request waits for.")

@@ -6,7 +6,7 @@ What the fields mean is for the faces; see `wire.py`.
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -107,6 +107,18 @@ def decode_body(
         raise InvalidRequest("The body is not UTF-8.") from None
     except msgspec.DecodeError as error:
         _raise_malformed(data, str(error))
+    require_clean(body, max_values)
+    return body
+
+
+def convert_body(values: dict[str, Any], kind: type[T], *, max_values: int = MAX_VALUES) -> T:
+    """Return a body whose JSON was read already; raises as `decode_body` does."""
+    try:
+        body = msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except RecursionError:
+        raise _too_deep() from None
     require_clean(body, max_values)
     return body
 

@@ -16,7 +16,7 @@ from gateway.core.errors import InvalidRequest
 from gateway.core.events import Generation, collect
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
-from gateway.http.body import decode_body, read_request
+from gateway.http.body import convert_body, decode_body, read_request
 from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
@@ -101,9 +101,19 @@ async def read_asked(request: Request, settings: Settings) -> Asked:
 def parse_stream_request(data: bytes, request_id: str) -> Asked:
     """Return what a native body asks for; raises InvalidRequest and its kind."""
     body = decode_body(data, _DECODER)
+    return Asked(_to_request(body, request_id), is_detached=body.detached is True)
+
+
+def read_stream_values(values: dict[str, Any], request_id: str) -> GenerateRequest:
+    """Return what the values of a native body ask for, wherever they came from; raises
+    InvalidRequest and its kind."""
+    return _to_request(convert_body(values, StreamBody), request_id)
+
+
+def _to_request(body: StreamBody, request_id: str) -> GenerateRequest:
     messages, prompt = _read_input(body)
     tools = wire.to_tools(body.tools)
-    wanted = GenerateRequest(
+    return GenerateRequest(
         id=request_id,
         model=body.model,
         messages=messages,
@@ -116,7 +126,6 @@ def parse_stream_request(data: bytes, request_id: str) -> Asked:
         think=body.think,
         keep_alive_s=parse_keep_alive(body.keep_alive),
     )
-    return Asked(wanted, is_detached=body.detached is True)
 
 
 def _read_input(body: StreamBody) -> tuple[tuple[Message, ...], str | None]:

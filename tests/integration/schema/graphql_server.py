@@ -18,6 +18,7 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ProviderStore, SessionStore
 from gateway.core.states import ModelState
 from gateway.http.app import create_app
+from gateway.http.stream import read_stream_values
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
@@ -100,7 +101,7 @@ class GraphQLServer:
                 for provider in self.providers.values():
                     if isinstance(provider, LoadingProvider):
                         provider.observe = self.gateway.tracker.observe
-                self.view = create_graphql(self.gateway, settings)
+                self.view = create_graphql(self.gateway, settings, read_stream_values)
                 self.sockets = self.view.sockets
                 self.sockets.limits = replace(self.sockets.limits, **self.limits)
                 server = uvicorn.Server(

@@ -6,12 +6,13 @@ from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
 from gateway.core.keys import ANYBODY
+from gateway.http.stream import read_stream_values
 from schema.context import Context
 from schema.errors import render_error
 from schema.root import build_schema
 
 SCHEMA = build_schema()
-CONTEXT = Context(None, ANYBODY)  # type: ignore[arg-type]
+CONTEXT = Context(None, ANYBODY, read_stream_values)  # type: ignore[arg-type]
 # No field that needs the services: there are none here.
 TOKENS = """
     { } ( ) [ ] : ! = | & @ $ ... query mutation subscription fragment F on Query version __schema

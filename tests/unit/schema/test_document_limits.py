@@ -5,11 +5,12 @@ from graphql import GraphQLError, get_introspection_query, parse
 from strawberry.types import ExecutionResult
 
 from gateway.core.keys import ANYBODY
+from gateway.http.stream import read_stream_values
 from schema.context import Context
 from schema.limits import LIMITS, require_cheap, require_short
 from schema.root import GatewaySchema, build_schema
 
-CONTEXT = Context(None, ANYBODY)  # type: ignore[arg-type]
+CONTEXT = Context(None, ANYBODY, read_stream_values)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.core.keys import ANYBODY, CALLER
+from gateway.http.stream import read_stream_values
 from gateway.services.feed import ModelFeed
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
@@ -25,7 +26,7 @@ async def call(scope: dict[str, Any], *received: dict[str, Any]) -> list[Any]:
     # These requests end before any service is asked.
     services: dict[str, Any] = dict.fromkeys(Gateway.__struct_fields__)
     services["feed"] = ModelFeed(max_subscribers=1)
-    app = create_graphql(Gateway(**services), Settings())
+    app = create_graphql(Gateway(**services), Settings(), read_stream_values)
     await app(scope, receive, send)
     return sent
 
