@@ -101,6 +101,8 @@ def _describe_http(
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
         message, hint = f"{method} is not allowed at {path!r}.", f"Allowed: {headers['Allow']}."
+    elif error.status_code == 415:
+        hint = "With curl, add: -H 'content-type: application/json'."
     code = _HTTP_CODES.get(error.status_code, "invalid_request")
     return Problem(code, error.status_code, message, hint, retryable=False)
 
