@@ -12,7 +12,7 @@ average by themselves.
 import argparse
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -22,6 +22,7 @@ import anyio
 
 from bench import bandwidth, machine, resident, tables
 from bench.answers import Answer, Figures, Incomplete, check, describe, median
+from bench.arguments import names, numbers
 from bench.environments import DATA
 from bench.peers import IN_PROCESS, ON_GPU, PEERS, TITLES, Task
 from bench.processes import Failed, Peer
@@ -294,23 +295,6 @@ def choose_cells(options: argparse.Namespace) -> list[Cell]:
             options.shape or ["135m"], options.prompts or [128], options.streams or [1, 4, 16]
         )
     ]
-
-
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-class names:
-    """Reads names, comma-separated, that must be known."""
-
-    def __init__(self, known: Iterable[str]) -> None:
-        self._known = list(known)
-
-    def __call__(self, text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := [name for name in found if name not in self._known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(self._known)}")
-        return found
 
 
 if __name__ == "__main__":

@@ -1,33 +1,77 @@
-"""The Python environments of the peers: made once under .data/bench, with our versions of torch
-and of everything else that we pin ourselves."""
+"""What peers need beside our own environment: made once under .data/bench, then found."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data" / "bench"
+ENVIRONMENTS = DATA / "environments"
 REQUIREMENTS = {
     "transformers": ("transformers[serving]", "torch"),
     # gguf writes the file that llama.cpp reads.
     "llama-cpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0"),
+    "litellm": ("litellm[proxy]==1.106.2",),
 }
+OUR_VERSIONS = frozenset({"transformers", "llama-cpp"})
+"""Those with the versions of torch and of everything else that we pin ourselves."""
+NODE_PACKAGES = {"portkey": "@portkey-ai/gateway@1.15.2"}
+NGINX = "nginx"
 
 
 def ensure_environment(name: str) -> Path:
-    """Return the bin folder of a peer's environment; making it takes minutes, finding it none.
+    """Return the bin folder of a peer's Python environment; making it takes minutes.
 
     It is made anew when what goes into it changed. Raises CalledProcessError, pip's words are on
     stderr.
     """
-    folder = DATA / "environments" / name
     constraints = ROOT / "constraints.txt"
-    wanted = "\n".join([*REQUIREMENTS[name], constraints.read_text()])
+    options = ["--constraint", str(constraints)] if name in OUR_VERSIONS else []
+
+    def install(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", *options]
+        subprocess.run([*pip, *REQUIREMENTS[name]], check=True, stdout=sys.stderr)
+
+    pinned = [constraints.read_text()] if options else []
+    return _ensure(name, "\n".join([*REQUIREMENTS[name], *pinned]), install) / "bin"
+
+
+def ensure_node_package(name: str) -> Path:
+    """Return the folder of a peer's npm package. Raises CalledProcessError."""
+    package = NODE_PACKAGES[name]
+
+    def install(folder: Path) -> None:
+        npm = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder)]
+        subprocess.run([*npm, package], check=True, stdout=sys.stderr)
+
+    return _ensure(name, package, install) / "node_modules" / package.rpartition("@")[0]
+
+
+def ensure_nginx() -> Path:
+    """Return nginx's program: the system's, or Debian's package unpacked. Raises
+    CalledProcessError."""
+    if found := shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"):
+        return Path(found)
+
+    def install(folder: Path) -> None:
+        subprocess.run(["apt-get", "download", NGINX], cwd=folder, check=True, stdout=sys.stderr)
+        (package,) = folder.glob("nginx_*.deb")
+        subprocess.run(["dpkg-deb", "--extract", str(package), str(folder)], check=True)
+
+    return _ensure(NGINX, NGINX, install) / "usr" / "sbin" / "nginx"
+
+
+def _ensure(name: str, wanted: str, install: Callable[[Path], None]) -> Path:
+    """Return the environment's folder, filled by `install` unless that was done for `wanted`."""
+    folder = ENVIRONMENTS / name
     stamp = folder / "installed.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
-        sys.stderr.write(f"installing {', '.join(REQUIREMENTS[name])} into {folder}\n")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--constraint", str(constraints)]
-        subprocess.run([*pip, *REQUIREMENTS[name]], check=True, stdout=sys.stderr)
+        sys.stderr.write(f"installing {name} into {folder}\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        install(folder)
         stamp.write_text(wanted)
-    return folder / "bin"
+    return folder

@@ -15,3 +15,13 @@ def describe() -> dict[str, object]:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
+
+
+def pin(place: int) -> bool:
+    """Keep this thread, and what it starts from now on, on one of its cores; tell whether there is
+    another beside it. Where the system cannot, nothing is pinned."""
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[place % len(cores)]})
+    return len(cores) > place

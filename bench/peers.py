@@ -29,7 +29,7 @@ def start_ours(way: str) -> Callable[[Task], Peer]:
     def make(task: Task) -> Peer:
         sizes = [str(task.folder), str(task.streams), task.device]
         command = [sys.executable, "-m", "bench.ours", way, *sizes]
-        return WorkerPeer(command, _clean_environment())
+        return WorkerPeer(command, clean_environment())
 
     return make
 
@@ -37,9 +37,9 @@ def start_ours(way: str) -> Callable[[Task], Peer]:
 def make_gateway(task: Task, **settings: str) -> ServerPeer:
     """Return `gateway serve` with a models folder that holds the task's model, and a database of
     its own; `settings` are further variables of its environment."""
-    port = _free_port()
+    port = free_port()
     data = tempfile.TemporaryDirectory(prefix="gateway-", dir=DATA)
-    environment = _clean_environment() | {
+    environment = clean_environment() | {
         "GATEWAY_DATA_DIR": data.name,
         "GATEWAY_PORT": str(port),
         "GATEWAY_PROVIDERS": "huggingface",
@@ -65,7 +65,7 @@ def make_gateway(task: Task, **settings: str) -> ServerPeer:
 
 def make_transformers(task: Task, *options: str) -> ServerPeer:
     """Return `transformers serve`, which is to load the task's model at its first request."""
-    port = _free_port()
+    port = free_port()
     command = [
         str(ensure_environment("transformers") / "transformers"),
         "serve",
@@ -74,7 +74,7 @@ def make_transformers(task: Task, *options: str) -> ServerPeer:
         "--host=127.0.0.1",
         *options,
     ]
-    environment = _clean_environment() | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(DATA / "hf")}
+    environment = clean_environment() | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(DATA / "hf")}
     return ServerPeer(
         command,
         environment,
@@ -93,7 +93,7 @@ def make_transformers_batching(task: Task) -> ServerPeer:
 def make_naive(task: Task) -> Peer:
     python = ensure_environment("transformers") / "python"
     command = [str(python), "-m", "bench.naive", str(task.folder), task.device]
-    return WorkerPeer(command, _clean_environment())
+    return WorkerPeer(command, clean_environment())
 
 
 def make_llama_cpp(task: Task) -> Peer:
@@ -101,7 +101,7 @@ def make_llama_cpp(task: Task) -> Peer:
     # Not among the models, where a gateway would find it.
     file = DATA / "gguf" / f"{task.folder.name}.gguf"
     file.parent.mkdir(exist_ok=True)
-    environment = _clean_environment()
+    environment = clean_environment()
     if not file.exists():
         write = [python, "-m", "bench.gguf_file", str(task.folder), str(file)]
         subprocess.run(write, cwd=ROOT, env=environment, check=True)
@@ -139,13 +139,13 @@ ON_GPU = frozenset({"gateway", "serve-cb", "serve", "ours", "naive", "serial"})
 alone."""
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Return this process's environment without what configures models or gateways."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "HF_", "OLLAMA"))}
     return kept | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -28,8 +28,13 @@ def resident(pid: int) -> Resident:
     )
 
 
+def shared_out(pid: int) -> int:
+    """Return what they hold, each page that several share counted in parts: processes that fork."""
+    return sum(_field(Path(f"/proc/{each}/smaps_rollup").read_text(), "Pss") for each in tree(pid))
+
+
 def reset_peak(pid: int) -> None:
-    for each in _tree(pid):
+    for each in tree(pid):
         Path(f"/proc/{each}/clear_refs").write_text(_RESET_PEAK)
 
 
@@ -39,7 +44,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def _statuses(pid: int) -> Iterator[str]:
-    for each in _tree(pid):
+    for each in tree(pid):
         try:
             yield Path(f"/proc/{each}/status").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -47,7 +52,8 @@ def _statuses(pid: int) -> Iterator[str]:
                 raise
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
+    """Yield the process and all below it."""
     yield pid
     for thread in os.listdir(f"/proc/{pid}/task"):
         try:
@@ -56,7 +62,7 @@ def _tree(pid: int) -> Iterator[int]:
             continue
         for child in children:
             try:
-                yield from _tree(int(child))
+                yield from tree(int(child))
             except FileNotFoundError:
                 continue
 

@@ -17,29 +17,32 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 
 import httpx
 import msgspec
 import ollama
 import uvloop
 
+from bench import machine
+from bench.environments import ROOT
+from bench.ollama_wire import MODEL, Ask
 from gateway.core.events import Finished, ReasoningDelta, TextDelta
-from gateway.core.messages import GenerateRequest, Message, Options, TextPart
+from gateway.core.messages import GenerateRequest, Message, TextPart
 from gateway.core.names import ModelRef
 from gateway.providers.ollama import OllamaService
 
-TOKEN_S = 0.02
 CONNECTIONS = 32
 STREAMS = 100
 BURST_STREAMS = 4
 BURST_TOKENS = 1000
 PACED_TOKENS = 20
 BUDGET_S = 50.0
-PROMPT = "Why is the sky blue?"
+BURST = Ask(BURST_TOKENS, interval_ms=0)
+ONE = Ask(1, interval_ms=0)
+PACED = Ask(PACED_TOKENS, interval_ms=20)
 
-Client = Callable[[str, int], AsyncIterator[int]]
-"""Asks `model` for so many tokens; yields 1 for each piece of text as it arrives."""
+Client = Callable[[Ask], AsyncIterator[int]]
+"""Asks the mock for it; yields 1 for each piece of text as it arrives."""
 
 
 class Result(msgspec.Struct):
@@ -52,76 +55,6 @@ class Result(msgspec.Struct):
     ttft_ms: float
 
 
-# --- the mock server ---------------------------------------------------------------------------
-
-
-class Mock(asyncio.Protocol):
-    """Answers /api/chat with `num_predict` lines: at once, or paced for the model "paced"."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.received = b""
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        head, found, body = self.received.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        if len(body) < length:
-            return
-        self.received = body[length:]
-        asked = json.loads(body[:length])
-        tokens = asked["options"]["num_predict"]
-        self.transport.write(HEAD)
-        if asked["model"].startswith("paced"):
-            self.send_paced(tokens)
-        else:
-            for _ in range(tokens):
-                self.transport.write(TOKEN)
-            self.transport.write(END)
-
-    def send_paced(self, left: int) -> None:
-        if self.transport.is_closing():
-            return
-        if not left:
-            self.transport.write(END)
-            return
-        self.transport.write(TOKEN)
-        asyncio.get_running_loop().call_later(TOKEN_S, self.send_paced, left - 1)
-
-
-def _chunk(**fields: object) -> bytes:
-    line = json.dumps({"model": "burst", "created_at": "2026-11-20T10:11:12.123456789Z", **fields})
-    return b"%x\r\n%b\n\r\n" % (len(line) + 1, line.encode())
-
-
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-TOKEN = _chunk(message={"role": "assistant", "content": " token"}, done=False)
-END = (
-    _chunk(
-        message={"role": "assistant", "content": ""},
-        done=True,
-        done_reason="stop",
-        total_duration=174560334,
-        prompt_eval_count=26,
-        eval_count=259,
-    )
-    + b"0\r\n\r\n"
-)
-
-
-async def serve() -> None:
-    """Serve until killed; print the port."""
-    server = await asyncio.get_running_loop().create_server(Mock, "127.0.0.1", 0, backlog=2048)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    await server.serve_forever()
-
-
 # --- the clients -------------------------------------------------------------------------------
 
 
@@ -129,9 +62,9 @@ async def serve() -> None:
 async def ollama_client(url: str) -> AsyncIterator[Client]:
     client = ollama.AsyncClient(url)
 
-    async def ask(model: str, tokens: int) -> AsyncIterator[int]:
-        messages = [{"role": "user", "content": PROMPT}]
-        parts = await client.chat(model, messages, stream=True, options={"num_predict": tokens})
+    async def ask(wanted: Ask) -> AsyncIterator[int]:
+        messages = [{"role": "user", "content": wanted.prompt}]
+        parts = await client.chat(MODEL, messages, stream=True)
         async for part in parts:
             if part.message.content:
                 yield 1
@@ -146,12 +79,8 @@ async def ollama_client(url: str) -> AsyncIterator[Client]:
 async def httpx_client(url: str) -> AsyncIterator[Client]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
-    async def ask(model: str, tokens: int) -> AsyncIterator[int]:
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": PROMPT}],
-            "options": {"num_predict": tokens},
-        }
+    async def ask(wanted: Ask) -> AsyncIterator[int]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": wanted.prompt}]}
         async with client.stream("POST", f"{url}/api/chat", json=body) as response:
             async for line in response.aiter_lines():
                 if json.loads(line)["message"]["content"]:
@@ -164,11 +93,11 @@ async def httpx_client(url: str) -> AsyncIterator[Client]:
 @asynccontextmanager
 async def our_client(url: str) -> AsyncIterator[Client]:
     service = OllamaService(url)
-    messages = (Message("user", (TextPart(PROMPT),)),)
 
-    async def ask(model: str, tokens: int) -> AsyncIterator[int]:
-        request = GenerateRequest("r", model, messages, options=Options(max_tokens=tokens))
-        async with aclosing(service.stream(request, ModelRef("ollama", model))) as events:
+    async def ask(wanted: Ask) -> AsyncIterator[int]:
+        messages = (Message("user", (TextPart(wanted.prompt),)),)
+        request = GenerateRequest("r", MODEL, messages)
+        async with aclosing(service.stream(request, ModelRef("ollama", MODEL))) as events:
             async for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta):
                     yield 1
@@ -192,13 +121,13 @@ REQUESTS = {"ollama.AsyncClient": 300, "httpx": 300, "OllamaService (aiohttp)": 
 # --- the measurements --------------------------------------------------------------------------
 
 
-async def count(client: Client, model: str, tokens: int) -> None:
+async def count(client: Client, wanted: Ask) -> None:
     """Read one answer to its end and check that nothing of it is missing."""
     seen = 0
-    async for _ in client(model, tokens):
+    async for _ in client(wanted):
         seen += 1
-    if seen != tokens:
-        raise AssertionError(f"{seen} of {tokens} tokens arrived")
+    if seen != wanted.tokens:
+        raise AssertionError(f"{seen} of {wanted.tokens} tokens arrived")
 
 
 async def many(jobs: int, at_once: int, job: Callable[[], Awaitable[None]]) -> tuple[float, float]:
@@ -217,17 +146,15 @@ async def many(jobs: int, at_once: int, job: Callable[[], Awaitable[None]]) -> t
 async def measure(name: str, url: str) -> Result:
     """Measure one client, warm, in one round."""
     async with CLIENTS[name](url) as client:
-        await many(CONNECTIONS, CONNECTIONS, lambda: count(client, "burst", 1))
+        await many(CONNECTIONS, CONNECTIONS, lambda: count(client, ONE))
         requests = REQUESTS[name]
-        cpu_s, wall_s = await many(requests, CONNECTIONS, lambda: count(client, "burst", 1))
-        burst_cpu_s, _ = await many(
-            BURST_STREAMS, BURST_STREAMS, lambda: count(client, "burst", BURST_TOKENS)
-        )
+        cpu_s, wall_s = await many(requests, CONNECTIONS, lambda: count(client, ONE))
+        burst_cpu_s, _ = await many(BURST_STREAMS, BURST_STREAMS, lambda: count(client, BURST))
         first: list[float] = []
 
         async def first_token() -> None:
             start = time.perf_counter()
-            answer = client("paced", PACED_TOKENS)
+            answer = client(PACED)
             async for _ in answer:
                 if start:
                     first.append(time.perf_counter() - start)
@@ -244,15 +171,6 @@ async def measure(name: str, url: str) -> Result:
         requests_per_s=requests / wall_s,
         ttft_ms=statistics.median(first) * 1e3,
     )
-
-
-def pin(core: int) -> bool:
-    """Keep this process on one core, where the machine lets us and has it."""
-    if not hasattr(os, "sched_setaffinity"):
-        return False
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
-    return len(cores) > core
 
 
 async def run(rounds: int, url: str) -> tuple[dict[str, Result], int]:
@@ -303,23 +221,15 @@ def main() -> None:
     """Start the mock server, measure, print the table and the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        pin(1)
-        asyncio.run(serve())
-        return
     server = subprocess.Popen(
-        [sys.executable, "-m", "bench.upstream", "--serve"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parent.parent,
+        [sys.executable, "-m", "bench.ollama_mock"], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     assert server.stdout is not None
     # After the start of the server: a child inherits the cores of its parent.
-    pinned = pin(0)
+    pinned = machine.pin(0)
     try:
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        url = server.stdout.readline().strip()
         # The loop that the gateway itself runs on.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             results, rounds = runner.run(run(options.rounds, url))
