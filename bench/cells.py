@@ -13,8 +13,7 @@ from bench.processes import Failed
 Kind = Literal["piece", "burst", "paced"]
 KINDS: tuple[Kind, ...] = ("piece", "burst", "paced")
 TOKENS: dict[Kind, int] = {"piece": 20, "burst": 100, "paced": 32}
-SECONDS: dict[Kind, float] = {"piece": 2.0, "burst": 2.0, "paced": 3.0}
-"""For so long new requests begin."""
+SECONDS: dict[Kind, float] = {"piece": 1.5, "burst": 1.5, "paced": 3.0}
 TOKEN_MS = 20
 MOST_TOKENS_PER_S = 10_000
 """Of all paced streams together: where there are more of them, each is slower."""
@@ -42,6 +41,11 @@ class Cell(NamedTuple):
     def answer_s(self) -> float:
         """What one answer takes at the mock."""
         return self.interval_ms * TOKENS[self.kind] / 1000
+
+    @property
+    def seconds(self) -> float:
+        """For so long new requests begin: all streams are open for at least an answer's time."""
+        return max(SECONDS[self.kind], 2 * self.answer_s)
 
 
 class Load:

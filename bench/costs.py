@@ -36,17 +36,26 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Closing:
+    """From a client's reset until the upstream connection is closed, of streams that were."""
+
+    p50_ms: float | None
+    p99_ms: float | None
+    closed: int
+    missed: int
+
+
+@dataclass(frozen=True)
 class Stillness:
-    """Of a server whose streams say nothing."""
+    """Of a server that holds streams."""
 
     idle_mb: float | None
     """Warm and without connections."""
     streams: int
+    """Silent ones that were open together."""
     kb_each: float | None
-    abort_p50_ms: float | None
-    abort_p99_ms: float | None
-    aborts: int
-    aborts_missed: int
+    speaking: Closing
+    silent: Closing
 
 
 @dataclass
@@ -91,18 +100,9 @@ def describe(
     )
 
 
-def describe_stillness(
-    idle_bytes: int | None, streams: int, streams_bytes: int | None, aborts: Aborts
-) -> Stillness:
-    return Stillness(
-        idle_mb=None if idle_bytes is None else idle_bytes / 1e6,
-        streams=streams,
-        kb_each=None if streams_bytes is None else streams_bytes / streams / 1e3,
-        abort_p50_ms=percentile_ms(aborts.times, 50),
-        abort_p99_ms=percentile_ms(aborts.times, 99),
-        aborts=len(aborts.times),
-        aborts_missed=aborts.missed,
-    )
+def describe_closing(aborts: Aborts) -> Closing:
+    times = aborts.times
+    return Closing(percentile_ms(times, 50), percentile_ms(times, 99), len(times), aborts.missed)
 
 
 def median(rounds: Sequence[Costs]) -> Costs:

@@ -1,5 +1,6 @@
 """What peers need beside our own environment: made once under .data/bench, then found."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,18 @@ REQUIREMENTS = {
     # gguf writes the file that llama.cpp reads.
     "llama-cpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0"),
     "litellm": ("litellm[proxy]==1.106.2",),
+    "lm-proxy": ("lm-proxy==3.3.2",),
+    "smg": ("smg==1.13.0",),
 }
 OUR_VERSIONS = frozenset({"transformers", "llama-cpp"})
 """Those with the versions of torch and of everything else that we pin ourselves."""
-NODE_PACKAGES = {"portkey": "@portkey-ai/gateway@1.15.2"}
+NODE_PACKAGES = {
+    "portkey": {
+        "dependencies": {"@portkey-ai/gateway": "1.15.2"},
+        # With the newest that it accepts its streams end in status 500 on Node.js 20.
+        "overrides": {"@hono/node-server": "1.13.8", "hono": "4.9.7"},
+    },
+}
 NGINX = "nginx"
 
 
@@ -32,22 +41,23 @@ def ensure_environment(name: str) -> Path:
 
     def install(folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", *options]
+        pip = [str(folder / "bin" / "pip"), "install", "-qq", *options]
         subprocess.run([*pip, *REQUIREMENTS[name]], check=True, stdout=sys.stderr)
 
     pinned = [constraints.read_text()] if options else []
     return _ensure(name, "\n".join([*REQUIREMENTS[name], *pinned]), install) / "bin"
 
 
-def ensure_node_package(name: str) -> Path:
-    """Return the folder of a peer's npm package. Raises CalledProcessError."""
-    package = NODE_PACKAGES[name]
+def ensure_node_packages(name: str) -> Path:
+    """Return the folder of a peer's npm packages. Raises CalledProcessError."""
+    wanted = json.dumps(NODE_PACKAGES[name])
 
     def install(folder: Path) -> None:
-        npm = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder)]
-        subprocess.run([*npm, package], check=True, stdout=sys.stderr)
+        (folder / "package.json").write_text(wanted)
+        npm = ["npm", "install", "--silent", "--no-fund", "--no-audit"]
+        subprocess.run(npm, cwd=folder, check=True, stdout=sys.stderr)
 
-    return _ensure(name, package, install) / "node_modules" / package.rpartition("@")[0]
+    return _ensure(name, wanted, install) / "node_modules"
 
 
 def ensure_nginx() -> Path:

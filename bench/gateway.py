@@ -25,10 +25,10 @@ import uvloop
 
 from bench import cpu, machine, resident, tables
 from bench.arguments import names, numbers
-from bench.cells import KINDS, SECONDS, Cell, Load
-from bench.costs import Found, Measured, Stillness, describe, describe_stillness, median
+from bench.cells import KINDS, Cell, Load
+from bench.costs import Found, Measured, Stillness, describe, describe_closing, median
 from bench.gateway_report import report
-from bench.held import Held, abort, most_streams
+from bench.held import SILENT, SPEAKING, Held, abort, most_streams
 from bench.load import Route
 from bench.ollama_mock import OllamaMock
 from bench.processes import Failed
@@ -152,7 +152,7 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
             if target.pid is not None:
                 resident.reset_peak(target.pid)
             cpu_s = None if target.pid is None else cpu.seconds(target.pid)
-            wall_s = await load.drive(SECONDS[cell.kind])
+            wall_s = await load.drive(cell.seconds)
     except TimeoutError:
         measured.failure = f"cut off after {limit_s:.0f} s, {load.tally.answers:,} answers"
         return
@@ -175,18 +175,23 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
 async def measure_stillness(target: Target, bench: Bench) -> Stillness:
     """Abort streams, then hold many. Raises Failed, OSError."""
     idle_bytes = None if target.pid is None else resident.shared_out(target.pid)
-    aborts = await abort(target.route, bench.mock, bench.nonces, ABORTS)
-    held = Held(target.route, bench.nonces)
+    speaking, silent = [
+        describe_closing(await abort(target.route, bench.mock, bench.nonces, ask, ABORTS))
+        for ask in (SPEAKING, SILENT)
+    ]
     before = None if target.pid is None else resident.resident(target.pid).total
+    held = Held(target.route, bench.nonces)
     try:
         await held.open(bench.options.held, bench.options.limit)
-        bytes_more = None
+        streams = len(held.connections)
+        kb_each = None
         if target.pid is not None and before is not None:
             await settle(target.pid)
-            bytes_more = resident.resident(target.pid).total - before
-        return describe_stillness(idle_bytes, len(held.connections), bytes_more, aborts)
+            kb_each = (resident.resident(target.pid).total - before) / streams / 1e3
     finally:
         held.reset()
+    idle_mb = None if idle_bytes is None else idle_bytes / 1e6
+    return Stillness(idle_mb, streams, kb_each, speaking, silent)
 
 
 # --- the command line --------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from itertools import product
 
 from bench import tables
 from bench.cells import KINDS, TOKENS, Cell, Kind
-from bench.costs import Costs, Found, median
+from bench.costs import Closing, Costs, Found, median
+from bench.held import CLOSE_S
 from bench.proxies import TITLES
 
 OURS, DIRECT = "gateway", "direct"
@@ -118,27 +119,24 @@ def _of_kind(found: Found, kind: Kind, cells: Sequence[Cell], peers: Iterable[st
 
 def _of_stillness(found: Found, peers: Iterable[str]) -> str:
     head = [
-        "peer", "idle MB", "silent streams", "KB each", "abort to close p50 ms", "p99 ms", "aborts",
+        "peer", "idle MB", "silent streams", "KB each",
+        "speaking: abort to close p50 ms", "p99 ms", "silent: p50 ms", "p99 ms",
     ]  # fmt: skip
     rows = []
     for name in peers:
         still = found.still.get(name)
         if still is None:
-            rows.append([TITLES[name], "not measured", *[""] * 5])
+            rows.append([TITLES[name], "not measured", *[""] * 6])
             continue
-        missed = f", {still.aborts_missed} not closed" if still.aborts_missed else ""
-        rows.append(
-            [
-                TITLES[name],
-                number(still.idle_mb),
-                f"{still.streams:,}",
-                number(still.kb_each),
-                number(still.abort_p50_ms),
-                number(still.abort_p99_ms),
-                f"{still.aborts:,}{missed}",
-            ]
-        )
-    return "Streams on which nothing comes\n\n" + tables.markdown(head, rows)
+        held = [number(still.idle_mb), f"{still.streams:,}", number(still.kb_each)]
+        rows.append([TITLES[name], *held, *_of_closing(still.speaking), *_of_closing(still.silent)])
+    return "Streams that are held or aborted\n\n" + tables.markdown(head, rows)
+
+
+def _of_closing(closing: Closing) -> tuple[str, str]:
+    missed = f"{closing.missed} of {closing.missed + closing.closed} not in {CLOSE_S:.0f} s"
+    p99 = number(closing.p99_ms)
+    return number(closing.p50_ms), f"{p99} {missed}".strip() if closing.missed else p99
 
 
 def number(value: float | None) -> str:

@@ -1,5 +1,5 @@
-"""Streams on which nothing comes: what each of them takes, and how soon one that its client resets
-is closed upstream."""
+"""Streams that are held: what silent ones take, and how soon one that its client resets is closed
+upstream."""
 
 import asyncio
 import resource
@@ -14,6 +14,7 @@ from bench.processes import Failed
 
 SILENT = Ask(2, interval_ms=3_600_000)
 """One token now and another in an hour."""
+SPEAKING = Ask(1000, interval_ms=20)
 OPENING_AT_ONCE = 64
 ABORTS_AT_ONCE = 10
 CLOSE_S = 3.0
@@ -30,10 +31,11 @@ def most_streams() -> int:
 
 @dataclass
 class Held:
-    """Streams that are open and silent."""
+    """Streams that are open."""
 
     route: Route
     nonces: Iterator[int]
+    ask: Ask = SILENT
     connections: list[Connection] = field(default_factory=list)
 
     async def open(self, streams: int, limit_s: float) -> None:
@@ -61,7 +63,7 @@ class Held:
     async def _open_one(self) -> Connection:
         tally = Tally()
         spoke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        requests = Requests(self.route, SILENT, stream=True, nonces=self.nonces)
+        requests = Requests(self.route, self.ask, stream=True, nonces=self.nonces)
 
         def tell(_: Connection) -> None:
             if not spoke.done():
@@ -90,12 +92,13 @@ class Aborts:
     missed: int = 0
 
 
-async def abort(route: Route, mock: OllamaMock, nonces: Iterator[int], aborts: int) -> Aborts:
-    """Open and reset so many streams, some together. Ends at the first that is missed. Raises
-    Failed."""
+async def abort(
+    route: Route, mock: OllamaMock, nonces: Iterator[int], ask: Ask, aborts: int
+) -> Aborts:
+    """Open and reset so many streams, some together. Ends once some are missed. Raises Failed."""
     found = Aborts()
     while len(found.times) < aborts and not found.missed:
-        held = Held(route, nonces)
+        held = Held(route, nonces, ask)
         await held.open(ABORTS_AT_ONCE, CLOSE_S)
         if len(held.connections) < ABORTS_AT_ONCE:
             raise Failed("streams did not begin in time")

@@ -12,7 +12,7 @@ from bench.environments import (
     DATA,
     ensure_environment,
     ensure_nginx,
-    ensure_node_package,
+    ensure_node_packages,
 )
 from bench.faces import NATIVE, OPENAI, Face
 from bench.load import Route
@@ -151,7 +151,8 @@ def _litellm_model(provider: str, url: str, **more: str) -> dict[str, object]:
 
 def make_portkey(upstream: str, core: int) -> Proxy:
     port = free_port()
-    start = ensure_node_package("portkey") / "build" / "start-server.js"
+    package = ensure_node_packages("portkey") / "@portkey-ai" / "gateway"
+    start = package / "build" / "start-server.js"
     environment = clean_environment() | {"NODE_ENV": "production"}
     command = ["node", str(start), f"--port={port}", "--headless"]
     server = _serve(core, command, environment, port, "/")
@@ -162,6 +163,41 @@ def make_portkey(upstream: str, core: int) -> Proxy:
     return Proxy(server, Route(server.url, OPENAI, MODEL, headers))
 
 
+def make_smg(upstream: str, core: int) -> Proxy:
+    """Return the model gateway of the SGLang project, which is written in Rust."""
+    port, data = free_port(), _folder("smg-")
+    command = [
+        str(ensure_environment("smg") / "smg"),
+        "launch",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        f"--prometheus-port={free_port()}",
+        "--backend=openai",
+        f"--worker-urls={upstream}",
+        f"--api-key={KEY}",
+        f"--max-concurrent-requests={MOST_STREAMS}",
+    ]
+    server = _serve(core, command, clean_environment(), port, "/readiness", data)
+    return Proxy(server, Route(server.url, OPENAI, MODEL, _bearer(KEY)))
+
+
+def make_lm_proxy(upstream: str, core: int) -> Proxy:
+    port, data = free_port(), _folder("lm-proxy-")
+    ollama = {"api_type": "openai", "api_base": f"{upstream}/v1", "api_key": "none"}
+    settings = {
+        "host": "127.0.0.1",
+        "port": port,
+        "connections": {"ollama": ollama},
+        "routing": {"*": "ollama.*"},
+        "groups": {"default": {"api_keys": [KEY]}},
+    }
+    config = Path(data.name) / "config.json"
+    config.write_text(json.dumps(settings))
+    command = [str(ensure_environment("lm-proxy") / "lm-proxy"), "--config", str(config)]
+    server = _serve(core, command, clean_environment(), port, "/openapi.json", data)
+    return Proxy(server, Route(server.url, OPENAI, MODEL, _bearer(KEY)))
+
+
 PROXIES: Mapping[str, Make] = {
     "direct": make_direct,
     "gateway": make_gateway(OPENAI),
@@ -170,6 +206,8 @@ PROXIES: Mapping[str, Make] = {
     "litellm-ollama": make_litellm("ollama_chat"),
     "litellm-openai": make_litellm("openai"),
     "portkey": make_portkey,
+    "smg": make_smg,
+    "lm-proxy": make_lm_proxy,
 }
 TITLES = {
     "direct": "direct, no gateway",
@@ -179,6 +217,8 @@ TITLES = {
     "litellm-ollama": "LiteLLM, `ollama_chat/`",
     "litellm-openai": "LiteLLM, `openai/`",
     "portkey": "Portkey",
+    "smg": "smg",
+    "lm-proxy": "LM-Proxy",
 }
 
 
