@@ -44,7 +44,7 @@ class Reader:
 
     def close(self) -> None:
         """The connection has ended, and with it a body of no length."""
-        if self._in_body and self._missing > UNTIL_CLOSE // 2:
+        if self._in_body and not self._chunked and self._missing > UNTIL_CLOSE // 2:
             self._end()
 
     def _take_head(self, data: bytes) -> bytes | None:
