@@ -44,6 +44,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.upstream
+	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.swap
 	$(BIN)/python -m bench.memory

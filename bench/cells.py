@@ -11,7 +11,8 @@ from bench.ollama_wire import Ask
 from bench.processes import Failed
 
 Kind = Literal["piece", "burst", "paced"]
-KINDS: tuple[Kind, ...] = ("piece", "burst", "paced")
+KINDS: tuple[Kind, ...] = ("paced", "piece", "burst")
+"""In the order of the loads: what memory paced streams take is not what bursts left behind."""
 TOKENS: dict[Kind, int] = {"piece": 20, "burst": 100, "paced": 32}
 SECONDS: dict[Kind, float] = {"piece": 1.5, "burst": 1.5, "paced": 3.0}
 TOKEN_MS = 20

@@ -16,6 +16,7 @@ REQUIREMENTS = {
     "llama-cpp": ("llama-cpp-python==0.3.36", "gguf==0.19.0"),
     "litellm": ("litellm[proxy]==1.106.2",),
     "lm-proxy": ("lm-proxy==3.3.2",),
+    "mlflow": ("mlflow[genai]==3.17.2",),
     "smg": ("smg==1.13.0",),
 }
 OUR_VERSIONS = frozenset({"transformers", "llama-cpp"})

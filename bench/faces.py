@@ -61,6 +61,7 @@ class _Said(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Said = msgspec.field(default_factory=_Said)
     message: _Said = msgspec.field(default_factory=_Said)
+    finish_reason: str | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -77,7 +78,9 @@ def read_openai_event(data: bytes) -> Event:
     chunk = _read_completion(data)
     if chunk.error is not None:
         raise Wrong(bytes(chunk.error).decode()[:200])
-    return Event("".join(choice.delta.content or "" for choice in chunk.choices))
+    text = "".join(choice.delta.content or "" for choice in chunk.choices)
+    # Some end without [DONE].
+    return Event(text, is_last=any(choice.finish_reason for choice in chunk.choices))
 
 
 def read_openai_piece(body: bytes) -> str:

@@ -1,6 +1,6 @@
 """The gateway beside its peers, in front of one mock Ollama.
 
-    python -m bench.gateway             # less than half an hour
+    python -m bench.gateway             # about 25 minutes
     python -m bench.gateway --quick     # ours, nginx and no gateway: some minutes
     python -m bench.gateway --peers gateway,portkey --streams 32 --rounds 1
 
@@ -76,7 +76,7 @@ async def compare(options: argparse.Namespace, core: int) -> Found:
     """Measure every peer under every load, `rounds` times where it is not slow."""
     mock = OllamaMock()
     bench = Bench(options, mock, await mock.start(), core, itertools.count(1))
-    cells = [Cell(kind, count) for count, kind in product(options.streams, KINDS)]
+    cells = [Cell(kind, count) for kind, count in product(KINDS, options.streams)]
     found = Found({key: Measured() for key in product(options.peers, cells)})
     for turn in range(options.rounds):
         first = turn % len(options.peers)
@@ -92,18 +92,15 @@ async def measure_peer(name: str, cells: Sequence[Cell], bench: Bench, found: Fo
     """Measure one peer once; after a load that fails it starts anew for those that are left."""
     left = [cell for cell in cells if not found.loads[name, cell].is_done]
     try:
-        while left or name not in found.still:
+        while left:
             async with running(name, bench) as target:
-                while left:
-                    cell = left.pop(0)
-                    measured = found.loads[name, cell]
-                    await measure(target, cell, bench, measured)
-                    if measured.failure is not None:
-                        tables.say(f"{name}, {cell.kind}, {cell.connections}: {measured.failure}")
-                        break
-                else:
-                    if name not in found.still:
-                        found.still[name] = await measure_stillness(target, bench)
+                while left and await measure(target, left[0], bench, found.loads[name, left[0]]):
+                    del left[0]
+                # What was cut off may go on in the server.
+                del left[:1]
+        if name not in found.still:
+            async with running(name, bench) as target:
+                found.still[name] = await measure_stillness(target, bench)
     except (Failed, TimeoutError, OSError, CalledProcessError) as error:
         found.failures[name] = str(error) or "it did not start in time"
         tables.say(f"{name}: {found.failures[name]}")
@@ -139,8 +136,8 @@ async def settle(pid: int) -> None:
             return
 
 
-async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) -> None:
-    """Put one load on the server once, into `measured`."""
+async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) -> bool:
+    """Put one load on the server once, into `measured`; False means that it failed."""
     load = Load(cell, target.route, bench.nonces)
     limit_s = bench.options.limit + cell.answer_s
     # The collector would stop the load and the mock at once, for as long as they have much.
@@ -155,13 +152,14 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
             wall_s = await load.drive(cell.seconds)
     except TimeoutError:
         measured.failure = f"cut off after {limit_s:.0f} s, {load.tally.answers:,} answers"
-        return
     except (Failed, OSError) as error:
         measured.failure = str(error)
-        return
     finally:
         gc.enable()
         load.close()
+    if measured.failure is not None:
+        tables.say(f"{cell.connections} {cell.kind}: {measured.failure}")
+        return False
     above_bytes = None
     if target.pid is not None and cpu_s is not None and target.idle_bytes is not None:
         cpu_s = cpu.seconds(target.pid) - cpu_s
@@ -170,6 +168,7 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
     measured.rounds.append(describe(load.tally, wall_s, cpu_s, above_bytes))
     if load.tally.lost:
         tables.say(f"{load.tally.lost} lost, the first: {load.tally.first_loss}")
+    return True
 
 
 async def measure_stillness(target: Target, bench: Bench) -> Stillness:
@@ -222,7 +221,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers", type=names(PROXIES), help=f"of {', '.join(PROXIES)}")
     parser.add_argument("--streams", type=numbers, help="at the same time, as 1,32,200,1000")
-    parser.add_argument("--rounds", type=int, help="3 unless --quick")
+    parser.add_argument("--rounds", type=int, help="2 unless --quick")
     parser.add_argument("--limit", type=float, default=10.0, help="seconds for one load")
     parser.add_argument("--held", type=int, help="silent streams at the same time")
     parser.add_argument("--quick", action="store_true", help="one round of a small part")
@@ -230,7 +229,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     quick = options.quick
     options.peers = options.peers or list(QUICK_PEERS if quick else PROXIES)
     options.streams = options.streams or list(QUICK_STREAMS if quick else STREAMS)
-    options.rounds = options.rounds or (1 if quick else 3)
+    options.rounds = options.rounds or (1 if quick else 2)
     options.held = min(options.held or (1000 if quick else HELD_STREAMS), most_streams())
     return options
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 from bench import tables
-from bench.cells import KINDS, TOKENS, Cell, Kind
+from bench.cells import TOKENS, Cell, Kind
 from bench.costs import Closing, Costs, Found, median
 from bench.held import CLOSE_S
 from bench.proxies import TITLES
@@ -95,7 +95,7 @@ def report(found: Found, peers: Sequence[str]) -> str:
     cells = list(dict.fromkeys(cell for _, cell in found.loads))
     parts = [
         _of_kind(found, kind, [cell for cell in cells if cell.kind == kind], peers)
-        for kind in KINDS
+        for kind in HEADS
     ]
     parts.append(_of_stillness(found, peers))
     parts += [f"{TITLES[name]}: {reason}" for name, reason in found.failures.items()]

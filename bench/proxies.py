@@ -181,6 +181,24 @@ def make_smg(upstream: str, core: int) -> Proxy:
     return Proxy(server, Route(server.url, OPENAI, MODEL, _bearer(KEY)))
 
 
+def make_mlflow(upstream: str, core: int) -> Proxy:
+    """Return MLflow's gateway, which knows no keys."""
+    port, data = free_port(), _folder("mlflow-")
+    ollama = {"openai_api_key": "none", "openai_api_base": f"{upstream}/v1"}
+    model = {"provider": "openai", "name": MODEL, "config": ollama}
+    endpoint = {"name": MODEL, "endpoint_type": "llm/v1/chat", "model": model}
+    config = Path(data.name) / "config.yaml"
+    config.write_text(json.dumps({"endpoints": [endpoint]}))
+    program = ensure_environment("mlflow") / "mlflow"
+    options = [f"--config-path={config}", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    # It looks for its other programs by name.
+    environment = clean_environment()
+    environment["PATH"] = f"{program.parent}:{environment['PATH']}"
+    command = [str(program), "gateway", "start", *options]
+    server = _serve(core, command, environment, port, "/health", data)
+    return Proxy(server, Route(server.url, OPENAI, MODEL))
+
+
 def make_lm_proxy(upstream: str, core: int) -> Proxy:
     port, data = free_port(), _folder("lm-proxy-")
     ollama = {"api_type": "openai", "api_base": f"{upstream}/v1", "api_key": "none"}
@@ -208,6 +226,7 @@ PROXIES: Mapping[str, Make] = {
     "portkey": make_portkey,
     "smg": make_smg,
     "lm-proxy": make_lm_proxy,
+    "mlflow": make_mlflow,
 }
 TITLES = {
     "direct": "direct, no gateway",
@@ -219,6 +238,7 @@ TITLES = {
     "portkey": "Portkey",
     "smg": "smg",
     "lm-proxy": "LM-Proxy",
+    "mlflow": "MLflow AI Gateway",
 }
 
 
