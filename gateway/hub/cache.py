@@ -1,6 +1,7 @@
 """The models whose files are on this machine: built in, in the models folder, in the Hub's cache.
 
-Reads only; never follows a name or a link out of its folders. Downloads belong elsewhere.
+Reads only; never follows a name or a link out of its folders. What was read of a folder is kept
+until a file in it changes. Downloads and removals belong elsewhere.
 """
 
 import json
@@ -10,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.cards import PROCESSOR_FILES, ModelCard, read_card
+from gateway.core.library import ModelFile, ShelvedModel
 from gateway.core.models import LocalModel
 from gateway.core.pooling import has_pooling, read_max_length
+from gateway.hub.disk import FolderFiles, is_inside, look
 from gateway.hub.gguf import SUFFIX, GgufModel, GgufScanner, choose_model, name_by_tag
+from gateway.hub.health import Health
 
 MAX_DEPTH = 3
 """How deep a model may lie below the models folder."""
+MAX_KEPT = 4096
+"""Folders that are remembered; with more, what was read is forgotten now and then."""
+REPOSITORY = "models--"
+"""What the names of the cache's folders of models begin with."""
 
 
 class FileLibrary:
@@ -27,158 +35,300 @@ class FileLibrary:
     """
 
     def __init__(
-        self, models_folder: Path, hub_cache: Path, builtin: Mapping[str, Path] | None = None
+        self,
+        models_folder: Path,
+        hub_cache: Path,
+        builtin: Mapping[str, Path] | None = None,
+        *,
+        health: Health | None = None,
     ) -> None:
         self._models_folder = models_folder
         self._hub_cache = hub_cache
         self._builtin = dict(builtin or {})
+        self._health = health or Health()
         self._gguf = GgufScanner()
+        self._known: dict[tuple[str, str], tuple[str, LocalModel]] = {}
 
     def scan(self) -> Sequence[LocalModel]:
         """Return every model that generates text or embeds; what is of another kind is left out,
-        and so is what is broken, but for GGUF files, which say what is wrong with them."""
+        and so is what is broken, but for what is known to be, which says so."""
         found: dict[str, LocalModel] = {}
-        for model in (*self._scan_local(), *self._scan_hub(), *self._scan_builtin()):
-            is_served = model.card.generates_text or model.card.embeds
-            if (is_served and model.size_bytes > 0) or model.problem:
-                found.setdefault(model.name, model)
+        for each in self.shelved():
+            if each.is_default and (each.is_served or each.model.problem):
+                found.setdefault(each.model.name, each.model)
         return list(found.values())
 
+    def shelved(self) -> Iterator[ShelvedModel]:
+        """Yield every model, of any kind and revision, that which a name means first."""
+        yield from self._scan_local()
+        yield from self._scan_hub()
+        for name, folder in self._builtin.items():
+            yield self._shelve(name, self._look(folder, folder), "builtin")
+
     def find(self, name: str, revision: str | None = None) -> LocalModel | None:
-        """Return the model `name`; a Hub model may be pinned to a branch, tag or commit."""
+        """Return the model `name`; a Hub model may be pinned to a branch, tag or commit.
+
+        Looks into the headers of its files, once for as long as they stay as they are.
+        """
         try:
-            return self._find(name, revision)
+            found = self._find(name, revision)
         except OSError:  # a name longer than the file system takes, a folder that may not be read
             return None
+        return None if found is None else self._health.examine(found).model
 
-    def _find(self, name: str, revision: str | None) -> LocalModel | None:
+    def find_shelved(self, name: str) -> ShelvedModel | None:
+        """Return the model of a name as `ShelvedModel.name` gives it, which may hold a revision."""
+        model, _, revision = name.partition("@")
+        try:
+            return self._find(model, revision or None)
+        except OSError:
+            return None
+
+    def repository(self, name: str) -> Path:
+        """Return the cache's folder of a repository, which need not be there."""
+        return self._hub_cache / f"{REPOSITORY}{name.replace('/', '--')}"
+
+    def _find(self, name: str, revision: str | None) -> ShelvedModel | None:
         if revision is None:
             folder = self._models_folder / name
-            if _is_model(folder) and _is_inside(folder, self._models_folder):
-                return _describe(name, folder, "local")
+            if is_model(folder) and is_inside(folder, self._models_folder):
+                return self._shelve(name, self._look(folder, self._models_folder), "local")
             for model in self._gguf.scan(folder.parent, self._models_folder):
                 if model.stem == folder.name:
-                    return _describe_gguf(name, model, "local")
+                    return self._shelve_gguf(name, model, "local")
         repository, _, tag = name.partition(":")
-        snapshot = self._snapshot(self._repository(repository), revision)
+        root = self.repository(repository)
+        snapshot = self._snapshot(root, revision, read_refs(root))
         if snapshot is not None:
-            return self._find_in_snapshot(repository, tag, snapshot)
+            return self._find_in_snapshot(repository, tag, snapshot, revision is None)
         if revision is None and name in self._builtin:
-            return _describe(name, self._builtin[name], "builtin")
+            folder = self._builtin[name]
+            return self._shelve(name, self._look(folder, folder), "builtin")
         return None
 
-    def _find_in_snapshot(self, repository: str, tag: str, snapshot: Path) -> LocalModel | None:
-        described = _describe(repository, snapshot, "hub", snapshot.name)
-        if not tag and described.size_bytes > 0:
+    def _find_in_snapshot(
+        self, repository: str, tag: str, snapshot: FolderFiles, is_default: bool
+    ) -> ShelvedModel | None:
+        found = self._shelve_snapshot(repository, snapshot, (), is_default)
+        described = next((each for each in found if each.model.card.format != "gguf"), None)
+        if not tag and described is not None and described.model.size_bytes > 0:
             return described
-        chosen = choose_model(self._tagged(snapshot), tag)
+        tagged = {each.model.name.rpartition(":")[2]: each for each in found if each != described}
+        chosen = choose_model({key: each.model for key, each in tagged.items()}, tag)
         if chosen is not None:
-            name = f"{repository}:{chosen[0]}"
-            return _describe_gguf(name, chosen[1], "hub", snapshot.name)
+            return tagged[chosen[0]]
         return None if tag else described
 
-    def _scan_local(self) -> Iterator[LocalModel]:
+    def _scan_local(self) -> Iterator[ShelvedModel]:
         root = self._models_folder
         for folder in _model_folders(root, MAX_DEPTH):
-            yield _describe(folder.relative_to(root).as_posix(), folder, "local")
+            name = folder.relative_to(root).as_posix()
+            yield self._shelve(name, self._look(folder, root), "local")
         for folder in _all_folders(root, MAX_DEPTH - 1):
             for model in self._gguf.scan(folder, root):
                 name = (folder / model.stem).relative_to(root).as_posix()
-                yield _describe_gguf(name, model, "local")
+                yield self._shelve_gguf(name, model, "local")
 
-    def _scan_hub(self) -> Iterator[LocalModel]:
-        for repository in sorted(self._hub_cache.glob("models--*")):
-            snapshot = self._snapshot(repository, None)
-            if snapshot is not None:
-                # Only the first `--` after the prefix parts owner and name: a name may hold more.
-                name = repository.name.removeprefix("models--").replace("--", "/", 1)
-                yield _describe(name, snapshot, "hub", snapshot.name)
-                for tag, model in self._tagged(snapshot).items():
-                    yield _describe_gguf(f"{name}:{tag}", model, "hub", snapshot.name)
+    def _scan_hub(self) -> Iterator[ShelvedModel]:
+        for folder in folders(self._hub_cache):
+            if folder.name.startswith(REPOSITORY):
+                yield from self.scan_repository(folder)
 
-    def _scan_builtin(self) -> Iterator[LocalModel]:
-        for name, folder in self._builtin.items():
-            yield _describe(name, folder, "builtin")
+    def scan_repository(self, folder: Path) -> Iterator[ShelvedModel]:
+        """Yield the models of one repository of the cache: of the default snapshot first."""
+        name = repository_name(folder)
+        commits = read_refs(folder)
+        default = self._snapshot(folder, None, commits)
+        if default is not None:
+            yield from self._shelve_snapshot(name, default, _refs_to(default, commits), True)
+        for snapshot in folders(folder / "snapshots"):
+            if default is not None and snapshot == default.path:
+                continue
+            files = self._look(snapshot, self._hub_cache)
+            if has_model(files):
+                yield from self._shelve_snapshot(name, files, _refs_to(files, commits), False)
 
-    def _repository(self, name: str) -> Path:
-        return self._hub_cache / f"models--{name.replace('/', '--')}"
+    def _shelve_snapshot(
+        self, name: str, snapshot: FolderFiles, refs: tuple[str, ...], is_default: bool
+    ) -> list[ShelvedModel]:
+        place: dict[str, Any] = {"repository": name, "refs": refs, "is_default": is_default}
+        commit = snapshot.path.name
+        found = []
+        if "config.json" in snapshot.files:
+            found.append(self._shelve(name, snapshot, "hub", commit, **place))
+        for tag, model in self._tagged(snapshot).items():
+            found.append(self._shelve_gguf(f"{name}:{tag}", model, "hub", commit, **place))
+        return found
 
-    def _snapshot(self, repository: Path, revision: str | None) -> Path | None:
+    def _snapshot(
+        self, repository: Path, revision: str | None, commits: Mapping[str, str]
+    ) -> FolderFiles | None:
         """Return the folder of a revision: by default that of the branch main, else the newest."""
         snapshots = repository / "snapshots"
-        commit = _read_text(repository / "refs" / (revision or "main")) or revision
+        commit = commits.get(revision or "main") or revision
         if commit is not None:
             folder = snapshots / commit
-            is_there = _is_inside(folder, snapshots) and _has_model(folder)
-            return folder if is_there else None
-        folders = [folder for folder in _folders(snapshots) if _has_model(folder)]
-        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+            if folder.parent != snapshots or commit == "..":
+                return None
+            files = self._look(folder, self._hub_cache)
+            return files if has_model(files) else None
+        found = [self._look(folder, self._hub_cache) for folder in folders(snapshots)]
+        candidates = [files for files in found if has_model(files)]
+        return max(candidates, key=lambda files: files.path.stat().st_mtime, default=None)
 
-    def _tagged(self, snapshot: Path) -> Mapping[str, GgufModel]:
+    def _tagged(self, snapshot: FolderFiles) -> Mapping[str, GgufModel]:
         """Return the GGUF models of a snapshot, whose files are links into the cache."""
-        folders = _all_folders(snapshot, 1)
+        places = {name.rpartition("/")[0] for name in snapshot.files if _is_gguf(name)}
         return name_by_tag(
-            [model for folder in folders for model in self._gguf.scan(folder, self._hub_cache)]
+            [
+                model
+                for place in sorted(places)
+                for model in self._gguf.scan(snapshot.path / place, self._hub_cache)
+            ]
         )
 
+    def _look(self, folder: Path, root: Path) -> FolderFiles:
+        try:
+            return look(folder, root)
+        except OSError:
+            return FolderFiles(folder, {}, ())
 
-def _describe(name: str, folder: Path, source: str, revision: str | None = None) -> LocalModel:
-    weights = [stat for file in folder.glob("*.safetensors") if (stat := _stat(file))]
+    def _shelve(
+        self,
+        name: str,
+        files: FolderFiles,
+        source: str,
+        revision: str | None = None,
+        **place: Any,
+    ) -> ShelvedModel:
+        stamp = files.stamp
+        key = str(files.path), name
+        known = self._known.get(key)
+        if known is None or known[0] != stamp:
+            if len(self._known) >= MAX_KEPT:
+                self._known.clear()
+            known = self._known[key] = stamp, _describe(name, files, source, revision)
+        model = known[1]
+        is_served = (model.card.generates_text or model.card.embeds) and model.size_bytes > 0
+        shelved = ShelvedModel(
+            model=model,
+            stamp=stamp,
+            updated_at=files.changed_ns / 1e9,
+            files=tuple(
+                ModelFile(name, at.path, at.size_bytes) for name, at in sorted(files.files.items())
+            ),
+            strays=files.strays,
+            is_served=is_served,
+            **place,
+        )
+        return self._health.recall(shelved)
+
+    def _shelve_gguf(
+        self, name: str, model: GgufModel, source: str, revision: str | None = None, **place: Any
+    ) -> ShelvedModel:
+        described = LocalModel(
+            name=name,
+            path=str(model.path),
+            size_bytes=model.size_bytes,
+            changed_ns=model.changed_ns,
+            revision=revision,
+            source=source,
+            card=model.card,
+            problem=model.problem,
+        )
+        shelved = ShelvedModel(
+            model=described,
+            stamp=f"{model.size_bytes}-{model.changed_ns}",
+            updated_at=model.changed_ns / 1e9,
+            files=model.files,
+            is_served=model.card.generates_text,
+            **place,
+        )
+        return self._health.recall(shelved)
+
+
+def repository_name(folder: Path) -> str:
+    """Return the name on the Hub of a folder of its cache.
+
+    Only the first `--` after the prefix parts owner and name: a name may hold more.
+    """
+    return folder.name.removeprefix(REPOSITORY).replace("--", "/", 1)
+
+
+def read_refs(repository: Path) -> Mapping[str, str]:
+    """Return the commits that the branches and tags of a repository mean."""
+    try:
+        files = look(repository / "refs", repository)
+    except OSError:
+        return {}
+    return {name: commit for name in sorted(files.files) if (commit := files.read_text(name))}
+
+
+def _refs_to(snapshot: FolderFiles, commits: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(ref for ref, commit in commits.items() if commit == snapshot.path.name)
+
+
+def has_model(snapshot: FolderFiles) -> bool:
+    """Tell whether a snapshot holds a model; large GGUF models have a folder in it."""
+    return any(name == "config.json" or _is_gguf(name) for name in snapshot.files)
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(SUFFIX) and name.count("/") <= 1
+
+
+def _describe(name: str, files: FolderFiles, source: str, revision: str | None) -> LocalModel:
+    weights = [at for file, at in files.files.items() if _is_weights(file)]
     return LocalModel(
         name=name,
-        path=str(folder),
-        size_bytes=sum(stat.st_size for stat in weights),
-        changed_ns=max((stat.st_mtime_ns for stat in weights), default=0),
+        path=str(files.path),
+        size_bytes=sum(at.size_bytes for at in weights),
+        changed_ns=max((at.changed_ns for at in weights), default=0),
         revision=revision,
         source=source,
-        card=_read_card(folder),
+        card=_read_card(files),
     )
 
 
-def _describe_gguf(
-    name: str, model: GgufModel, source: str, revision: str | None = None
-) -> LocalModel:
-    return LocalModel(
-        name=name,
-        path=str(model.path),
-        size_bytes=model.size_bytes,
-        changed_ns=model.changed_ns,
-        revision=revision,
-        source=source,
-        card=model.card,
-        problem=model.problem,
-    )
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
 
 
-def _read_card(folder: Path) -> ModelCard:
-    has_processor = any((folder / name).exists() for name in PROCESSOR_FILES)
+def _read_card(files: FolderFiles) -> ModelCard:
     return read_card(
-        _read_object(folder / "config.json"),
-        templates=_read_templates(folder),
-        can_constrain=(folder / "tokenizer.json").is_file(),
-        has_pooling=has_pooling(_read_json(folder / "modules.json")),
-        has_processor=has_processor,
-        max_length=read_max_length(_read_object(folder / "sentence_bert_config.json")),
+        _read_object(files, "config.json"),
+        templates=_read_templates(files),
+        can_constrain="tokenizer.json" in files.files,
+        has_pooling=has_pooling(_read_json(files, "modules.json")),
+        has_processor=any(name in files.files for name in PROCESSOR_FILES),
+        max_length=read_max_length(_read_object(files, "sentence_bert_config.json")),
     )
 
 
-def _read_templates(folder: Path) -> list[str]:
+def _read_templates(files: FolderFiles) -> list[str]:
     """Return the chat templates: of files of their own, or of the tokenizer's configuration."""
-    files = [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]
-    found = [text for file in files if (text := _read_text(file))]
-    inline = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    names = [name for name in sorted(files.files) if _is_template(name)]
+    found = [text for name in names if (text := files.read_text(name))]
+    inline = _read_object(files, "tokenizer_config.json").get("chat_template")
     named = inline if isinstance(inline, list) else [{"template": inline}]
     # Where processors had theirs until 2025.
-    named = [*named, {"template": _read_object(folder / "chat_template.json").get("chat_template")}]
-    texts = [entry.get("template") for entry in named if isinstance(entry, dict)]
+    earlier = _read_object(files, "chat_template.json").get("chat_template")
+    texts = [e.get("template") for e in [*named, {"template": earlier}] if isinstance(e, dict)]
     return found + [text for text in texts if isinstance(text, str)]
 
 
+def _is_template(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return name == "chat_template.jinja" or (
+        folder == "additional_chat_templates" and file.endswith(".jinja")
+    )
+
+
 def _model_folders(root: Path, depth: int) -> Iterator[Path]:
-    for folder in _folders(root):
-        if not _is_inside(folder, root):
+    for folder in folders(root):
+        if not is_inside(folder, root):
             continue
-        if _is_model(folder):
+        if is_model(folder):
             yield folder
         elif depth > 1:
             yield from _model_folders(folder, depth - 1)
@@ -188,17 +338,19 @@ def _all_folders(root: Path, depth: int) -> Iterator[Path]:
     """Yield `root` and the folders below it, `depth` deep."""
     yield root
     if depth > 0:
-        for folder in _folders(root):
-            if _is_inside(folder, root):
+        for folder in folders(root):
+            if is_inside(folder, root):
                 yield from _all_folders(folder, depth - 1)
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
+    """Return the folders in `root` whose names can be a model's, sorted; none if it is none."""
     try:
-        entries = sorted(root.iterdir())
-        return [entry for entry in entries if _is_nameable(entry.name) and entry.is_dir()]
+        with os.scandir(root) as entries:
+            names = sorted(e.name for e in entries if _is_nameable(e.name) and e.is_dir())
     except OSError:
         return []
+    return [root / name for name in names]
 
 
 def _is_nameable(name: str) -> bool:
@@ -206,42 +358,19 @@ def _is_nameable(name: str) -> bool:
     return not name.startswith(".") and name.isprintable()
 
 
-def _is_model(folder: Path) -> bool:
+def is_model(folder: Path) -> bool:
+    """Tell whether a folder is a model by itself."""
     return (folder / "config.json").is_file()
 
 
-def _has_model(folder: Path) -> bool:
-    """Tell whether a snapshot holds a model; large GGUF models have a folder in it."""
-    names = (f"*{SUFFIX}", f"*/*{SUFFIX}")
-    return _is_model(folder) or any(found for name in names for found in folder.glob(name))
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
-
-
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        return file.stat()
-    except OSError:
-        return None
-
-
-def _read_text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError):
-        return None
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    value = _read_json(file)
+def _read_object(files: FolderFiles, name: str) -> dict[str, Any]:
+    value = _read_json(files, name)
     return value if isinstance(value, dict) else {}
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(files: FolderFiles, name: str) -> Any:
     """Return what a JSON file holds; None for one that is not there or cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(files.read_text(name) or "")
+    except (ValueError, RecursionError):
         return None

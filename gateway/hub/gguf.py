@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
+from typing import TypeVar
 
 import msgspec
 
 from gateway.core.cards import ModelCard, read_gguf_card
 from gateway.core.gguf import BrokenGguf, read_header, split_parts
+from gateway.core.library import ModelFile
+from gateway.core.models import LocalModel
+from gateway.hub.disk import open_regular
 
 SUFFIX = ".gguf"
 MAX_REMEMBERED = 4096
@@ -34,7 +38,11 @@ class GgufModel(msgspec.Struct, frozen=True):
     size_bytes: int
     changed_ns: int
     card: ModelCard
+    files: tuple[ModelFile, ...]
     problem: str | None = None
+
+
+M = TypeVar("M", GgufModel, LocalModel)
 
 
 class GgufScanner:
@@ -70,6 +78,10 @@ class GgufScanner:
             size_bytes=sum(at.st_size for at in stats.values()),
             changed_ns=max((at.st_mtime_ns for at in stats.values()), default=0),
             card=cards[0] if cards else ModelCard(format="gguf"),
+            files=tuple(
+                ModelFile(file.name, os.path.realpath(file), at.st_size)
+                for file, at in stats.items()
+            ),
             problem=problems[0] if problems else None,
         )
 
@@ -98,7 +110,7 @@ def name_by_tag(models: Sequence[GgufModel]) -> Mapping[str, GgufModel]:
     }
 
 
-def choose_model(models: Mapping[str, GgufModel], tag: str) -> tuple[str, GgufModel] | None:
+def choose_model(models: Mapping[str, M], tag: str) -> tuple[str, M] | None:
     """Return the model of a tag, in any case; of no tag the usual one, else the first."""
     by_tag = {key.casefold(): (key, model) for key, model in models.items()}
     if tag:
@@ -135,7 +147,7 @@ def _stat(file: Path, root: Path) -> os.stat_result | None:
 
 def _read_facts(file: Path, size_bytes: int) -> ModelCard | str:
     try:
-        with file.open("rb") as stream:
+        with open_regular(os.path.realpath(file)) as stream:
             return read_gguf_card(read_header(stream, size_bytes))
     except BrokenGguf as error:
         return f"The file {file.name} {error}."

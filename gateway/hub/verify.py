@@ -1,0 +1,152 @@
+"""Looks whether the files of a model are whole: headers, indexes, checksums. Loads nothing.
+
+A verdict is a sentence on what is wrong, or None. Whatever the files hold, nothing here raises.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gateway.core.gguf import BrokenGguf, read_header
+from gateway.core.library import ModelFile, ShelvedModel
+from gateway.core.safetensors import BrokenSafetensors, read_tensors
+from gateway.hub.disk import MAX_TEXT_BYTES, open_regular
+
+INDEX = "model.safetensors.index.json"
+CHUNK_BYTES = 4 * 2**20
+_READ = (".json", ".safetensors", ".gguf", ".jinja", ".model", ".txt", ".py")
+"""What the libraries that load models open by themselves."""
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# How the Hub's cache names a file: by its SHA-256, or by Git's name where it is small.
+_SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+def find_fault(shelved: ShelvedModel) -> str | None:
+    """Return what is wrong with the headers of the files, and with what leads to them. Blocking;
+    reads no weights."""
+    if shelved.model.problem:
+        return shelved.model.problem
+    if shelved.strays:
+        return (
+            f"{shelved.strays[0]!r} is no file of the model: it is no regular file, or leads out."
+        )
+    if shelved.model.card.format == "gguf":
+        return _first_fault(shelved.files, _gguf_fault)
+    if not isinstance(_read_json(shelved, "config.json"), dict):
+        return "The file config.json is not what it must be: a JSON object."
+    tensors: dict[str, frozenset[str]] = {}
+    for file in shelved.files:
+        if is_weights(file):
+            try:
+                with open_regular(file.path) as stream:
+                    tensors[file.name] = read_tensors(stream, file.size_bytes)
+            except BrokenSafetensors as error:
+                return f"The file {file.name} {error}."
+            except OSError as error:
+                return f"The file {file.name} cannot be read: {error.strerror or error}."
+    return _index_fault(shelved, tensors)
+
+
+def find_refusal(shelved: ShelvedModel) -> str | None:
+    """Return why a sound model is none that is loaded here."""
+    if shelved.model.card.format == "gguf" or any(map(is_weights, shelved.files)):
+        return None
+    pickles = [file.name for file in shelved.files if file.name.endswith(_PICKLES)]
+    if pickles:
+        return f"{pickles[0]} is a pickle, which may run code as it is read: only safetensors are."
+    return "It has no weights."
+
+
+def find_warnings(shelved: ShelvedModel) -> list[str]:
+    """Return what an operator should know of a model that can be loaded."""
+    config = _read_json(shelved, "config.json")
+    warnings = []
+    if isinstance(config, dict) and "auto_map" in config:
+        warnings.append("It brings code of its own, which is not run.")
+    if any(file.name.endswith(_PICKLES) for file in shelved.files):
+        warnings.append("It has pickle files, which are not read.")
+    return warnings
+
+
+def find_damage(shelved: ShelvedModel, go_on: Callable[[], None]) -> str | None:
+    """Return which file does not have the checksum that the Hub's cache names it by; files outside
+    that cache have none to compare. Blocking; reads everything. `go_on` may raise to end it."""
+    for file in shelved.files:
+        try:
+            if not _is_as_named(file, go_on):
+                return f"The file {file.name} is damaged: its checksum is not what it must be."
+        except OSError as error:
+            return f"The file {file.name} cannot be read: {error.strerror or error}."
+    return None
+
+
+def is_weights(file: ModelFile) -> bool:
+    return file.name.endswith(".safetensors") and "/" not in file.name
+
+
+def _is_as_named(file: ModelFile, go_on: Callable[[], None]) -> bool:
+    folder, _, name = file.path.rpartition("/")
+    if not folder.endswith("/blobs"):
+        return True
+    if _SHA256.fullmatch(name):
+        digest = hashlib.sha256()
+    elif _GIT_SHA1.fullmatch(name):
+        # Source: Git's object format: a blob is named by a header and its content.
+        digest = hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
+    else:
+        return True
+    with open_regular(file.path) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            go_on()
+            digest.update(chunk)
+    return digest.hexdigest() == name
+
+
+def _first_fault(
+    files: tuple[ModelFile, ...], fault: Callable[[ModelFile], str | None]
+) -> str | None:
+    return next((found for file in files if (found := fault(file))), None)
+
+
+def _gguf_fault(file: ModelFile) -> str | None:
+    try:
+        with open_regular(file.path) as stream:
+            read_header(stream, file.size_bytes)
+    except BrokenGguf as error:
+        return f"The file {file.name} {error}."
+    except OSError as error:
+        return f"The file {file.name} cannot be read: {error.strerror or error}."
+    return None
+
+
+def _index_fault(shelved: ShelvedModel, tensors: dict[str, frozenset[str]]) -> str | None:
+    """Return what is wrong with the index of weights in several files.
+
+    What is named there is opened by who loads the model: a path must lead nowhere else.
+    """
+    if not any(file.name == INDEX for file in shelved.files):
+        return None
+    index = _read_json(shelved, INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        return f"The file {INDEX} names no weights."
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name not in tensors:
+            return f"The file {INDEX} names {name!r}, which is not there."
+        if tensor not in tensors[name]:
+            return f"The file {name} lacks the tensor {tensor!r}, which {INDEX} says is in it."
+    return None
+
+
+def _read_json(shelved: ShelvedModel, name: str) -> Any:
+    """Return what a JSON file holds; None for one that is not there or cannot be read."""
+    file = next((file for file in shelved.files if file.name == name), None)
+    if file is None or file.size_bytes > MAX_TEXT_BYTES:
+        return None
+    try:
+        with open_regular(file.path) as stream:
+            return json.loads(stream.read(MAX_TEXT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
