@@ -5,7 +5,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,13 +17,19 @@ from starlette.types import ASGIApp
 
 from gateway import demo, providers
 from gateway.core.keys import Peppers
-from gateway.core.ports import ModelObserver, Provider
+from gateway.core.models import LocalModel
+from gateway.core.ports import ModelObserver, ModelRemover, Provider
 from gateway.http import app as http
 from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.hub.cache import FileLibrary
+from gateway.hub.health import Health
+from gateway.hub.library import DiskShelf
+from gateway.hub.trial import ChildLoadTester
 from gateway.services.catalog import Catalog
+from gateway.services.collections import CollectionService
+from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
@@ -31,6 +37,7 @@ from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
+from gateway.services.library import LibraryService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.retention import SessionPurger
 from gateway.services.router import ModelRouterService
@@ -40,12 +47,14 @@ from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.services.usage_notes import UsageNotes
 from gateway.services.wrong_keys import WrongKeys
-from gateway.settings import Settings
+from gateway.settings import Settings, child_environment
 from gateway.store import migrate
 from gateway.store.claim import claimed, file_name
+from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
 from gateway.store.journal import FileJournal
 from gateway.store.keys import DatabaseKeyStore
+from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.pepper import load_peppers
 from gateway.store.providers import DatabaseProviderStore
@@ -81,11 +90,13 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         async with anyio.create_task_group() as tasks:
             gateway, built = _assemble(settings, database, sessions, journal, peppers, tasks)
             await gateway.gatekeeper.look()
+            await gateway.configs.restore()
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
             tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")
             notes = UsageNotes(sessions, gateway.streams.used)
             tasks.start_soon(notes.run, name="usage notes")
+            tasks.start_soon(gateway.library.run, name="library")
             tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
             if not await gateway.recorder.wait_recovered(RECOVERY_S):
                 logger.warning("records of an earlier run are still being written")
@@ -100,6 +111,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                     for provider in built.values():
                         await provider.aclose()
                     await gateway.tracker.write_last()
+                    await gateway.library.write_last()
                 tasks.cancel_scope.cancel()
 
 
@@ -150,8 +162,15 @@ def _assemble(
         node=node,
         interval_s=settings.reconcile_interval_s,
     )
-    # Those above hold the mapping; it is filled now that there is somebody to observe the models.
-    built |= _build_providers(settings, tracker.observe, tasks)
+    control = ModelControlService(
+        built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+    )
+    removers: dict[str, ModelRemover] = {}
+    files, library = _build_library(settings, database, catalog, control, removers)
+    # Those above hold the mappings; they are filled now that there is somebody to observe the
+    # models.
+    built |= _build_providers(settings, files, tracker.observe, library.note_used, tasks)
+    removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
     recorder = SessionRecorder(sessions, journal, node=node, boot=secrets.token_hex(8))
     router = ModelRouterService(
         built,
@@ -179,14 +198,14 @@ def _assemble(
         end_streams=streams.end_of,
         wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
     )
+    collection_store = DatabaseCollectionStore(database)
+    configs = ConfigService(collection_store, control)
     gateway = Gateway(
         node=node,
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
-        control=ModelControlService(
-            built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
-        ),
+        control=control,
         streams=streams,
         embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
         recorder=recorder,
@@ -197,18 +216,49 @@ def _assemble(
         provider_states=provider_states,
         keys=KeyService(key_store, peppers, changed=gatekeeper.look),
         gatekeeper=gatekeeper,
+        library=library,
+        configs=configs,
+        collections=CollectionService(collection_store, configs),
     )
     return gateway, built
 
 
-def _build_providers(
-    settings: Settings, observe: ModelObserver, tasks: TaskGroup
-) -> dict[str, Provider]:
-    library = FileLibrary(
-        settings.resolved_model_path, settings.resolved_hub_cache, {"demo": demo.MODEL_PATH}
+def _build_library(
+    settings: Settings,
+    database: Database,
+    catalog: Catalog,
+    control: ModelControlService,
+    removers: Mapping[str, ModelRemover],
+) -> tuple[FileLibrary, LibraryService]:
+    models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
+    health = Health()
+    files = FileLibrary(models_folder, hub_cache, {"demo": demo.MODEL_PATH}, health=health)
+    service = LibraryService(
+        DiskShelf(files, health, models_folder, hub_cache),
+        DatabaseFileStore(database),
+        catalog,
+        control,
+        node=settings.resolved_node,
+        test_load=ChildLoadTester(
+            environment=child_environment(),
+            memory_bytes=settings.hf_verify_memory_bytes,
+            timeout_s=settings.hf_verify_timeout_s,
+            threads=settings.hf_threads,
+        ),
+        removers=removers,
     )
+    return files, service
+
+
+def _build_providers(
+    settings: Settings,
+    files: FileLibrary,
+    observe: ModelObserver,
+    used: Callable[[LocalModel], None],
+    tasks: TaskGroup,
+) -> dict[str, Provider]:
     context = providers.ProviderContext(
-        library=library, observe=observe, task_group=tasks, clock=time.monotonic
+        library=files, observe=observe, task_group=tasks, clock=time.monotonic, used=used
     )
     return {kind: providers.load(kind)(settings, context) for kind in settings.providers}
 

@@ -57,6 +57,12 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
         422, hint="Use a smaller model or raise GATEWAY_HF_MEMORY_BUDGET_BYTES."
     ),
     errors.ModelLoadFailed: _Kind(500, hint="Check the model's files; the log has the traceback."),
+    errors.ModelCorrupt: _Kind(
+        422, hint="Download it again; `gateway models verify` looks at it anew."
+    ),
+    errors.ModelInUse: _Kind(409, True, "Unload it, or wait until nobody uses it."),
+    errors.CollectionNotFound: _Kind(404, hint="GET /api/v1/collections lists them."),
+    errors.CollectionExists: _Kind(409, hint="Choose another name."),
     errors.ModelUnloaded: _Kind(409, True, "Asking again loads it anew."),
     errors.EngineFailed: _Kind(500, True, "The engine failed while it ran; try again."),
     errors.StaleTransition: _Kind(409, True, "The state changed meanwhile; look and try again."),

@@ -258,6 +258,12 @@ class Settings(BaseModel):
     hf_prompt_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Bytes that one model may keep of past prompts."
     )
+    hf_verify_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that a load test may have; 0: three times the weights and 4 GiB.",
+    )
+    hf_verify_timeout_s: Positive = Field(300.0, description="Seconds a load test may take.")
     gguf_max_active: int = Field(4, ge=1, description="Streams that one GGUF model serves at once.")
     gguf_context_length: int = Field(
         4096,

@@ -1,4 +1,4 @@
-"""The root of every mutation: what changes which models are in memory, and how.
+"""The root of every mutation: what changes models in memory and on the disk, and collections.
 
 Each field is nullable: one that fails costs only itself, never what was done beside it.
 """
@@ -9,6 +9,16 @@ import strawberry
 
 from gateway.core.errors import ShuttingDown
 from gateway.services.control import ModelControlService
+from schema.collections import (
+    Collection,
+    ImportReport,
+    add_to_collection,
+    change_collection,
+    create_collection,
+    delete_collection,
+    import_library,
+    remove_from_collection,
+)
 from schema.context import Info
 from schema.control import ConfigReport, ModelStatus
 from schema.inputs import (
@@ -16,6 +26,14 @@ from schema.inputs import (
     LoadModelInput,
     UnloadModelInput,
     require_seconds,
+)
+from schema.library import (
+    Cleaning,
+    DeletedModel,
+    VerifiedModel,
+    clean_models,
+    delete_model,
+    verify_model,
 )
 
 _Load = Annotated[LoadModelInput, strawberry.argument(description="Which model, and how.")]
@@ -43,7 +61,9 @@ async def unload_model(info: Info, input: _Unload) -> ModelStatus | None:
 
 
 async def configure_model(info: Info, input: _Configure) -> ConfigReport | None:
-    return ConfigReport.of(await _control(info).configure(input.model, input.to_core()))
+    _control(info)
+    configs = info.context.gateway.configs
+    return ConfigReport.of(await configs.configure(input.model, input.to_core()))
 
 
 async def stop_stream(info: Info, id: _Stream) -> bool | None:
@@ -69,6 +89,35 @@ class Mutation:
         resolver=stop_stream,
         description="Stop a stream of one's own; false: it had ended already. Its reader is told "
         "that it was cancelled.",
+    )
+    verify_model: VerifiedModel | None = strawberry.field(
+        resolver=verify_model, description="Look whether a model's files are whole."
+    )
+    delete_model: DeletedModel | None = strawberry.field(
+        resolver=delete_model,
+        description="Remove a model's files; refused while somebody uses it.",
+    )
+    clean_models: Cleaning | None = strawberry.field(
+        resolver=clean_models, description="Remove models of the Hub's cache by age and by size."
+    )
+    create_collection: Collection | None = strawberry.field(
+        resolver=create_collection, description="Make a collection of models."
+    )
+    change_collection: Collection | None = strawberry.field(
+        resolver=change_collection, description="Rename or describe a collection."
+    )
+    delete_collection: Collection | None = strawberry.field(
+        resolver=delete_collection, description="Remove a collection; its models stay."
+    )
+    add_to_collection: Collection | None = strawberry.field(
+        resolver=add_to_collection, description="Add a model; once more is harmless."
+    )
+    remove_from_collection: Collection | None = strawberry.field(
+        resolver=remove_from_collection, description="Take a model out of a collection."
+    )
+    import_library: ImportReport | None = strawberry.field(
+        resolver=import_library,
+        description="Take over collections and configs: all of the file, or nothing.",
     )
 
 

@@ -10,9 +10,11 @@ import strawberry
 
 import gateway
 from gateway.core.states import ModelState
+from schema.collections import Collection, export_library, list_collections
 from schema.context import Info
 from schema.control import ConfigReport, LoadPlan, ModelStatus
 from schema.inputs import LoadConfigInput
+from schema.library import Library, list_library
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
 from schema.sessions import Session, require_first
@@ -110,5 +112,16 @@ class Query:
     )
     plan_load: LoadPlan | None = strawberry.field(
         resolver=plan_load, description="What loadModel would do now, without doing it."
+    )
+    library: Library | None = strawberry.field(
+        resolver=list_library, description="The files of models on this machine, and at Ollama."
+    )
+    collections: list[Collection] | None = strawberry.field(
+        resolver=list_collections, description="Collections of models, by name."
+    )
+    export_library: str | None = strawberry.field(
+        resolver=export_library,
+        description="All collections and configs of models, as the text of a file for "
+        "importLibrary.",
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

@@ -53,8 +53,9 @@ def put_cached(
     root = cache / f"models--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / commit
     if branch is not None:
-        (root / "refs").mkdir(parents=True, exist_ok=True)
-        (root / "refs" / branch).write_text(commit)
+        ref = root / "refs" / branch
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
     for name, data in (model_files() if files is None else files).items():
         blob = root / "blobs" / _blob_name(name, data)
         blob.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command line: `gateway serve | check | db | keys | models`.
+"""The command line: `gateway serve | check | db | keys | models | collections`.
 
 Only click is imported at the start, so that `--help` answers at once; commands import the rest.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway import __version__
+from gateway.cli.collections import collections
 from gateway.cli.keys import keys
 from gateway.cli.models import models
 from gateway.core.errors import GatewayError, Misconfigured
@@ -100,6 +101,7 @@ def revision() -> None:
 
 main.add_command(keys)
 main.add_command(models)
+main.add_command(collections)
 
 
 def _checked_settings() -> Settings:

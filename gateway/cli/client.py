@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,13 +31,21 @@ class GatewayClient:
     def get(self, path: str, **query: str) -> Any:
         return self._send("GET", path, params=query)
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._send("POST", path, json=body)
+    def post(
+        self, path: str, body: dict[str, Any], *, timeout_s: float = TIMEOUT_S, **query: str
+    ) -> Any:
+        return self._send("POST", path, json=body, params=query, timeout=timeout_s)
 
     def put(self, path: str, body: dict[str, Any], **query: str) -> Any:
         return self._send("PUT", path, json=body, params=query)
 
-    def _send(self, method: str, path: str, **content: Any) -> Any:
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        return self._send("PATCH", path, json=body)
+
+    def delete(self, path: str, **query: str) -> Any:
+        return self._send("DELETE", path, params=query)
+
+    def _send(self, method: str, path: str, timeout: float = TIMEOUT_S, **content: Any) -> Any:
         import httpx
 
         try:
@@ -44,7 +53,7 @@ class GatewayClient:
                 method,
                 self._url + path,
                 headers=self._headers,
-                timeout=TIMEOUT_S,
+                timeout=timeout,
                 trust_env=False,
                 **content,
             )
@@ -64,6 +73,17 @@ def client() -> GatewayClient:
     from gateway.settings import load_settings
 
     return GatewayClient(load_settings())
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def show_size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def describe_error(error: dict[str, Any]) -> str:

@@ -5,20 +5,19 @@ So the first key can be made before the gateway runs, and the last one replaced 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from gateway.cli.client import as_json_option, print_json
+
 if TYPE_CHECKING:
     from gateway.core.keys import ApiKey
     from gateway.services.keys import KeyService
 
 T = TypeVar("T")
-
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -53,7 +52,7 @@ def create(
     order = KeyOrder(name, tuple(map(KeyScope, scopes)), max_streams, requests_per_minute)
     key, text = _run(lambda service: service.create(order))
     if as_json:
-        _print_json({**_as_dict(key), "key": text})
+        print_json({**_as_dict(key), "key": text})
         return
     click.echo(text)
     click.echo(f"Key {key.id} of '{key.name}'. Keep it: it is not shown again.", err=True)
@@ -65,7 +64,7 @@ def list_keys(as_json: bool) -> None:
     """List the keys, revoked ones too. None of them can be shown."""
     found = _run(lambda service: service.all())
     if as_json:
-        _print_json({"keys": [_as_dict(key) for key in found]})
+        print_json({"keys": [_as_dict(key) for key in found]})
         return
     for key in found:
         click.echo(_describe(key))
@@ -124,7 +123,3 @@ def _as_dict(key: ApiKey) -> dict[str, object]:
     import msgspec
 
     return msgspec.structs.asdict(key)
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -1,4 +1,7 @@
-"""`gateway models`: lists, loads, unloads and configures the models of the running gateway."""
+"""`gateway models`: lists, loads, unloads and configures the models of the running gateway.
+
+What concerns their files is in `library`.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,29 @@ from typing import Any
 
 import click
 
-from gateway.cli.client import GatewayClient, client, describe_error
+from gateway.cli.client import (
+    GatewayClient,
+    as_json_option,
+    client,
+    describe_error,
+    print_json,
+    show_size,
+)
+from gateway.cli.library import clean, files, remove, verify
 
 LOOK_EVERY_S = 0.2
 _BAR_STEPS = 1000
 _LOAD_KEYS = ("device", "dtype", "quantization", "context_length")
 _OWN_KEYS = ("keep_alive", "pinned")
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.group()
 def models() -> None:
     """The models of the running gateway."""
+
+
+for command in (files, verify, remove, clean):
+    models.add_command(command)
 
 
 @models.command("list")
@@ -32,11 +45,11 @@ def list_models(as_json: bool) -> None:
     """List the models of every provider, and the providers that do not answer."""
     listing = client().get("/api/v1/models")
     if as_json:
-        _print_json(listing)
+        print_json(listing)
         return
     for model in listing["models"]:
         can = ",".join(model["capabilities"])
-        size = _size(model["size_bytes"])
+        size = show_size(model["size_bytes"])
         click.echo(f"{model['id']:<48} {model['state']:<11} {size:>13}  {can}")
     for fault in listing["provider_errors"]:
         click.echo(f"{fault['provider']}: {fault['message']}", err=True)
@@ -61,11 +74,11 @@ def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any)
     gateway = client()
     answer = gateway.post("/api/v1/models/load", body)
     if dry_run:
-        _print_json(answer) if as_json else click.echo(_describe_plan(answer))
+        print_json(answer) if as_json else click.echo(_describe_plan(answer))
         return
     if not no_wait:
         answer = _watch(gateway, answer, "LOADING")
-    _print_json(answer) if as_json else click.echo(_describe_status(answer))
+    print_json(answer) if as_json else click.echo(_describe_status(answer))
     _exit_unless(answer, "LOADING" if no_wait else "LOADED", "LOADED")
 
 
@@ -84,7 +97,7 @@ def unload(model: str, force: bool, no_wait: bool, as_json: bool) -> None:
     answer = gateway.post("/api/v1/models/unload", {"model": model, "force": force})
     if not no_wait:
         answer = _watch(gateway, answer, "UNLOADING")
-    _print_json(answer) if as_json else click.echo(_describe_status(answer))
+    print_json(answer) if as_json else click.echo(_describe_status(answer))
     if before["error"] is not None and answer["error"] is None:
         click.echo(f"Its failure is cleared: {before['error']['message']}", err=True)
     _exit_unless(answer, "UNLOADING" if no_wait else "NOT_LOADED", "NOT_LOADED")
@@ -99,7 +112,7 @@ def status(model: str | None, as_json: bool) -> None:
     query = {} if model is None else {"model": model}
     answer = gateway.get("/api/v1/models/status", **query)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     statuses = [answer] if model is not None else answer["models"]
     for each in statuses:
@@ -126,7 +139,7 @@ def config(model: str, changes: tuple[str, ...], removed: tuple[str, ...], as_js
         body = _change(answer["config"], changes, removed)
         answer = gateway.put(path, body, model=model)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     click.echo(json.dumps(answer["config"], indent=2))
     if answer["requires_reload"]:
@@ -196,7 +209,7 @@ def _exit_unless(status: dict[str, Any], *fine: str) -> None:
 def _describe_status(status: dict[str, Any]) -> str:
     parts = [f"{status['model']:<48} {status['state']:<11}"]
     if status["memory_bytes"]:
-        parts.append(_size(status["memory_bytes"]))
+        parts.append(show_size(status["memory_bytes"]))
     if status["device"]:
         parts.append(f"on {status['device']}")
     if status["leases"]:
@@ -217,18 +230,12 @@ def _describe_status(status: dict[str, Any]) -> str:
 def _describe_plan(plan: dict[str, Any]) -> str:
     if plan["already_loaded"]:
         return f"{plan['model']} is loaded already."
-    lines = [f"{plan['model']} needs {_size(plan['need_bytes'])}"]
+    lines = [f"{plan['model']} needs {show_size(plan['need_bytes'])}"]
     if plan["budget_bytes"] is not None:
-        lines[0] += f"; free are {_size(plan['free_bytes'])} of {_size(plan['budget_bytes'])}"
+        lines[0] += (
+            f"; free are {show_size(plan['free_bytes'])} of {show_size(plan['budget_bytes'])}"
+        )
     lines += [f"unloads {name}" for name in plan["evictions"]]
     if plan["reason"]:
         lines.append(plan["reason"])
     return "\n".join(lines)
-
-
-def _size(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))

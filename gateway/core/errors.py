@@ -23,6 +23,10 @@ GatewayError
 ├── NoRoom                    every resident model is in use: try again
 ├── ModelTooLarge             would not fit even an empty memory budget
 ├── ModelLoadFailed           the weights are there, but loading them failed
+│   └── ModelCorrupt          its files are damaged, or are not what they must be
+├── ModelInUse                its files cannot go while somebody needs them
+├── CollectionNotFound        no such collection of models
+├── CollectionExists          another collection has that name
 ├── ModelUnloaded             somebody unloaded the model under the caller
 ├── EngineFailed              the engine died or failed while it ran
 ├── StaleTransition           a state changed under the caller
@@ -176,6 +180,22 @@ class ModelTooLarge(GatewayError):
 
 class ModelLoadFailed(GatewayError):
     code = "model_load_failed"
+
+
+class ModelCorrupt(ModelLoadFailed):
+    code = "model_corrupt"
+
+
+class ModelInUse(GatewayError):
+    code = "model_in_use"
+
+
+class CollectionNotFound(GatewayError):
+    code = "collection_not_found"
+
+
+class CollectionExists(GatewayError):
+    code = "collection_exists"
 
 
 class ModelUnloaded(GatewayError):

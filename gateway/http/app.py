@@ -7,12 +7,14 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.access import LIMIT_HEADERS, RequireKeys
+from gateway.http.collections import CollectionsFace
 from gateway.http.control import ControlFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
 from gateway.http.hosts import is_loopback
 from gateway.http.keys import KeysFace
+from gateway.http.library import LibraryFace
 from gateway.http.middleware import (
     REQUEST_ID,
     RefuseForeignHosts,
@@ -51,6 +53,8 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *StreamsFace(gateway, settings).routes(),
         *ModelsFace(gateway).routes(),
         *ControlFace(gateway, settings).routes(),
+        *LibraryFace(gateway, settings).routes(),
+        *CollectionsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
         *OpenAIFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),

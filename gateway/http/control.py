@@ -127,7 +127,7 @@ class ControlFace:
     async def configure(self, request: Request) -> Response:
         name = _named(request)
         change = to_change(await self._read(request, _CONFIG))
-        return json_response(describe_report(await self._gateway.control.configure(name, change)))
+        return json_response(describe_report(await self._gateway.configs.configure(name, change)))
 
     async def _read(self, request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
         parse = partial(decode_body, decoder=decoder)

@@ -1,6 +1,6 @@
 """`GET /api/v1/models`: every provider's models, and what is wrong with the silent ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from gateway.core.models import Capability, ModelFilter, ModelInfo, select_model
 from gateway.core.states import ModelState
 from gateway.http.errors import json_response
 from gateway.problems import describe
-from gateway.services.catalog import Listing
+from gateway.services.catalog import ProviderFault
 from gateway.services.gateway import Gateway
 
 E = TypeVar("E", bound=StrEnum)
@@ -35,14 +35,14 @@ class ModelsFace:
         return json_response(
             {
                 "models": [_describe(model) for model in select_models(listing.models, wanted)],
-                "provider_errors": describe_faults(listing),
+                "provider_errors": describe_faults(listing.faults),
             }
         )
 
 
-def describe_faults(listing: Listing) -> list[dict[str, Any]]:
+def describe_faults(faults: Sequence[ProviderFault]) -> list[dict[str, Any]]:
     """Return one entry for each provider whose models are missing from the listing."""
-    problems = [(fault.provider, describe(fault.error)) for fault in listing.faults]
+    problems = [(fault.provider, describe(fault.error)) for fault in faults]
     return [
         {
             "provider": name,

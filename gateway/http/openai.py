@@ -52,7 +52,7 @@ class OpenAIFace:
         listing = await self._gateway.catalog.listing()
         data = [_describe(model) for model in listing.models]
         data += map(_describe_virtual, self._settings.virtual_models)
-        faults = describe_faults(listing)
+        faults = describe_faults(listing.faults)
         return json_response({"object": "list", "data": data, "provider_errors": faults})
 
     async def model(self, request: Request) -> Response:

@@ -50,11 +50,12 @@ class FileLibrary:
         self._known: dict[tuple[str, str], tuple[str, LocalModel]] = {}
 
     def scan(self) -> Sequence[LocalModel]:
-        """Return every model that generates text or embeds; what is of another kind is left out,
-        and so is what is broken, but for what is known to be, which says so."""
+        """Return every model that generates text or embeds, of its default revision, with the fault
+        that is known of it; what is of another kind or has no weights is left out."""
         found: dict[str, LocalModel] = {}
         for each in self.shelved():
-            if each.is_default and (each.is_served or each.model.problem):
+            is_broken = each.model.card.format == "gguf" and each.model.problem is not None
+            if each.is_default and (each.is_served or is_broken):
                 found.setdefault(each.model.name, each.model)
         return list(found.values())
 
@@ -153,11 +154,15 @@ class FileLibrary:
     ) -> list[ShelvedModel]:
         place: dict[str, Any] = {"repository": name, "refs": refs, "is_default": is_default}
         commit = snapshot.path.name
-        found = []
-        if "config.json" in snapshot.files:
-            found.append(self._shelve(name, snapshot, "hub", commit, **place))
-        for tag, model in self._tagged(snapshot).items():
-            found.append(self._shelve_gguf(f"{name}:{tag}", model, "hub", commit, **place))
+        tagged = self._tagged(snapshot)
+        found = [
+            self._shelve_gguf(f"{name}:{tag}", model, "hub", commit, **place)
+            for tag, model in tagged.items()
+        ]
+        rest = {file: at for file, at in snapshot.files.items() if not _is_gguf(file)}
+        if "config.json" in rest and (not tagged or any(map(_is_weights, rest))):
+            folder = FolderFiles(snapshot.path, rest, snapshot.strays)
+            found.insert(0, self._shelve(name, folder, "hub", commit, **place))
         return found
 
     def _snapshot(

@@ -12,6 +12,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from gateway.core.errors import Misconfigured
+from gateway.core.models import LocalModel
 from gateway.core.ports import ModelLibrary, ModelObserver, Provider
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 
 class ProviderContext(msgspec.Struct, frozen=True):
-    """What a provider may use of the gateway; `clock` is monotonic seconds."""
+    """What a provider may use of the gateway; `clock` is monotonic seconds. `used` is told of the
+    library's models as they are loaded and asked."""
 
     library: ModelLibrary
     observe: ModelObserver
     task_group: TaskGroup
     clock: Callable[[], float]
+    used: Callable[[LocalModel], None] = lambda model: None
 
 
 class ProviderFactory(Protocol):

@@ -12,7 +12,13 @@ from msgspec.structs import replace
 
 from gateway.core.cards import ModelCard
 from gateway.core.embeddings import Embeddings, EmbedRequest
-from gateway.core.errors import GatewayError, InvalidRequest, ModelLoadFailed, ModelNotFound
+from gateway.core.errors import (
+    GatewayError,
+    InvalidRequest,
+    ModelCorrupt,
+    ModelLoadFailed,
+    ModelNotFound,
+)
 from gateway.core.events import Event, Started
 from gateway.core.loading import (
     ConfigChange,
@@ -43,6 +49,8 @@ from gateway.settings import Settings, child_environment
 
 logger = logging.getLogger(__name__)
 
+LACKS_LLAMA_CPP = "GGUF files need llama.cpp, which is not installed."
+
 
 class HuggingFaceService:
     """Lists the library's models, streams from them and embeds, loading and evicting as needed."""
@@ -57,14 +65,16 @@ class HuggingFaceService:
         room: EngineRoom,
         usual: LoadConfig,
         gguf_context_length: int,
+        used: Callable[[LocalModel], None] = lambda model: None,
     ) -> None:
         """`room` is where the manager's engines are, `usual` how the operator wants models
-        loaded."""
+        loaded; `used` is told of models that are loaded or asked."""
         self._library = library
         self._manager = manager
         self._room = room
         self._usual = usual
         self._gguf_context_length = gguf_context_length
+        self._used = used
 
     def warm_up(self, tasks: TaskGroup) -> None:
         """Import torch in the background, so that the first request need not wait for it."""
@@ -103,6 +113,7 @@ class HuggingFaceService:
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
         if files.card.embeds:  # said before it is loaded for nothing
             raise cannot_generate(str(ref))
+        self._used(files)
         began_at = time.monotonic()
         async with self._manager.claim(ref, files, request.keep_alive_s) as claim:
             async with aclosing(claim.waits()) as waits:
@@ -128,6 +139,7 @@ class HuggingFaceService:
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
         if not files.card.embeds:
             raise cannot_embed(str(ref))
+        self._used(files)
         async with self._manager.lease(ref, files, request.keep_alive_s) as engine:
             if not isinstance(engine, Embedder):
                 raise cannot_embed(str(ref))
@@ -146,6 +158,7 @@ class HuggingFaceService:
     ) -> None:
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
         config = self._complete(config, files)
+        self._used(files)
         await self._manager.load(ref, files, config, pinned=pinned, keep_alive_s=keep_alive_s)
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
@@ -178,10 +191,11 @@ class HuggingFaceService:
         files = self._library.find(ref.model, ref.revision)
         if files is None:
             raise ModelNotFound(str(ref))
-        problem, hint = _problem(files)
-        if problem is not None:
-            # Said before room is made for what cannot be loaded.
-            raise ModelLoadFailed(problem, hint=hint)
+        # Said before room is made for what cannot be loaded.
+        if files.problem is not None:
+            raise ModelCorrupt(f"{ref} is damaged. {files.problem}", param="model")
+        if _lacks_llama_cpp(files):
+            raise ModelLoadFailed(LACKS_LLAMA_CPP, hint=INSTALL_HINT)
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
         return ModelRef(self.name, files.name, None if is_default else files.revision), files
@@ -227,6 +241,7 @@ class HuggingFaceService:
             "dtype": model.card.dtype,
             "quantization": model.card.quantization,
             "revision": model.revision,
+            "verdict": "corrupt" if model.problem else None,
         }
         return ModelInfo(
             ref=ref,
@@ -236,7 +251,7 @@ class HuggingFaceService:
             capabilities=_capabilities(model.card),
             metadata=tuple((key, value) for key, value in facts.items() if value),
             batched=self._manager.is_batched(ref, model),
-            message=message or " ".join(text for text in _problem(model) if text) or None,
+            message=message or _problem(model),
         )
 
     def _context_length(self, model: LocalModel) -> int | None:
@@ -247,13 +262,15 @@ class HuggingFaceService:
         return own
 
 
-def _problem(model: LocalModel) -> tuple[str | None, str | None]:
-    """Return why a model cannot be loaded and what to do about it, as far as its files tell."""
-    if model.problem is not None:
-        return model.problem, "Download the model again."
-    if model.card.format == "gguf" and not is_installed():
-        return "GGUF files need llama.cpp, which is not installed.", INSTALL_HINT
-    return None, None
+def _lacks_llama_cpp(model: LocalModel) -> bool:
+    return model.card.format == "gguf" and not is_installed()
+
+
+def _problem(model: LocalModel) -> str | None:
+    """Return why a model cannot be loaded, as far as its files tell."""
+    if model.problem is None and _lacks_llama_cpp(model):
+        return f"{LACKS_LLAMA_CPP} {INSTALL_HINT}"
+    return model.problem
 
 
 def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
@@ -319,6 +336,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         room=room,
         usual=usual,
         gguf_context_length=settings.gguf_context_length,
+        used=context.used,
     )
     # With the models elsewhere, torch is here for no more than to see which devices there are.
     if settings.hf_isolation == "thread" or settings.hf_device != "cpu":

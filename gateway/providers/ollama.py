@@ -182,6 +182,10 @@ class OllamaService:
             response.close()
         yield reader.finished
 
+    async def delete(self, ref: ModelRef) -> None:
+        """Have Ollama remove the model's files; raises ModelNotFound and ProviderError."""
+        await self._control.delete(ref)
+
     async def load(
         self,
         ref: ModelRef,

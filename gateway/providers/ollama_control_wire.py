@@ -53,6 +53,10 @@ class ControlPlane:
         """Return what a look at one model tells; `ref` is who is not found if it is not there."""
         return read_traits(await self._ask(lambda: self._client.show(model), ref))
 
+    async def delete(self, ref: ModelRef) -> None:
+        """Remove a model's files; raises ModelNotFound."""
+        await self._ask(lambda: self._client.delete(ref.model), ref)
+
     async def tags_and_running(self) -> tuple[Sequence[Tag], Sequence[Running]]:
         """Return the installed models and those in memory, asked for at once."""
         tags: list[Tags] = []

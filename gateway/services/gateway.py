@@ -7,11 +7,14 @@ import msgspec
 
 from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
 from gateway.services.catalog import Catalog
+from gateway.services.collections import CollectionService
+from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.keys import KeyService
+from gateway.services.library import LibraryService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
@@ -36,6 +39,9 @@ class Gateway(msgspec.Struct, frozen=True):
     provider_states: ProviderStore
     keys: KeyService
     gatekeeper: Gatekeeper
+    library: LibraryService
+    configs: ConfigService
+    collections: CollectionService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

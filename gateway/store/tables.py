@@ -17,14 +17,17 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    ForeignKey,
     Index,
     MetaData,
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     text,
 )
 
+from gateway.core.library import Check, Verdict
 from gateway.core.states import ModelState, ProviderState, StreamEnd
 
 # PostgreSQL's index entries end at 2,704 bytes: keys are kept so short that several fit one.
@@ -181,4 +184,61 @@ api_keys = Table(
     Column("requests_per_minute", Count()),
     Column("created_at", UnixTime(), nullable=False),
     Column("revoked_at", UnixTime()),
+)
+
+model_files = Table(
+    "model_files",
+    metadata,
+    Column("node", CleanText(), primary_key=True),
+    Column("path", CleanText(MAX_MODEL_LENGTH), primary_key=True),
+    Column("name", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("source", CleanText(), nullable=False),
+    Column("repository", CleanText(MAX_MODEL_LENGTH)),
+    Column("revision", CleanText(MAX_REVISION_LENGTH)),
+    Column("size_bytes", Count(), nullable=False),
+    Column("first_seen_at", UnixTime(), nullable=False),
+    Column("last_used_at", UnixTime()),
+    Column("verified_at", UnixTime()),
+    Column("verdict", CleanText()),
+    Column("checked", CleanText()),
+    Column("stamp", CleanText()),
+    Column("reason", CleanText(MAX_MESSAGE_LENGTH)),
+    _one_of("verdict", Verdict, "verdict"),
+    _one_of("checked", Check, "checked"),
+    CheckConstraint("(verdict IS NULL) = (verified_at IS NULL)", name="verified"),
+)
+
+model_configs = Table(
+    "model_configs",
+    metadata,
+    Column("provider", CleanText(MAX_PROVIDER_LENGTH), primary_key=True),
+    Column("model", CleanText(MAX_MODEL_LENGTH), primary_key=True),
+    Column("revision", CleanText(MAX_REVISION_LENGTH), primary_key=True),
+    Column("config", JSON(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
+)
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column("name", CleanText(), nullable=False),
+    Column("category", CleanText(), nullable=False),
+    Column("description", CleanText(MAX_MESSAGE_LENGTH), nullable=False),
+    Column("created_at", UnixTime(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
+    UniqueConstraint("name", name="uq_collections_name"),
+)
+
+collection_models = Table(
+    "collection_models",
+    metadata,
+    Column(
+        "collection_id",
+        CleanText(),
+        ForeignKey("collections.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("model", CleanText(MAX_MODEL_LENGTH), primary_key=True),
+    Column("added_at", UnixTime(), nullable=False),
 )

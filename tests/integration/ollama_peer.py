@@ -403,6 +403,7 @@ class OllamaPeer:
             "/api/chat": ("POST", self._chat),
             "/api/generate": ("POST", self._generate),
             "/api/embed": ("POST", self._embed),
+            "/api/delete": ("DELETE", self._delete),
         }
         if path not in routes:
             return await answer(404, b"404 page not found", "text/plain")(exchange)
@@ -551,6 +552,16 @@ class OllamaPeer:
         counted = sum(map(len, words))
         found = {"model": asked, "embeddings": vectors, "total_duration": 5_000_000}
         await exchange.json(200, found | ({"prompt_eval_count": counted} if counted else {}))
+
+    async def _delete(self, exchange: Exchange) -> None:
+        asked = exchange.seen.body.get("model", "")
+        model = self._find(asked)
+        if model is None:
+            return await exchange.error(404, f"model '{asked}' not found")
+        key = normalise_ollama_name(model.name).lower()
+        del self.models[key]
+        self.loaded.pop(key, None)
+        await answer(200, b"", "text/plain; charset=utf-8")(exchange)
 
     def _find(self, asked: str) -> Model | None:
         try:

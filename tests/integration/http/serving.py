@@ -40,6 +40,7 @@ from gateway.testing import (
     MemoryProviderStore,
     MemorySessionStore,
 )
+from tests.libraries import build_library
 
 
 class Served:
@@ -144,14 +145,15 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         node="test",
         interval_s=settings.reconcile_interval_s,
     )
+    control = ModelControlService(
+        by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+    )
     return Gateway(
         node="test",
         provider_names=settings.providers,
         catalog=catalog,
         router=router,
-        control=ModelControlService(
-            by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
-        ),
+        control=control,
         streams=streams,
         embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
         recorder=recorder,
@@ -162,6 +164,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         provider_states=statuses,
         keys=KeyService(key_store, peppers, changed=gatekeeper.look),
         gatekeeper=gatekeeper,
+        **build_library(settings, catalog, control, by_name, "test"),
     )
 
 

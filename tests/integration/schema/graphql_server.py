@@ -44,6 +44,7 @@ from gateway.testing import (
 from schema import create_graphql
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
+from tests.libraries import build_library
 
 NODE = "test-node"
 LLAMA = ModelInfo(
@@ -170,14 +171,15 @@ class GraphQLServer:
             end_streams=streams.end_of,
             wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
         )
+        control = ModelControlService(
+            self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
+        )
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
             catalog=catalog,
             router=router,
-            control=ModelControlService(
-                self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
-            ),
+            control=control,
             streams=streams,
             embeddings=EmbeddingService(router, max_open=8),
             recorder=recorder,
@@ -188,6 +190,7 @@ class GraphQLServer:
             provider_states=self.provider_states,
             keys=KeyService(key_store, peppers, changed=gatekeeper.look),
             gatekeeper=gatekeeper,
+            **build_library(settings, catalog, control, self.providers, NODE),
         )
 
 

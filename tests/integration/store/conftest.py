@@ -4,14 +4,25 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.core.ports import KeyStore, ModelStateStore, ProviderStore, SessionStore
+from gateway.core.ports import (
+    CollectionStore,
+    FileStore,
+    KeyStore,
+    ModelStateStore,
+    ProviderStore,
+    SessionStore,
+)
 from gateway.store import migrate
+from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
 from gateway.store.keys import DatabaseKeyStore
+from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
 from gateway.store.sessions import DatabaseSessionStore
 from gateway.testing import (
+    MemoryCollectionStore,
+    MemoryFileStore,
     MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
@@ -55,3 +66,13 @@ def provider_store(backing: Database | None) -> ProviderStore:
 @pytest.fixture
 def key_store(backing: Database | None) -> KeyStore:
     return DatabaseKeyStore(backing) if backing else MemoryKeyStore()
+
+
+@pytest.fixture
+def file_store(backing: Database | None) -> FileStore:
+    return DatabaseFileStore(backing) if backing else MemoryFileStore()
+
+
+@pytest.fixture
+def collection_store(backing: Database | None) -> CollectionStore:
+    return DatabaseCollectionStore(backing) if backing else MemoryCollectionStore()

@@ -18,7 +18,17 @@ from gateway.store import migrate
 from gateway.store.database import create_sync_engine, parse_url
 from gateway.store.tables import metadata
 
-TABLES = {"alembic_version", "api_keys", "models", "providers", "stream_sessions"}
+TABLES = {
+    "alembic_version",
+    "api_keys",
+    "collection_models",
+    "collections",
+    "model_configs",
+    "model_files",
+    "models",
+    "providers",
+    "stream_sessions",
+}
 
 
 def connect(url: str) -> Engine:

@@ -1,0 +1,130 @@
+"""`gateway models files | verify | rm | clean`: the files of models, by the running gateway."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from gateway.cli.client import as_json_option, client, print_json, show_size
+
+EXIT_NOT_SOUND = 3
+HOUR_S = 3600.0
+
+
+@click.command()
+@as_json_option
+def files(as_json: bool) -> None:
+    """List the files of models: size, verdict, when they were used; and what is no model."""
+    found = client().get("/api/v1/models/available")
+    if as_json:
+        print_json(found)
+        return
+    for model in (*found["local_models"], *found["cached_hub_models"]):
+        click.echo(_describe(model))
+    for model in found["ollama_models"]:
+        click.echo(f"{model['id']:<56} {show_size(model['size_bytes']):>13}")
+    for disk in found["disks"]:
+        free = show_size(disk["free_bytes"])
+        click.echo(f"{disk['path']}: models {show_size(disk['models_bytes'])}, free {free}")
+    for odd in found["oddities"]:
+        click.echo(f"{odd['path']}: {odd['reason']}", err=True)
+    for fault in found["provider_errors"]:
+        click.echo(f"{fault['provider']}: {fault['message']}", err=True)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--check",
+    type=click.Choice(["headers", "checksums", "load"]),
+    default="checksums",
+    show_default=True,
+    help="How far to go; load also loads it, in a process that may die of it.",
+)
+@click.option("--force", is_flag=True, help="Look anew where the result is kept.")
+@as_json_option
+def verify(model: str, check: str, force: bool, as_json: bool) -> None:
+    """Look whether the files of MODEL are whole; exit 3 when they are not."""
+    body = {"model": model, "check": check, "force": force}
+    found = client().post("/api/v1/models/verify", body, timeout_s=HOUR_S)
+    verdict = found["verification"]
+    if as_json:
+        print_json(found)
+    else:
+        kept = "" if found["fresh"] else " (kept)"
+        click.echo(f"{found['id']}: {verdict['verdict']} by {verdict['check']}{kept}")
+        if verdict["reason"]:
+            click.echo(verdict["reason"])
+        for warning in found["warnings"]:
+            click.echo(warning, err=True)
+    if verdict["verdict"] != "ok":
+        click.get_current_context().exit(EXIT_NOT_SOUND)
+
+
+@click.command("rm")
+@click.argument("model")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json_option
+def remove(model: str, yes: bool, as_json: bool) -> None:
+    """Remove the files of MODEL; of a repository's plain name, all of its revisions."""
+    if not yes:
+        click.confirm(f"The files of {model} will be lost. Remove them?", abort=True, err=True)
+    gone = client().post("/api/v1/models/delete", {"model": model}, timeout_s=HOUR_S)
+    if as_json:
+        print_json(gone)
+    else:
+        click.echo(f"{gone['model']} is removed; {show_size(gone['freed_bytes'])} are free.")
+
+
+@click.command()
+@click.option("--unused-days", type=float, help="Remove what nobody used for so many days.")
+@click.option("--max-bytes", type=int, help="Remove the least recently used until this is all.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json_option
+def clean(
+    unused_days: float | None, max_bytes: int | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Remove models of the Hub's cache by their age and their size together."""
+    if unused_days is None and max_bytes is None:
+        raise click.UsageError("say --unused-days or --max-bytes, or both")
+    gateway = client()
+    body = {"unused_days": unused_days, "max_bytes": max_bytes, "dry_run": True}
+    plan = gateway.post("/api/v1/models/clean", body)
+    if not dry_run and plan["removed"]:
+        if not yes:
+            click.echo(_describe_cleaning(plan), err=True)
+            click.confirm("Remove them?", abort=True, err=True)
+        plan = gateway.post("/api/v1/models/clean", {**body, "dry_run": False}, timeout_s=HOUR_S)
+    print_json(plan) if as_json else click.echo(_describe_cleaning(plan))
+
+
+def _describe(model: dict[str, Any]) -> str:
+    found = model["verification"]
+    parts = [
+        f"{model['id']:<56} {show_size(model['size_bytes']):>13}",
+        f"{found['verdict'] if found else '-':<8}",
+        f"used {_date(model['last_used'])}",
+    ]
+    if model["update_available"]:
+        parts.append("update available")
+    if found and found["reason"]:
+        parts.append(found["reason"])
+    return "  ".join(parts)
+
+
+def _describe_cleaning(plan: dict[str, Any]) -> str:
+    would = "would go" if plan["dry_run"] else "went"
+    lines = [
+        f"{each['model']} {would} ({each['reason']}): {show_size(each['freed_bytes'])}"
+        for each in plan["removed"]
+    ]
+    lines += [f"{name} is in use and stays" for name in plan["kept_in_use"]]
+    before, after = show_size(plan["before_bytes"]), show_size(plan["after_bytes"])
+    return "\n".join([*lines, f"The cache's models: {before} before, {after} after."])
+
+
+def _date(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"

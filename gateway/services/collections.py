@@ -1,0 +1,148 @@
+"""CollectionService: collections of models, and the file that carries them and the configs."""
+
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.core.collections import (
+    MAX_COLLECTION_NAME,
+    MAX_DESCRIPTION,
+    MAX_MODELS,
+    VERSION,
+    Bundle,
+    Collection,
+    CollectionChange,
+    CollectionOrder,
+    ImportPlan,
+    SavedConfig,
+    plan_import,
+    read_bundle,
+    require_sound,
+    require_text,
+)
+from gateway.core.errors import CollectionNotFound, InvalidRequest, ModelNotFound
+from gateway.core.names import MAX_NAME_LENGTH, parse_ref
+from gateway.core.ports import CollectionStore
+from gateway.services.configs import ConfigService
+
+
+class CollectionService:
+    """Every method raises DatabaseUnavailable when the database does not answer."""
+
+    def __init__(
+        self,
+        store: CollectionStore,
+        configs: ConfigService,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._configs = configs
+        self._now = now
+
+    async def all(self, category: str | None = None) -> list[Collection]:
+        """Return the collections, or those of one category, by name."""
+        found = await self._store.collections()
+        return [each for each in found if category in (None, each.category)]
+
+    async def find(self, key: str) -> Collection:
+        """Return the collection of that id, or of that name; raises CollectionNotFound."""
+        found = await self._store.collections()
+        for each in sorted(found, key=lambda each: each.id != key):
+            if key in (each.id, each.name):
+                return each
+        raise CollectionNotFound(f"There is no collection '{key}'.", param="id")
+
+    async def create(self, order: CollectionOrder) -> Collection:
+        """Return a new collection; raises InvalidRequest and CollectionExists."""
+        require_sound(order)
+        at = self._time()
+        made = Collection(
+            id=secrets.token_hex(8),
+            name=order.name,
+            category=order.category,
+            description=order.description,
+            models=order.models,
+            created_at=at,
+            updated_at=at,
+        )
+        await self._store.add(made)
+        return made
+
+    async def change(self, key: str, change: CollectionChange) -> Collection:
+        """Return the collection, changed; raises CollectionNotFound and CollectionExists."""
+        limits = {"name": MAX_COLLECTION_NAME, "category": MAX_COLLECTION_NAME}
+        for field, text in msgspec.structs.asdict(change).items():
+            if text is not None:
+                most = limits.get(field, MAX_DESCRIPTION)
+                require_text(text, field, most, at_least=int(field == "name"))
+        found = await self.find(key)
+        if not await self._store.change(found.id, change, self._time()):
+            raise CollectionNotFound(f"There is no collection '{key}'.", param="id")
+        return await self.find(found.id)
+
+    async def remove(self, key: str) -> Collection:
+        """Return the collection that was removed; its models stay. Raises CollectionNotFound."""
+        found = await self.find(key)
+        if not await self._store.remove(found.id):
+            raise CollectionNotFound(f"There is no collection '{key}'.", param="id")
+        return found
+
+    async def add_model(self, key: str, model: str) -> Collection:
+        """Return the collection with the model, which need not be there yet; once more is
+        harmless."""
+        require_text(model, "model", MAX_NAME_LENGTH, at_least=1)
+        found = await self.find(key)
+        if len(found.models) >= MAX_MODELS:
+            raise InvalidRequest(f"A collection has at most {MAX_MODELS} models.", param="model")
+        await self._store.add_model(found.id, model, self._time())
+        return await self.find(found.id)
+
+    async def remove_model(self, key: str, model: str) -> Collection:
+        """Return the collection without the model; raises ModelNotFound if it was not in it."""
+        found = await self.find(key)
+        if not await self._store.remove_model(found.id, model, self._time()):
+            raise ModelNotFound(model, message=f"'{model}' is not in '{found.name}'.")
+        return await self.find(found.id)
+
+    async def export(self) -> Bundle:
+        """Return all collections and all kept configs."""
+        collections = await self._store.collections()
+        configs = await self._store.configs()
+        return Bundle(
+            VERSION,
+            tuple(each.order for each in collections),
+            tuple(SavedConfig(model, config) for model, config in configs.items()),
+        )
+
+    async def read_in(self, data: bytes, *, dry_run: bool = False) -> ImportPlan:
+        """Import a file: all of it in one transaction, or nothing; return what that does.
+
+        Raises InvalidRequest for a file that is not as it must be, of another version, or with a
+        config that its model cannot have. Models that are not here get their config once they are
+        and the gateway starts.
+        """
+        bundle = read_bundle(data)
+        for saved in bundle.configs:
+            _require_ref(saved.model)
+        plan = plan_import(bundle, await self._store.collections(), await self._store.configs())
+        if not dry_run:
+            changed = {*plan.creates, *plan.replaces}
+            orders = [order for order in bundle.collections if order.name in changed]
+            configs = [saved for saved in bundle.configs if saved.model in plan.configures]
+            with_ids = [(secrets.token_hex(8), order) for order in orders]
+            await self._store.put_all(with_ids, configs, self._time())
+            await self._configs.apply(configs)
+        return plan
+
+    def _time(self) -> float:
+        return round(self._now(), 6)
+
+
+def _require_ref(name: str) -> None:
+    provider, slash, rest = name.partition("/")
+    if not slash or not provider:
+        raise InvalidRequest(f"'{name}' is no full name: provider/name.", param="configs")
+    parse_ref(provider, rest)
