@@ -48,6 +48,7 @@ bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.swap
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.library
 
 demo: $(VENV)/.installed  ## train the built-in demo model anew
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/python -m gateway.demo.train

@@ -1,6 +1,6 @@
 """How long the library takes: a cold scan of cached models, one again, and the look of a request.
 
-    python bench/library.py [MODELS]
+    python -m bench.library [MODELS]
 
 Builds a cache of the Hub as downloads leave it (blobs, links, refs), of models with the files and
 the sizes of headers that a 7B model has, and removes it again.

@@ -141,6 +141,10 @@ class ModelShelf(Protocol):
         """
         ...
 
+    def empty_trash(self) -> int:
+        """Finish removals that were cut off; return the bytes that this freed."""
+        ...
+
 
 class LoadTester(Protocol):
     """Loads models where they can do no harm."""

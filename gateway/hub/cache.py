@@ -7,6 +7,7 @@ until a file in it changes. Downloads and removals belong elsewhere.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ class FileLibrary:
     def _scan_hub(self) -> Iterator[ShelvedModel]:
         for folder in folders(self._hub_cache):
             if folder.name.startswith(REPOSITORY):
-                yield from self.scan_repository(folder)
+                with suppress(OSError):  # it goes away while it is looked at
+                    yield from list(self.scan_repository(folder))
 
     def scan_repository(self, folder: Path) -> Iterator[ShelvedModel]:
         """Yield the models of one repository of the cache: of the default snapshot first."""

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
@@ -113,7 +114,8 @@ def empty_trash(root: Path) -> int:
     for pattern in (f"{_TRASH}*", f"*/{_TRASH}*", f"*/*/{_TRASH}*"):
         for trash in root.glob(pattern):
             if is_inside(trash.parent, root):
-                freed += _discard(trash)
+                with suppress(OSError):  # another gateway may be at it
+                    freed += _discard(trash)
     return freed
 
 
@@ -153,7 +155,9 @@ class _Look:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = f"{prefix}{entry.name}"
-                if entry.name.startswith(_TRASH) or len(self.files) >= MAX_FILES:
+                # A name that is no text can be neither asked for nor sent.
+                is_told = entry.name.isprintable() and not entry.name.startswith(_TRASH)
+                if not is_told or len(self.files) >= MAX_FILES:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     if depth > 1:

@@ -5,6 +5,9 @@ from msgspec.structs import replace
 from gateway.core.library import ShelvedModel
 from gateway.hub.verify import find_fault
 
+MAX_KNOWN = 16_384
+"""Models that are remembered; with more, all are looked at anew."""
+
 
 class Health:
     """What was found out about files, by their paths and stamps. Used from many threads."""
@@ -30,4 +33,6 @@ class Health:
     def judge(self, shelved: ShelvedModel, reason: str | None) -> None:
         """Remember why the files, as they are, must not be loaded; None: nothing speaks against
         it."""
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
         self._known[shelved.model.path] = shelved.stamp, reason

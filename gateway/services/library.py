@@ -33,8 +33,9 @@ from gateway.core.library import (
 )
 from gateway.core.loading import ModelStatus
 from gateway.core.models import LocalModel, ModelInfo
-from gateway.core.names import ModelRef, parse_ref, resolve_name
+from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import FileStore, HubRevisions, LoadTester, ModelRemover, ModelShelf
+from gateway.core.routing import resolve_name
 from gateway.core.states import ModelState
 from gateway.services.catalog import Catalog, ProviderFault
 from gateway.services.control import ModelControlService
@@ -132,12 +133,15 @@ class LibraryService:
         self._used[model.path] = self._now()
 
     async def run(self) -> None:
-        """Look for ever; end it by cancelling."""
+        """Finish what an earlier run began to remove, then look for ever; end it by cancelling."""
+        await anyio.to_thread.run_sync(self._shelf.empty_trash)
         while True:
             try:
                 await self.look()
             except DatabaseUnavailable as error:
                 logger.warning("the library is not recorded for now: %s", error.message)
+            except Exception:  # whatever lies on a disk must not end the gateway
+                logger.exception("the library could not be looked at")
             await anyio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
@@ -281,7 +285,7 @@ class LibraryService:
         bare = parse_ref(PROVIDER, name)
         if await anyio.to_thread.run_sync(self._shelf.find, bare.qualified_model) is not None:
             return bare
-        catalogue = [model.ref for model in (await self._catalog.known()).models]
+        catalogue = (await self._catalog.known()).catalogue
         return resolve_name(name, providers=providers, catalogue=catalogue, aliases={})
 
     async def _entry(self, model: ShelvedModel) -> LibraryEntry:
