@@ -1,5 +1,6 @@
 """HuggingFaceService over a real library: which files a name stands for, and what is shared."""
 
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -89,8 +90,8 @@ async def test_a_model_that_is_not_there_is_not_found(open_service: OpenService)
 
 @pytest.fixture
 def torn_hub(hub: Path) -> Path:
-    for weights in hub.rglob("model.safetensors"):
-        weights.write_bytes(b"\xff" * 100)
+    for config in hub.rglob("config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 48}))
     return hub
 
 

@@ -162,9 +162,11 @@ def test_what_cannot_be_loaded_says_why_at_once_or_in_its_status(
 ) -> None:
     models = tmp_path / "models"  # the folder of the session stays as it is
     shutil.copytree(models_folder, models)
-    broken = models / "broken"
-    shutil.copytree(models / "smol", broken)
-    (broken / "model.safetensors").write_bytes(b"\xff" * 64)
+    for name in ("broken", "torn"):
+        shutil.copytree(models / "smol", models / name)
+    config = json.loads((models / "broken/config.json").read_text())
+    (models / "broken/config.json").write_text(json.dumps({**config, "hidden_size": 48}))
+    (models / "torn/model.safetensors").write_bytes(b"\xff" * 64)
     gateway = serve(GATEWAY_HF_MEMORY_BUDGET_BYTES="1000", HF_MODEL_PATH=str(models))
     reply = post(gateway, "load", model=SMOL)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "model_too_large")
@@ -175,6 +177,8 @@ def test_what_cannot_be_loaded_says_why_at_once_or_in_its_status(
     assert post(gateway, "load", model="huggingface/broken").status_code == 202
     failed = until(gateway, "huggingface/broken", "FAILED")
     assert failed["error"]["code"] == "model_load_failed"
+    torn = post(gateway, "load", model="huggingface/torn")
+    assert (torn.status_code, torn.json()["error"]["code"]) == (422, "model_corrupt")
     assert post(gateway, "load", model="huggingface/nobody").status_code == 404
 
 
