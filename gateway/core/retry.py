@@ -7,6 +7,7 @@ from gateway.core.errors import (
     EngineFailed,
     GatewayError,
     IncompleteStream,
+    ModelCorrupt,
     ModelLoadFailed,
     ModelNotFound,
     ModelTooLarge,
@@ -73,8 +74,12 @@ def helps_elsewhere(error: GatewayError) -> bool:
 
 
 def blames_model(error: GatewayError) -> bool:
-    """Tell whether the error says that the model, or what runs it, does not work."""
-    return isinstance(error, _BROKEN)
+    """Tell whether the error says that the model, or what runs it, does not work.
+
+    That its files are damaged is known without a try: there is nothing to be left alone, and the
+    reason is to be told each time.
+    """
+    return isinstance(error, _BROKEN) and not isinstance(error, ModelCorrupt)
 
 
 def retry_in_s(error: GatewayError, tried: int, draw: Callable[[], float]) -> float | None:

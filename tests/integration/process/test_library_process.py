@@ -73,7 +73,8 @@ def test_a_damaged_model_is_refused_with_the_reason_and_the_others_answer(
         reply = gateway.client.post("/api/v1/generate", json=chat("huggingface/torn", "Hi"))
         if reply.status_code != 200:  # a name may be flipped and the file still be sound
             refused += reply.json()["error"]["code"] == "model_corrupt"
-            assert reply.status_code in (422, 500), reply.text
+            # 503: such a one failed its load so often that it is left alone for a while
+            assert reply.status_code in (422, 500, 503), reply.text
     assert refused > 8
     (models / "torn/model.safetensors").write_bytes(sound[:-1])
     status, error = post(gateway, "load", model="huggingface/torn")

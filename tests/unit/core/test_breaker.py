@@ -4,8 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.breaker import FAILURES, FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker
-from gateway.core.errors import IncompleteStream, InvalidRequest, ProviderUnavailable
-from gateway.core.retry import BUDGET_MOST, BUDGET_SHARE, LONGEST_S, RetryBudget, retry_in_s
+from gateway.core.errors import (
+    IncompleteStream,
+    InvalidRequest,
+    ModelCorrupt,
+    ModelLoadFailed,
+    ProviderUnavailable,
+)
+from gateway.core.retry import (
+    BUDGET_MOST,
+    BUDGET_SHARE,
+    LONGEST_S,
+    RetryBudget,
+    blames_model,
+    retry_in_s,
+)
 
 
 def opened(now: float = 0.0) -> Breaker:
@@ -68,3 +81,8 @@ def test_only_what_may_pass_soon_is_tried_again() -> None:
     late = ProviderUnavailable("p", "Later.", retry_after_s=LONGEST_S * 2)
     assert retry_in_s(soon, 1, lambda: 0.0) == 0.5
     assert retry_in_s(late, 1, lambda: 0.0) is None
+
+
+def test_a_damaged_model_is_not_left_alone_but_told_of_each_time() -> None:
+    assert blames_model(ModelLoadFailed("no"))
+    assert not blames_model(ModelCorrupt("torn"))
