@@ -71,6 +71,19 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.Misconfigured: _Kind(500, hint="`gateway check` lists every mistake."),
     errors.WrongRevision: _Kind(500, hint="Run `gateway db upgrade`."),
     errors.Internal: _Kind(500, hint="This is a defect of the gateway; the log has the traceback."),
+    errors.HubError: _Kind(502, True),
+    errors.HubUnavailable: _Kind(503, True, "Is the Hub reachable from here? Try again.", 5.0),
+    errors.HubOffline: _Kind(503, hint="The operator can unset HF_HUB_OFFLINE."),
+    errors.HubRateLimited: _Kind(
+        503, True, "Wait as long as Retry-After says; a token has higher limits.", 30.0
+    ),
+    errors.HubProtocolError: _Kind(502, True, "Is GATEWAY_HUB_ENDPOINT the address of a Hub?"),
+    errors.RepositoryNotFound: _Kind(
+        404, hint="Check the name; a private repository needs a token that may read it."
+    ),
+    errors.GatedRepository: _Kind(403, hint="Ask for access at its page on the Hub."),
+    errors.HubTokenRejected: _Kind(422, hint="Make one at huggingface.co/settings/tokens."),
+    errors.HubTokenRequired: _Kind(403, hint="`gateway token set` sets one."),
     errors.ProviderError: _Kind(502, True),
     errors.ProviderResting: _Kind(503, True, "It is looked after and asked again soon.", 1.0),
     errors.ProviderUnavailable: _Kind(503, True, "Is the provider running and reachable?", 2.0),

@@ -74,6 +74,16 @@ def parse_ollama_host(value: str) -> str:
     return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"
 
 
+def parse_hub_endpoint(value: str) -> str:
+    """Return the base URL of a Hub without the slash at its end; it has no user and no query."""
+    text = value.strip().rstrip("/")
+    parts = urlsplit(text)
+    is_plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
+        raise ValueError("it is not of the form https://host or https://host/path")
+    return text
+
+
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
@@ -221,7 +231,13 @@ class Settings(BaseModel):
     )
     hf_home: Folder | None = Field(None, description="Hugging Face home; default: theirs.")
     hf_hub_cache: Folder | None = Field(None, description="Hub cache; default: hub in HF_HOME.")
-    hf_token: SecretStr | None = Field(None, description="Token for gated repositories.")
+    hf_token: SecretStr | None = Field(
+        None, description="Token for gated repositories; one that is stored wins over it."
+    )
+    hub_endpoint: Annotated[str, AfterValidator(parse_hub_endpoint)] = Field(
+        "https://huggingface.co", description="URL of the Hub, or of a mirror."
+    )
+    hub_timeout_s: Positive = Field(10.0, description="Seconds the Hub may take to answer.")
     hf_hub_offline: bool = Field(False, description="Never ask the Hub.")
     hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -42,7 +42,10 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
         )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # These speak of every request and every connection at info.
-    for noisy in ("httpx", "httpcore", "aiosqlite", "alembic", "sse_starlette", "uvicorn.access"):
+    for noisy in (
+        *("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite", "alembic", "sse_starlette"),
+        "uvicorn.access",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # At debug it writes down the headers and messages of WebSockets, keys included.
     logging.getLogger("uvicorn.error").setLevel(max(logging.INFO, logging.root.level))

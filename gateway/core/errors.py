@@ -35,6 +35,15 @@ GatewayError
 ├── Misconfigured             the settings are wrong; startup only
 ├── WrongRevision             the database schema is not at this version; startup only
 ├── Internal                  a defect of ours
+├── HubError                  the Hugging Face Hub's fault, or its word
+│   ├── HubUnavailable        refused, reset, too slow, or it says that it is down
+│   ├── HubOffline            the gateway is told never to ask it
+│   ├── HubRateLimited        it wants no more requests for a while
+│   ├── HubProtocolError      answered rubbish
+│   ├── RepositoryNotFound    no such repository, revision or file, or not for this token
+│   ├── GatedRepository       the repository wants a token with access
+│   ├── HubTokenRejected      the Hub does not know the token
+│   └── HubTokenRequired      the operator wants a token for this
 └── ProviderError             the provider's fault
     ├── ProviderUnavailable   refused, reset, resolving failed: nobody there
     │   └── ProviderResting   not asked for now, as it failed too often
@@ -234,6 +243,42 @@ class WrongRevision(GatewayError):
 
 class Internal(GatewayError):
     code = "internal"
+
+
+class HubError(GatewayError):
+    code = "hub_error"
+
+
+class HubUnavailable(HubError):
+    code = "hub_unavailable"
+
+
+class HubOffline(HubError):
+    code = "hub_offline"
+
+
+class HubRateLimited(HubError):
+    code = "hub_rate_limited"
+
+
+class HubProtocolError(HubError):
+    code = "hub_protocol_error"
+
+
+class RepositoryNotFound(HubError):
+    code = "repository_not_found"
+
+
+class GatedRepository(HubError):
+    code = "gated_repository"
+
+
+class HubTokenRejected(HubError):
+    code = "hub_token_rejected"
+
+
+class HubTokenRequired(HubError):
+    code = "hub_token_required"
 
 
 class ProviderError(GatewayError):
