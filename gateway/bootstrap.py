@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -17,15 +18,21 @@ from starlette.types import ASGIApp
 
 from gateway import demo, providers
 from gateway.core.keys import Peppers
+from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.ports import ModelObserver, ModelRemover, Provider
+from gateway.engine.loader import choose_device
+from gateway.engine.runtime import default_budget
 from gateway.http import app as http
 from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.hub.cache import FileLibrary
+from gateway.hub.client import HubClient
 from gateway.hub.health import Health
 from gateway.hub.library import DiskShelf
+from gateway.hub.search import HubSearch
+from gateway.hub.token import ask_whoami
 from gateway.hub.trial import ChildLoadTester
 from gateway.services.catalog import Catalog
 from gateway.services.collections import CollectionService
@@ -35,6 +42,8 @@ from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
+from gateway.services.hub import HubService
+from gateway.services.hub_token import HubTokenService
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
@@ -52,13 +61,16 @@ from gateway.store import migrate
 from gateway.store.claim import claimed, file_name
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
+from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.journal import FileJournal
 from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.pepper import load_peppers
 from gateway.store.providers import DatabaseProviderStore
+from gateway.store.secrets import DatabaseSecretStore
 from gateway.store.sessions import DatabaseSessionStore
+from gateway.store.vault import load_vault
 from gateway.telemetry import configure_logging
 from schema import create_graphql
 from schema.body import MAX_BODY_BYTES
@@ -88,7 +100,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         sessions = DatabaseSessionStore(database)
         journal = await _open_journal(settings)
         async with anyio.create_task_group() as tasks:
-            gateway, built = _assemble(settings, database, sessions, journal, peppers, tasks)
+            hub = await open_hub(settings, database)
+            gateway, built = _assemble(settings, database, sessions, journal, peppers, hub, tasks)
             await gateway.gatekeeper.look()
             await gateway.configs.restore()
             tasks.start_soon(gateway.recorder.run, name="session recorder")
@@ -110,6 +123,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                         logger.error("records are lost: %d", gateway.recorder.pending)
                     for provider in built.values():
                         await provider.aclose()
+                    await hub.client.aclose()
                     await gateway.tracker.write_last()
                     await gateway.library.write_last()
                 tasks.cancel_scope.cancel()
@@ -143,6 +157,7 @@ def _assemble(
     sessions: DatabaseSessionStore,
     journal: FileJournal,
     peppers: Peppers,
+    hub: "Hub",
     tasks: TaskGroup,
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     node = settings.resolved_node
@@ -219,8 +234,65 @@ def _assemble(
         library=library,
         configs=configs,
         collections=CollectionService(collection_store, configs),
+        hub=hub.service,
+        hub_token=hub.tokens,
     )
     return gateway, built
+
+
+class Hub(NamedTuple):
+    """What talks to the Hub: the client is whoever opened it to close."""
+
+    client: HubClient
+    service: HubService
+    tokens: HubTokenService
+
+
+async def open_hub(settings: Settings, database: Database) -> Hub:
+    """Build what talks to the Hub. Raises Misconfigured, DatabaseUnavailable."""
+    vault = await anyio.to_thread.run_sync(
+        load_vault, settings.secret_key.get_secret_value(), settings.resolved_secret_key_file
+    )
+    store = DatabaseSecretStore(database, vault)
+    if moved := await store.rotate():
+        logger.info("%d stored secrets are locked with the newest key now", moved)
+
+    async def token() -> str | None:
+        return await tokens.lookup()
+
+    client = HubClient(
+        settings.hub_endpoint,
+        token,
+        offline=settings.hf_hub_offline,
+        timeout_s=settings.hub_timeout_s,
+    )
+    service = HubService(
+        HubSearch(client, LoadConfig(settings.hf_device, settings.hf_dtype)),
+        DatabaseHubCache(database),
+        endpoint=settings.hub_endpoint,
+        budget_bytes=partial(_budget_bytes, settings),
+        fresh_s=settings.hub_cache_s,
+        recommended=settings.hub_recommended,
+    )
+    tokens = HubTokenService(
+        store,
+        partial(ask_whoami, client),
+        environment=settings.hf_token.get_secret_value() if settings.hf_token else None,
+        changed=service.forget,
+        required=settings.hub_require_token_for_downloads,
+        recommended=settings.hub_recommended,
+    )
+    return Hub(client, service, tokens)
+
+
+async def _budget_bytes(settings: Settings) -> int | None:
+    """Return what models may take on the default device; None where the gateway runs none."""
+    if "huggingface" not in settings.providers:
+        return None
+    if settings.hf_memory_budget_bytes:
+        return settings.hf_memory_budget_bytes
+    device = await anyio.to_thread.run_sync(choose_device, settings.hf_device)
+    return await anyio.to_thread.run_sync(default_budget, device)
 
 
 def _build_library(

@@ -70,6 +70,9 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.DatabaseUnavailable: _Kind(503, True, "The database did not answer; try again.", 2.0),
     errors.Misconfigured: _Kind(500, hint="`gateway check` lists every mistake."),
     errors.WrongRevision: _Kind(500, hint="Run `gateway db upgrade`."),
+    errors.SecretUnreadable: _Kind(
+        500, hint="Give the key that it was stored with in GATEWAY_SECRET_KEY, or set it anew."
+    ),
     errors.Internal: _Kind(500, hint="This is a defect of the gateway; the log has the traceback."),
     errors.HubError: _Kind(502, True),
     errors.HubUnavailable: _Kind(503, True, "Is the Hub reachable from here? Try again.", 5.0),

@@ -172,6 +172,17 @@ class Settings(BaseModel):
         SecretStr(""), description="Key that `gateway models` sends to the running gateway."
     )
 
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that stored tokens are encrypted with, 32 characters or more; several, "
+        "comma-separated, while it is being changed, the new one first.",
+    )
+    secret_key_file: Folder | None = Field(
+        None,
+        description="File that holds it instead; default: secret-key in the data folder, made at "
+        "the first start.",
+    )
+
     # State
     data_dir: Folder = Field(Path(".data"), description="Folder of the database, caches and keys.")
     database_url: SecretStr = Field(
@@ -238,6 +249,16 @@ class Settings(BaseModel):
         "https://huggingface.co", description="URL of the Hub, or of a mirror."
     )
     hub_timeout_s: Positive = Field(10.0, description="Seconds the Hub may take to answer.")
+    hub_cache_s: float = Field(
+        300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds an answer of the Hub is used again without asking.",
+    )
+    hub_recommended: Names = Field((), description="Models to begin with, comma-separated.")
+    hub_require_token_for_downloads: bool = Field(
+        False, description="Refuse downloads without a token, but for those to begin with."
+    )
     hf_hub_offline: bool = Field(False, description="Never ask the Hub.")
     hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -346,7 +367,7 @@ class Settings(BaseModel):
             return value.replace("postgres", "postgresql", 1)
         return value
 
-    @field_validator("key_pepper")
+    @field_validator("key_pepper", "secret_key")
     @classmethod
     def _check_peppers(cls, value: SecretStr) -> SecretStr:
         given = value.get_secret_value()
@@ -411,6 +432,10 @@ class Settings(BaseModel):
     @cached_property
     def resolved_pepper_file(self) -> Path:
         return self.key_pepper_file or self.data_dir / "key-pepper"
+
+    @cached_property
+    def resolved_secret_key_file(self) -> Path:
+        return self.secret_key_file or self.data_dir / "secret-key"
 
     @cached_property
     def resolved_model_path(self) -> Path:

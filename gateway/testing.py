@@ -1,12 +1,14 @@
 """In-memory doubles for tests. Each passes the same contract suite as the part it stands for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import time
 
 from msgspec.structs import asdict, replace
 
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
 from gateway.core.errors import CollectionExists
 from gateway.core.events import Timings, Usage
+from gateway.core.hub import Remembered, StoredSecret
 from gateway.core.keys import StoredKey
 from gateway.core.library import FileRecord
 from gateway.core.loading import ModelConfig
@@ -14,6 +16,7 @@ from gateway.core.models import ModelStateChange, ProviderStatus
 from gateway.core.names import ModelRef
 from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
+from gateway.store.hub_cache import MAX_ENTRIES
 from gateway.store.sessions import UNKNOWN_NODE, opening_of
 from gateway.store.tables import MAX_ID_LENGTH, MAX_MESSAGE_LENGTH, clean_count, clean_text
 
@@ -270,6 +273,44 @@ class MemoryCollectionStore:
     def _require_new(self, name: str, id: str) -> None:
         if any(each.name == name and each.id != id for each in self._collections.values()):
             raise CollectionExists(f"There is a collection '{name}' already.", param="name")
+
+
+class MemoryHubCache:
+    """A HubCache that forgets everything with the process."""
+
+    def __init__(self, *, max_entries: int = MAX_ENTRIES) -> None:
+        self._entries: dict[str, Remembered] = {}
+        self._max_entries = max_entries
+
+    async def get(self, key: str) -> Remembered | None:
+        return self._entries.get(key)
+
+    async def put(self, key: str, remembered: Remembered) -> None:
+        fetched_at = _to_microseconds(remembered.fetched_at)
+        self._entries[key] = replace(remembered, fetched_at=fetched_at)
+        newest = sorted(self._entries, key=lambda name: -self._entries[name].fetched_at)
+        for old in newest[self._max_entries :]:
+            del self._entries[old]
+
+    async def clear(self) -> None:
+        self._entries.clear()
+
+
+class MemorySecretStore:
+    """A SecretStore that forgets everything with the process; nothing in it is at rest."""
+
+    def __init__(self, *, now: Callable[[], float] = time) -> None:
+        self._secrets: dict[str, StoredSecret] = {}
+        self._now = now
+
+    async def put(self, name: str, text: str) -> None:
+        self._secrets[name] = StoredSecret(text, _to_microseconds(self._now()))
+
+    async def get(self, name: str) -> StoredSecret | None:
+        return self._secrets.get(name)
+
+    async def delete(self, name: str) -> bool:
+        return self._secrets.pop(name, None) is not None
 
 
 def _as_stored(closed: SessionClosed) -> SessionClosed:

@@ -40,6 +40,10 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "library": _MANAGE,
         "collections": _LOOK,
         "exportLibrary": _MANAGE,
+        "hubModels": _LOOK,
+        "hubModel": _LOOK,
+        "hubRecommended": _LOOK,
+        "hfToken": _MANAGE,
         "version": _ANY,
     },
     OperationType.MUTATION: {
@@ -56,6 +60,8 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "addToCollection": _MANAGE,
         "removeFromCollection": _MANAGE,
         "importLibrary": _MANAGE,
+        "setHfToken": _MANAGE,
+        "deleteHfToken": _MANAGE,
     },
     OperationType.SUBSCRIPTION: {"modelStateChanged": _LOOK, "generate": _INFER},
 }

@@ -1,4 +1,4 @@
-"""The root of every mutation: what changes models in memory and on the disk, and collections.
+"""The root of every mutation: models in memory and on the disk, collections, the Hub's token.
 
 Each field is nullable: one that fails costs only itself, never what was done beside it.
 """
@@ -21,6 +21,7 @@ from schema.collections import (
 )
 from schema.context import Info
 from schema.control import ConfigReport, ModelStatus
+from schema.hub import HfToken
 from schema.inputs import (
     ConfigureModelInput,
     LoadModelInput,
@@ -41,6 +42,11 @@ _Unload = Annotated[UnloadModelInput, strawberry.argument(description="Which mod
 _Stream = Annotated[strawberry.ID, strawberry.argument(description="The id of the stream.")]
 _Configure = Annotated[
     ConfigureModelInput, strawberry.argument(description="Which model, and what to decide.")
+]
+
+_Token = Annotated[str, strawberry.argument(description="The token; pass it as a variable.")]
+_Validate = Annotated[
+    bool, strawberry.argument(description="Ask the Hub first, and store none that it rejects.")
 ]
 
 
@@ -68,6 +74,14 @@ async def configure_model(info: Info, input: _Configure) -> ConfigReport | None:
 
 async def stop_stream(info: Info, id: _Stream) -> bool | None:
     return info.context.gateway.streams.stop(id, caller=info.context.caller.id)
+
+
+async def set_hf_token(info: Info, token: _Token, validate: _Validate = True) -> HfToken | None:
+    return HfToken.of(await info.context.gateway.hub_token.set(token, validate=validate))
+
+
+async def delete_hf_token(info: Info) -> HfToken | None:
+    return HfToken.of(await info.context.gateway.hub_token.delete())
 
 
 @strawberry.type(description="What can be changed.")
@@ -118,6 +132,13 @@ class Mutation:
     import_library: ImportReport | None = strawberry.field(
         resolver=import_library,
         description="Take over collections and configs: all of the file, or nothing.",
+    )
+
+    set_hf_token: HfToken | None = strawberry.field(
+        resolver=set_hf_token, description="Store the token that the Hub is asked with."
+    )
+    delete_hf_token: HfToken | None = strawberry.field(
+        resolver=delete_hf_token, description="Forget the stored token."
     )
 
 

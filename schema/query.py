@@ -13,6 +13,7 @@ from gateway.core.states import ModelState
 from schema.collections import Collection, export_library, list_collections
 from schema.context import Info
 from schema.control import ConfigReport, LoadPlan, ModelStatus
+from schema.hub import HfToken, HubDetails, HubListing, HubQueryInput
 from schema.inputs import LoadConfigInput
 from schema.library import Library, list_library
 from schema.models import ModelFilter, ModelPage, choose_page
@@ -31,6 +32,10 @@ _Name = Annotated[
     str, strawberry.argument(description="The model's name, in any form that requests may use.")
 ]
 _Config = Annotated[LoadConfigInput | None, strawberry.argument(description="How to load it.")]
+
+_Wanted = Annotated[HubQueryInput | None, strawberry.argument(description="What to look for.")]
+_Repository = Annotated[str, strawberry.argument(description="owner/name.")]
+_Validate = Annotated[bool, strawberry.argument(description="Ask the Hub whether it is valid.")]
 
 _IN_MEMORY = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.UNLOADING})
 
@@ -74,6 +79,23 @@ async def tell_config(info: Info, model: _Name) -> ConfigReport | None:
 async def plan_load(info: Info, model: _Name, config: _Config = None) -> LoadPlan | None:
     wanted = None if config is None else config.to_core()
     return LoadPlan.of(await info.context.gateway.control.plan(model, wanted))
+
+
+async def search_hub(info: Info, query: _Wanted = None) -> HubListing | None:
+    wanted = (query or HubQueryInput()).to_core()
+    return HubListing.of(await info.context.gateway.hub.search(wanted))
+
+
+async def tell_hub_model(info: Info, name: _Repository) -> HubDetails | None:
+    return HubDetails.of(await info.context.gateway.hub.details(name))
+
+
+def list_recommended(info: Info) -> list[str]:
+    return list(info.context.gateway.hub.recommended)
+
+
+async def tell_hf_token(info: Info, validate: _Validate = False) -> HfToken | None:
+    return HfToken.of(await info.context.gateway.hub_token.report(validate=validate))
 
 
 def tell_version() -> str:
@@ -123,5 +145,17 @@ class Query:
         resolver=export_library,
         description="All collections and configs of models, as the text of a file for "
         "importLibrary.",
+    )
+    hub_models: HubListing | None = strawberry.field(
+        resolver=search_hub, description="Models of the Hugging Face Hub."
+    )
+    hub_model: HubDetails | None = strawberry.field(
+        resolver=tell_hub_model, description="One model of the Hub with its files."
+    )
+    hub_recommended: list[str] = strawberry.field(
+        resolver=list_recommended, description="Models of the Hub to begin with."
+    )
+    hf_token: HfToken | None = strawberry.field(
+        resolver=tell_hf_token, description="Where the Hub's token comes from."
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

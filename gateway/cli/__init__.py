@@ -1,4 +1,4 @@
-"""The command line: `gateway serve | check | db | keys | models | collections`.
+"""The command line: serving, checking, the database, keys, models, the Hub and its token.
 
 Only click is imported at the start, so that `--help` answers at once; commands import the rest.
 """
@@ -11,8 +11,10 @@ import click
 
 from gateway import __version__
 from gateway.cli.collections import collections
+from gateway.cli.hub import hub, search
 from gateway.cli.keys import keys
 from gateway.cli.models import models
+from gateway.cli.token import token
 from gateway.core.errors import GatewayError, Misconfigured
 
 if TYPE_CHECKING:
@@ -102,6 +104,9 @@ def revision() -> None:
 main.add_command(keys)
 main.add_command(models)
 main.add_command(collections)
+main.add_command(search)
+main.add_command(hub)
+main.add_command(token)
 
 
 def _checked_settings() -> Settings:

@@ -34,6 +34,7 @@ GatewayError
 ├── DatabaseUnavailable       the database did not answer
 ├── Misconfigured             the settings are wrong; startup only
 ├── WrongRevision             the database schema is not at this version; startup only
+├── SecretUnreadable          a stored secret was locked with a key that is not there
 ├── Internal                  a defect of ours
 ├── HubError                  the Hugging Face Hub's fault, or its word
 │   ├── HubUnavailable        refused, reset, too slow, or it says that it is down
@@ -239,6 +240,10 @@ class Misconfigured(GatewayError):
 
 class WrongRevision(GatewayError):
     code = "wrong_revision"
+
+
+class SecretUnreadable(GatewayError):
+    code = "secret_unreadable"
 
 
 class Internal(GatewayError):

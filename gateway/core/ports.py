@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.events import Event, Usage
+from gateway.core.hub import HubDetails, HubModel, HubQuery, Remembered, StoredSecret
 from gateway.core.keys import StoredKey
 from gateway.core.library import FileRecord, Inventory, ShelvedModel
 from gateway.core.loading import (
@@ -337,4 +338,40 @@ class CollectionStore(Protocol):
     ) -> None:
         """Write all of it in one transaction. Each collection comes with an id for a new one; one
         of the same name is replaced, and keeps its own."""
+        ...
+
+
+class HubSource(Protocol):
+    """The Hub. All methods raise HubError."""
+
+    async def search(self, query: HubQuery) -> tuple[HubModel, ...]: ...
+
+    async def details(self, repository: str) -> HubDetails:
+        """Return what the Hub tells of one model, and what loading it would take."""
+        ...
+
+
+class HubCache(Protocol):
+    """What the Hub said. All methods raise DatabaseUnavailable."""
+
+    async def get(self, key: str) -> Remembered | None: ...
+
+    async def put(self, key: str, remembered: Remembered) -> None:
+        """Keep it in the place of what was there; the oldest entries may go."""
+        ...
+
+    async def clear(self) -> None: ...
+
+
+class SecretStore(Protocol):
+    """Secrets, locked at rest. All methods raise DatabaseUnavailable."""
+
+    async def put(self, name: str, text: str) -> None: ...
+
+    async def get(self, name: str) -> StoredSecret | None:
+        """Return a secret; raises SecretUnreadable when it was locked with another key."""
+        ...
+
+    async def delete(self, name: str) -> bool:
+        """Forget a secret; return whether there was one."""
         ...

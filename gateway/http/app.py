@@ -13,6 +13,7 @@ from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
 from gateway.http.hosts import is_loopback
+from gateway.http.hub import HubFace
 from gateway.http.keys import KeysFace
 from gateway.http.library import LibraryFace
 from gateway.http.middleware import (
@@ -56,6 +57,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *LibraryFace(gateway, settings).routes(),
         *CollectionsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
+        *HubFace(gateway).routes(),
         *OpenAIFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),
         Route("/graphql", endpoint, name="graphql"),

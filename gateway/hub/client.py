@@ -103,7 +103,7 @@ class HubClient:
         byte is bounded, the whole is not.
         """
         self._require_online()
-        url = path if "://" in path else self.endpoint + path
+        url = path if path.startswith(("http://", "https://")) else self.endpoint + path
         kind = kind_of(urlsplit(url).path)
         self._gate.require(kind)
         credential = token or await self.token()

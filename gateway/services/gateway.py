@@ -13,6 +13,8 @@ from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gatekeeper import Gatekeeper
+from gateway.services.hub import HubService
+from gateway.services.hub_token import HubTokenService
 from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
 from gateway.services.recorder import SessionRecorder
@@ -42,6 +44,8 @@ class Gateway(msgspec.Struct, frozen=True):
     library: LibraryService
     configs: ConfigService
     collections: CollectionService
+    hub: HubService
+    hub_token: HubTokenService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -241,4 +242,21 @@ collection_models = Table(
     ),
     Column("model", CleanText(MAX_MODEL_LENGTH), primary_key=True),
     Column("added_at", UnixTime(), nullable=False),
+)
+hub_metadata = Table(
+    "hub_metadata",
+    metadata,
+    Column("key", CleanText(), primary_key=True),
+    Column("body", LargeBinary(), nullable=False),
+    Column("fetched_at", UnixTime(), nullable=False),
+)
+Index("ix_hub_metadata_fetched_at", hub_metadata.c.fetched_at)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", CleanText(), primary_key=True),
+    # Text that Fernet made: it must come back as it is, so it is never cleaned.
+    Column("locked", Text(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
 )

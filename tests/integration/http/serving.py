@@ -40,6 +40,7 @@ from gateway.testing import (
     MemoryProviderStore,
     MemorySessionStore,
 )
+from tests.integration.hub_services import hub_services
 from tests.libraries import build_library
 
 
@@ -165,6 +166,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         keys=KeyService(key_store, peppers, changed=gatekeeper.look),
         gatekeeper=gatekeeper,
         **build_library(settings, catalog, control, by_name, "test"),
+        **hub_services(settings),
     )
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from tests.integration.hub_peer.api import answer_api
+from tests.integration.hub_peer.api import Api, answer_api
 from tests.integration.hub_peer.files import Files, HubFile, HubRepo, refuse
 from tests.integration.hub_peer.wire import Exchange, Headers, Seen
 
@@ -44,6 +44,7 @@ class HubPeer:
 
     def __init__(self) -> None:
         self.files = Files()
+        self.api = Api()
         self.tokens: dict[str, str] = {}
         self.requests: list[Seen] = []
         self._api_plans: list[tuple[str, int, Headers]] = []

@@ -42,6 +42,7 @@ from gateway.testing import (
     MemorySessionStore,
 )
 from schema import create_graphql
+from tests.integration.hub_services import hub_services
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
 from tests.libraries import build_library
@@ -191,6 +192,7 @@ class GraphQLServer:
             keys=KeyService(key_store, peppers, changed=gatekeeper.look),
             gatekeeper=gatekeeper,
             **build_library(settings, catalog, control, self.providers, NODE),
+            **hub_services(settings),
         )
 
 

@@ -7,25 +7,32 @@ import pytest
 from gateway.core.ports import (
     CollectionStore,
     FileStore,
+    HubCache,
     KeyStore,
     ModelStateStore,
     ProviderStore,
+    SecretStore,
     SessionStore,
 )
 from gateway.store import migrate
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
+from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
+from gateway.store.secrets import DatabaseSecretStore
 from gateway.store.sessions import DatabaseSessionStore
+from gateway.store.vault import Vault
 from gateway.testing import (
     MemoryCollectionStore,
     MemoryFileStore,
+    MemoryHubCache,
     MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
+    MemorySecretStore,
     MemorySessionStore,
 )
 
@@ -76,3 +83,18 @@ def file_store(backing: Database | None) -> FileStore:
 @pytest.fixture
 def collection_store(backing: Database | None) -> CollectionStore:
     return DatabaseCollectionStore(backing) if backing else MemoryCollectionStore()
+
+
+def hub_cache(backing: Database | None) -> HubCache:
+    """A cache of three entries."""
+    if backing is None:
+        return MemoryHubCache(max_entries=3)
+    return DatabaseHubCache(backing, max_entries=3)
+
+
+@pytest.fixture
+def secret_store(backing: Database | None) -> SecretStore:
+    """A store whose clock stands at 1,000 s."""
+    if backing is None:
+        return MemorySecretStore(now=lambda: 1000.0)
+    return DatabaseSecretStore(backing, Vault([b"k" * 32]), now=lambda: 1000.0)

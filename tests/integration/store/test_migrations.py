@@ -27,6 +27,7 @@ TABLES = {
     "model_files",
     "models",
     "providers",
+    *("alembic_version", "api_keys", "hub_metadata", "models", "providers", "secrets"),
     "stream_sessions",
 }
 

@@ -1,0 +1,126 @@
+"""HubService: what the Hub has, from the cache while that is fresh or the Hub is away."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from time import time
+from typing import TypeVar
+
+import msgspec
+
+from gateway.core.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    HubOffline,
+    HubRateLimited,
+    HubUnavailable,
+)
+from gateway.core.hub import (
+    Freshness,
+    HubDetails,
+    HubListing,
+    HubModel,
+    HubQuery,
+    HubReport,
+    Remembered,
+    judge_fit,
+    require_query,
+    require_repository,
+)
+from gateway.core.ports import HubCache, HubSource
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class HubService:
+    """Answers are remembered with their age. One that is older than `fresh_s` is asked for anew,
+    and still given, with the reason, when the Hub cannot be asked."""
+
+    def __init__(
+        self,
+        source: HubSource,
+        cache: HubCache,
+        *,
+        endpoint: str,
+        budget_bytes: Callable[[], Awaitable[int | None]],
+        fresh_s: float,
+        recommended: Sequence[str] = (),
+        now: Callable[[], float] = time,
+    ) -> None:
+        """`budget_bytes` is what models may take where they are loaded by default; None: the
+        gateway loads none. `now` is Unix seconds."""
+        self.recommended = tuple(recommended)
+        self._source = source
+        self._cache = cache
+        self._endpoint = endpoint
+        self._budget_bytes = budget_bytes
+        self._fresh_s = fresh_s
+        self._now = now
+
+    async def search(self, query: HubQuery) -> HubListing:
+        """Return the models that fit. Raises InvalidRequest, HubError."""
+        require_query(query)
+        key = f"search {msgspec.json.encode(query).decode()}"
+        models, freshness = await self._answer(
+            key, tuple[HubModel, ...], lambda: self._source.search(query)
+        )
+        return HubListing(models, freshness)
+
+    async def details(self, repository: str) -> HubReport:
+        """Return what is in a repository and whether it fits. Raises InvalidRequest, HubError."""
+        require_repository(repository)
+        details, freshness = await self._answer(
+            f"model {repository}", HubDetails, lambda: self._source.details(repository)
+        )
+        return HubReport(details, judge_fit(details.need, await self._budget_bytes()), freshness)
+
+    async def newest_commit(self, repository: str) -> str | None:
+        """Return the commit of the branch main as far as it is remembered; the Hub is not asked."""
+        known = await self._recall(self._key(f"model {repository}"), HubDetails)
+        return None if known is None else known[0].model.sha
+
+    async def forget(self) -> None:
+        """Forget all answers: what one token is shown is not for the next."""
+        await self._cache.clear()
+
+    async def _answer(
+        self, key: str, kind: type[T], ask: Callable[[], Awaitable[T]]
+    ) -> tuple[T, Freshness]:
+        key = self._key(key)
+        known = await self._recall(key, kind)
+        if known is not None and known[1] < self._fresh_s:
+            return known[0], Freshness(known[1], is_cached=True)
+        try:
+            answer = await ask()
+        except (HubUnavailable, HubOffline, HubRateLimited) as error:
+            if known is None:
+                raise
+            return known[0], Freshness(known[1], is_cached=True, stale=error.renewed())
+        await self._remember(key, answer)
+        return answer, Freshness()
+
+    def _key(self, key: str) -> str:
+        return f"{self._endpoint} {key}"
+
+    async def _recall(self, key: str, kind: type[T]) -> tuple[T, float] | None:
+        """Return what is remembered and its age; None also where the database is away."""
+        try:
+            found = await self._cache.get(key)
+            if found is None:
+                return None
+            value = msgspec.json.decode(found.body, type=kind)
+        except (DatabaseUnavailable, msgspec.DecodeError) as error:
+            logger.warning("the Hub's answer is not remembered: %s", _reason(error))
+            return None
+        return value, max(0.0, self._now() - found.fetched_at)
+
+    async def _remember(self, key: str, answer: object) -> None:
+        try:
+            await self._cache.put(key, Remembered(msgspec.json.encode(answer), self._now()))
+        except DatabaseUnavailable as error:
+            logger.warning("the Hub's answer cannot be kept: %s", error.message)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, GatewayError) else "it is of another version"

@@ -1,0 +1,49 @@
+"""The real services of the Hub for a gateway of the tests, with what they keep in memory."""
+
+from functools import partial
+from typing import TypedDict
+
+from gateway.core.loading import LoadConfig
+from gateway.hub.client import HubClient
+from gateway.hub.search import HubSearch
+from gateway.hub.token import ask_whoami
+from gateway.services.hub import HubService
+from gateway.services.hub_token import HubTokenService
+from gateway.settings import Settings
+from gateway.testing import MemoryHubCache, MemorySecretStore
+
+BUDGET_BYTES = 8 * 10**9
+
+
+class HubServices(TypedDict):
+    hub: HubService
+    hub_token: HubTokenService
+
+
+def hub_services(settings: Settings) -> HubServices:
+    """Return them over the Hub that the settings name; its connections close with the loop."""
+
+    async def token() -> str | None:
+        return await tokens.lookup()
+
+    async def budget_bytes() -> int | None:
+        return settings.hf_memory_budget_bytes or BUDGET_BYTES
+
+    client = HubClient(settings.hub_endpoint, token, offline=settings.hf_hub_offline)
+    service = HubService(
+        HubSearch(client, LoadConfig("cpu")),
+        MemoryHubCache(),
+        endpoint=settings.hub_endpoint,
+        budget_bytes=budget_bytes,
+        fresh_s=settings.hub_cache_s,
+        recommended=settings.hub_recommended,
+    )
+    tokens = HubTokenService(
+        MemorySecretStore(),
+        partial(ask_whoami, client),
+        environment=settings.hf_token.get_secret_value() if settings.hf_token else None,
+        changed=service.forget,
+        required=settings.hub_require_token_for_downloads,
+        recommended=settings.hub_recommended,
+    )
+    return {"hub": service, "hub_token": tokens}
