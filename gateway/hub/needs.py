@@ -117,7 +117,7 @@ async def _read_header(client: HubClient, path: str) -> bytes:
     """Return the beginning of a safetensors file up to its first weight."""
     data = await _read_start(client, path, _FIRST_BYTES)
     length = 8 + int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > MAX_HEADER_BYTES:
+    if data[8:9] != b"{" or length > MAX_HEADER_BYTES:
         raise HubProtocolError(f"{path} does not begin as safetensors do.")
     if length > len(data):
         data = await _read_start(client, path, length)

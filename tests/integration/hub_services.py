@@ -3,6 +3,9 @@
 from functools import partial
 from typing import TypedDict
 
+import anyio
+from anyio.abc import TaskGroup
+
 from gateway.core.loading import LoadConfig
 from gateway.hub.client import HubClient
 from gateway.hub.search import HubSearch
@@ -20,8 +23,8 @@ class HubServices(TypedDict):
     hub_token: HubTokenService
 
 
-def hub_services(settings: Settings) -> HubServices:
-    """Return them over the Hub that the settings name; its connections close with the loop."""
+def hub_services(settings: Settings, tasks: TaskGroup) -> HubServices:
+    """Return them over the Hub that the settings name; connections close when `tasks` ends."""
 
     async def token() -> str | None:
         return await tokens.lookup()
@@ -30,6 +33,7 @@ def hub_services(settings: Settings) -> HubServices:
         return settings.hf_memory_budget_bytes or BUDGET_BYTES
 
     client = HubClient(settings.hub_endpoint, token, offline=settings.hf_hub_offline)
+    tasks.start_soon(_close_at_the_end, client)
     service = HubService(
         HubSearch(client, LoadConfig("cpu")),
         MemoryHubCache(),
@@ -47,3 +51,11 @@ def hub_services(settings: Settings) -> HubServices:
         recommended=settings.hub_recommended,
     )
     return {"hub": service, "hub_token": tokens}
+
+
+async def _close_at_the_end(client: HubClient) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()

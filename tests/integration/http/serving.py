@@ -166,7 +166,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         keys=KeyService(key_store, peppers, changed=gatekeeper.look),
         gatekeeper=gatekeeper,
         **build_library(settings, catalog, control, by_name, "test"),
-        **hub_services(settings),
+        **hub_services(settings, tasks),
     )
 
 

@@ -192,7 +192,7 @@ class GraphQLServer:
             keys=KeyService(key_store, peppers, changed=gatekeeper.look),
             gatekeeper=gatekeeper,
             **build_library(settings, catalog, control, self.providers, NODE),
-            **hub_services(settings),
+            **hub_services(settings, tasks),
         )
 
 
