@@ -20,7 +20,7 @@ from gateway import demo, providers
 from gateway.core.keys import Peppers
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.core.ports import ModelObserver, ModelRemover, Provider
+from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
 from gateway.engine.loader import choose_device
 from gateway.engine.runtime import default_budget
 from gateway.http import app as http
@@ -181,7 +181,7 @@ def _assemble(
         built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
     )
     removers: dict[str, ModelRemover] = {}
-    files, library = _build_library(settings, database, catalog, control, removers)
+    files, library = _build_library(settings, database, catalog, control, removers, hub.service)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
     built |= _build_providers(settings, files, tracker.observe, library.note_used, tasks)
@@ -301,6 +301,7 @@ def _build_library(
     catalog: Catalog,
     control: ModelControlService,
     removers: Mapping[str, ModelRemover],
+    revisions: HubRevisions,
 ) -> tuple[FileLibrary, LibraryService]:
     models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
@@ -318,6 +319,7 @@ def _build_library(
             threads=settings.hf_threads,
         ),
         removers=removers,
+        revisions=revisions,
     )
     return files, service
 

@@ -1,7 +1,7 @@
 """The one place that talks to the Hub with a token: where the token may go, time, size and rate.
 
 Knows HTTP and the Hub's errors; what the answers mean is for its neighbours. Why it is not
-huggingface_hub's own client is told in ADR 16.
+huggingface_hub's own client is told in ADR 18.
 """
 
 import platform

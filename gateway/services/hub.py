@@ -75,7 +75,7 @@ class HubService:
         )
         return HubReport(details, judge_fit(details.need, await self._budget_bytes()), freshness)
 
-    async def newest_commit(self, repository: str) -> str | None:
+    async def latest_commit(self, repository: str) -> str | None:
         """Return the commit of the branch main as far as it is remembered; the Hub is not asked."""
         known = await self._recall(self._key(f"model {repository}"), HubDetails)
         return None if known is None else known[0].model.sha

@@ -218,7 +218,7 @@ class Newest(HubRevisions):
         return self.commits.get(repository.rpartition("/")[2])
 
 
-async def test_an_update_is_told_where_the_newest_commit_is_known(tmp_path: Path) -> None:
+async def test_an_update_is_told_where_the_latest_commit_is_known(tmp_path: Path) -> None:
     for name in ("same", "old", "unknown"):
         put_cached(tmp_path / "hub", f"o/{name}")
     put_cached(tmp_path / "hub", "o/old", "c" * 40, branch="v1")

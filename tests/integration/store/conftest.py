@@ -85,6 +85,7 @@ def collection_store(backing: Database | None) -> CollectionStore:
     return DatabaseCollectionStore(backing) if backing else MemoryCollectionStore()
 
 
+@pytest.fixture
 def hub_cache(backing: Database | None) -> HubCache:
     """A cache of three entries."""
     if backing is None:

@@ -122,7 +122,7 @@ async def test_what_the_hub_itself_says_is_not_hidden_by_an_old_answer(
 async def test_without_a_database_the_hub_still_answers() -> None:
     house = House(ClosedCache())
     assert (await house.service.search(HubQuery())).models == house.hub.models
-    assert await house.service.newest_commit("a/b") is None
+    assert await house.service.latest_commit("a/b") is None
 
 
 async def test_what_another_version_remembered_is_asked_for_anew() -> None:
@@ -134,9 +134,9 @@ async def test_what_another_version_remembered_is_asked_for_anew() -> None:
 async def test_forgetting_forgets_everything() -> None:
     house = House()
     await house.service.details("a/b")
-    assert await house.service.newest_commit("a/b") == "1"
+    assert await house.service.latest_commit("a/b") == "1"
     await house.service.forget()
-    assert await house.service.newest_commit("a/b") is None
+    assert await house.service.latest_commit("a/b") is None
     assert house.hub.asked == 1
 
 
