@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from gateway import demo, providers
 from gateway.core.keys import Peppers
 from gateway.core.loading import LoadConfig
-from gateway.core.models import LocalModel
+from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
 from gateway.engine.loader import choose_device
 from gateway.engine.runtime import default_budget
@@ -47,6 +47,7 @@ from gateway.services.hub_token import HubTokenService
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
+from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.retention import SessionPurger
 from gateway.services.router import ModelRouterService
@@ -72,6 +73,8 @@ from gateway.store.secrets import DatabaseSecretStore
 from gateway.store.sessions import DatabaseSessionStore
 from gateway.store.vault import load_vault
 from gateway.telemetry import configure_logging
+from gateway.telemetry.meter import Meter
+from gateway.telemetry.watchdog import LoopWatchdog, Stalls
 from schema import create_graphql
 from schema.body import MAX_BODY_BYTES
 
@@ -111,6 +114,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             tasks.start_soon(notes.run, name="usage notes")
             tasks.start_soon(gateway.library.run, name="library")
             tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
+            if settings.stall_warn_s:
+                watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
+                tasks.start_soon(watchdog.run, name="loop watchdog")
             if not await gateway.recorder.wait_recovered(RECOVERY_S):
                 logger.warning("records of an earlier run are still being written")
             try:
@@ -177,6 +183,12 @@ def _assemble(
         node=node,
         interval_s=settings.reconcile_interval_s,
     )
+    meter = Meter()
+
+    def observe(change: ModelStateChange) -> None:
+        meter.model_changed(change)
+        tracker.observe(change)
+
     control = ModelControlService(
         built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
     )
@@ -184,7 +196,7 @@ def _assemble(
     files, library = _build_library(settings, database, catalog, control, removers, hub.service)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
-    built |= _build_providers(settings, files, tracker.observe, library.note_used, tasks)
+    built |= _build_providers(settings, files, observe, library.note_used, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
     recorder = SessionRecorder(sessions, journal, node=node, boot=secrets.token_hex(8))
     router = ModelRouterService(
@@ -204,7 +216,9 @@ def _assemble(
         limits=choose_limits(settings),
         tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
         slots=slots,
+        meter=meter,
     )
+    embeddings = EmbeddingService(router, max_open=settings.max_embeds, slots=slots, meter=meter)
     key_store = DatabaseKeyStore(database)
     gatekeeper = Gatekeeper(
         key_store,
@@ -222,7 +236,7 @@ def _assemble(
         router=router,
         control=control,
         streams=streams,
-        embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
+        embeddings=embeddings,
         recorder=recorder,
         tracker=tracker,
         feed=feed,
@@ -236,6 +250,15 @@ def _assemble(
         collections=CollectionService(collection_store, configs),
         hub=hub.service,
         hub_token=hub.tokens,
+        metrics=MetricsService(
+            meter,
+            Stalls(),
+            providers=built,
+            streams=streams,
+            embeddings=embeddings,
+            feed=feed,
+            recorder=recorder,
+        ),
     )
     return gateway, built
 

@@ -142,6 +142,13 @@ class Settings(BaseModel):
         "info", description="Log level."
     )
     log_format: Literal["text", "json"] = Field("text", description="One line or one JSON object.")
+    stall_warn_s: float = Field(
+        0.05,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds the event loop may stand still before that is logged; 0: not watched.",
+    )
     cors_origins: Names = Field(
         (), description="Origins of web pages that may call, as http://host:port; * is any."
     )

@@ -182,6 +182,23 @@ class ModelObserver(Protocol):
     def __call__(self, change: ModelStateChange) -> None: ...
 
 
+class SessionMeter(Protocol):
+    """Is told of every request once, at its end, on the event loop; must not block."""
+
+    def stream_ended(self, face: str, closed: SessionClosed) -> None: ...
+
+    def embedded(
+        self, face: str, ref: ModelRef | None, usage: Usage | None, error: str, seconds: float
+    ) -> None:
+        """Count a request for embeddings; without `usage` it failed with the code `error`, or was
+        cancelled."""
+        ...
+
+    def refused(self, code: str) -> None:
+        """Count a request that was not let in."""
+        ...
+
+
 class SessionStore(Protocol):
     """Stream sessions. All methods raise DatabaseUnavailable when the database does not answer."""
 

@@ -37,6 +37,7 @@ OPEN_ROUTES = frozenset(
 
 ROUTE_SCOPES: Mapping[tuple[str, str], frozenset[KeyScope]] = {
     ("GET", "/"): ANY_KEY,
+    ("GET", "/metrics"): MANAGE,
     ("POST", "/api/v1/stream"): INFER,
     ("POST", "/api/v1/generate"): INFER,
     ("POST", "/api/v1/embed"): INFER,

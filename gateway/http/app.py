@@ -16,6 +16,7 @@ from gateway.http.hosts import is_loopback
 from gateway.http.hub import HubFace
 from gateway.http.keys import KeysFace
 from gateway.http.library import LibraryFace
+from gateway.http.metrics import MetricsFace
 from gateway.http.middleware import (
     REQUEST_ID,
     RefuseForeignHosts,
@@ -49,6 +50,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
     endpoint = _Application(graphql)
     routes: list[BaseRoute] = [
         *HealthFace(gateway).routes(),
+        *MetricsFace(gateway).routes(),
         *PagesFace(settings).routes(),
         *NativeFace(gateway, settings).routes(),
         *StreamsFace(gateway, settings).routes(),
@@ -74,7 +76,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
 
 def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -> list[Middleware]:
     """Outermost first: every reply has its id, and browsers may read the errors, too."""
-    stack = [Middleware(RequestIds)]
+    stack = [Middleware(RequestIds, metrics=gateway.metrics)]
     if settings.cors_origins:
         stack.append(
             Middleware(

@@ -69,14 +69,15 @@ class EmbeddingsFace:
         ]
 
     async def embeddings(self, request: Request) -> Response:
-        return await self._answer(request, _OPENAI, _describe_openai)
+        return await self._answer(request, "openai", _OPENAI, _describe_openai)
 
     async def embed(self, request: Request) -> Response:
-        return await self._answer(request, _NATIVE, _describe_native)
+        return await self._answer(request, "native", _NATIVE, _describe_native)
 
     async def _answer(
         self,
         request: Request,
+        face: str,
         decoder: "msgspec.json.Decoder[Any]",
         describe: Callable[[Embeddings, list[msgspec.Raw]], dict[str, Any]],
     ) -> Response:
@@ -87,7 +88,9 @@ class EmbeddingsFace:
             max_inputs=self._settings.max_embed_inputs,
         )
         wanted = await read_request(request, self._settings.max_body_bytes, parse)
-        embed = partial(self._gateway.embeddings.embed, wanted.request, caller=caller_of(request))
+        embed = partial(
+            self._gateway.embeddings.embed, wanted.request, face=face, caller=caller_of(request)
+        )
         found = await unless_disconnected(request.receive, embed)
         # In a thread, vector by vector: a thousand of them are a million numbers to be written.
         data = await anyio.to_thread.run_sync(_encode, found, wanted.in_base64, describe)

@@ -17,6 +17,7 @@ from gateway.core.errors import ForeignOrigin, ShuttingDown
 from gateway.http.errors import error_response
 from gateway.http.hosts import may_be_called
 from gateway.problems import describe
+from gateway.services.metrics import MetricsService
 from gateway.services.streams import StreamService
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,10 @@ _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "we
 class RequestIds:
     """Gives each request an id, the caller's own if it is usable, and puts it on the reply."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: MetricsService) -> None:
+        """`metrics` counts the statuses of replies."""
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -48,6 +51,8 @@ class RequestIds:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in _STARTS:
+                # What accepts a WebSocket has no status of its own: the protocol's is 101.
+                self._metrics.meter.responded(message.get("status", 101))
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 for name, value in _ALWAYS.items():

@@ -24,6 +24,7 @@ FACES = {
     "graphql": "/graphql",
     "live": "/health/live",
     "ready": "/health/ready",
+    "metrics": "/metrics",
 }
 
 _FOLDER = Path(__file__).parent / "chat"

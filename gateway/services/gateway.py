@@ -17,6 +17,7 @@ from gateway.services.hub import HubService
 from gateway.services.hub_token import HubTokenService
 from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
+from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
@@ -46,6 +47,7 @@ class Gateway(msgspec.Struct, frozen=True):
     collections: CollectionService
     hub: HubService
     hub_token: HubTokenService
+    metrics: MetricsService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

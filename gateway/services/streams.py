@@ -25,6 +25,7 @@ from gateway.core.events import Routed, Started, Usage
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
+from gateway.core.ports import SessionMeter
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.services.ended import EndedStreams
@@ -34,6 +35,7 @@ from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
 from gateway.settings import Settings
+from gateway.telemetry.meter import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class StreamService:
         limits: StreamLimits,
         tokens: StreamTokens,
         slots: CallerSlots | None = None,
+        meter: SessionMeter | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -80,6 +83,7 @@ class StreamService:
         self._node = node
         self._limits = limits
         self._slots = slots or CallerSlots()
+        self._meter = meter or Meter()
         self._now = now
         self._clock = clock
         self._sleep = sleep
@@ -106,11 +110,11 @@ class StreamService:
         Raises Overloaded when too many are open, TooManyStreams when the caller has too many, and
         ShuttingDown while the gateway drains. Every other error comes out of the stream.
         """
-        if self.draining:
-            raise ShuttingDown("The gateway is shutting down.")
-        if len(self._live) >= self._limits.max_streams:
-            raise Overloaded(f"All {self._limits.max_streams} streams are taken.")
-        self._slots.take(caller.id, caller.max_streams)
+        try:
+            self._admit(caller)
+        except GatewayError as error:
+            self._meter.refused(error.code)
+            raise
         request = replace(request, caller=caller.id)
         opening = SessionOpened(
             id=secrets.token_hex(12),
@@ -134,6 +138,13 @@ class StreamService:
         self._live[stream.id] = stream
         self._tasks.start_soon(self._own, stream, request, name=f"stream {stream.id}")
         return stream.attach()
+
+    def _admit(self, caller: Caller) -> None:
+        if self.draining:
+            raise ShuttingDown("The gateway is shutting down.")
+        if len(self._live) >= self._limits.max_streams:
+            raise Overloaded(f"All {self._limits.max_streams} streams are taken.")
+        self._slots.take(caller.id, caller.max_streams)
 
     def find(self, stream_id: str, *, caller: str, token: str = "") -> LiveStream:
         """Return a stream of `caller`, or the one that `token` is for; ended ones while they are
@@ -248,18 +259,18 @@ class StreamService:
             end = StreamEnd.ERROR if error else StreamEnd.CANCELLED
         if tally.ref is None:
             self._recorder.opened(stream.opened)
-        self._recorder.closed(
-            SessionClosed(
-                id=stream.id,
-                provider=tally.ref.provider if tally.ref else None,
-                model=tally.ref.qualified_model if tally.ref else None,
-                end=end,
-                closed_at=self._now(),
-                usage=stream.usage,
-                timings=stream.timings,
-                error_code=error.code if error and finished is None else None,
-            )
+        closed = SessionClosed(
+            id=stream.id,
+            provider=tally.ref.provider if tally.ref else None,
+            model=tally.ref.qualified_model if tally.ref else None,
+            end=end,
+            closed_at=self._now(),
+            usage=stream.usage,
+            timings=stream.timings,
+            error_code=error.code if error and finished is None else None,
         )
+        self._recorder.closed(closed)
+        self._meter.stream_ended(stream.opened.face, closed)
         logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]
         self._slots.free(stream.caller)

@@ -25,6 +25,7 @@ from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
+from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
@@ -33,6 +34,8 @@ from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
+from gateway.telemetry.meter import Meter
+from gateway.telemetry.watchdog import Stalls
 from gateway.testing import (
     MemoryJournal,
     MemoryKeyStore,
@@ -118,7 +121,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
     )
-    slots = CallerSlots()
+    slots, meter = CallerSlots(), Meter()
     streams = StreamService(
         router,
         recorder,
@@ -127,7 +130,9 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         limits=choose_limits(settings),
         tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
         slots=slots,
+        meter=meter,
     )
+    embeddings = EmbeddingService(router, max_open=settings.max_embeds, slots=slots, meter=meter)
     key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
     gatekeeper = Gatekeeper(
         key_store,
@@ -156,7 +161,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         router=router,
         control=control,
         streams=streams,
-        embeddings=EmbeddingService(router, max_open=settings.max_embeds, slots=slots),
+        embeddings=embeddings,
         recorder=recorder,
         tracker=tracker,
         feed=feed,
@@ -167,6 +172,15 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         gatekeeper=gatekeeper,
         **build_library(settings, catalog, control, by_name, "test"),
         **hub_services(settings, tasks),
+        metrics=MetricsService(
+            meter,
+            Stalls(),
+            providers=by_name,
+            streams=streams,
+            embeddings=embeddings,
+            feed=feed,
+            recorder=recorder,
+        ),
     )
 
 

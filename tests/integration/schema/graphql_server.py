@@ -27,6 +27,7 @@ from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
+from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
@@ -34,6 +35,8 @@ from gateway.services.streams import StreamService, choose_limits
 from gateway.services.tracker import ModelStateTracker
 from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
+from gateway.telemetry.meter import Meter
+from gateway.telemetry.watchdog import Stalls
 from gateway.testing import (
     MemoryJournal,
     MemoryKeyStore,
@@ -175,6 +178,7 @@ class GraphQLServer:
         control = ModelControlService(
             self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
         )
+        embeddings = EmbeddingService(router, max_open=8)
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
@@ -182,7 +186,7 @@ class GraphQLServer:
             router=router,
             control=control,
             streams=streams,
-            embeddings=EmbeddingService(router, max_open=8),
+            embeddings=embeddings,
             recorder=recorder,
             tracker=tracker,
             feed=feed,
@@ -193,6 +197,15 @@ class GraphQLServer:
             gatekeeper=gatekeeper,
             **build_library(settings, catalog, control, self.providers, NODE),
             **hub_services(settings, tasks),
+            metrics=MetricsService(
+                Meter(),
+                Stalls(),
+                providers=self.providers,
+                streams=streams,
+                embeddings=embeddings,
+                feed=feed,
+                recorder=recorder,
+            ),
         )
 
 

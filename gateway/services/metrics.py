@@ -1,0 +1,223 @@
+"""MetricsService: every figure that the gateway exports, gathered when somebody looks.
+
+What is counted as it happens is in `telemetry.meter`; the rest is asked for here. The names are
+OpenTelemetry's for generative AI where it has one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+import anyio
+import msgspec
+
+from gateway.core.errors import GatewayError
+from gateway.core.loading import ModelStatus
+from gateway.core.ports import Provider
+from gateway.services.embeddings import EmbeddingService
+from gateway.services.feed import ModelFeed
+from gateway.services.recorder import SessionRecorder
+from gateway.services.streams import StreamService
+from gateway.telemetry.figures import Family, Row, Sample
+from gateway.telemetry.meter import Meter
+from gateway.telemetry.watchdog import Stalls
+
+STATUS_WAIT_S = 1.0
+"""How long a look waits for a provider to tell which models it has in memory."""
+
+_MODEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+
+REQUEST_DURATION = Family(
+    "gen_ai_server_request_duration_seconds",
+    "histogram",
+    "From the acceptance of a request to its end.",
+    (*_MODEL, "error_type"),
+)
+FIRST_TOKEN = Family(
+    "gen_ai_server_time_to_first_token_seconds",
+    "histogram",
+    "From the acceptance of a request to the first token of its answer.",
+    _MODEL,
+)
+TOKEN_TIME = Family(
+    "gen_ai_server_time_per_output_token_seconds",
+    "histogram",
+    "The mean gap between the tokens of an answer that became whole.",
+    _MODEL,
+)
+TOKENS = Family(
+    "gen_ai_client_token_usage",
+    "histogram",
+    "Tokens of a request.",
+    (*_MODEL, "gen_ai_token_type"),
+)
+REQUESTS = Family(
+    "gateway_requests_total",
+    "counter",
+    "Requests that were let in, by how they ended.",
+    ("operation", "face", "provider", "model", "outcome", "error"),
+)
+REFUSALS = Family(
+    "gateway_refusals_total", "counter", "Requests for work that were not let in.", ("error",)
+)
+RESPONSES = Family(
+    "gateway_http_responses_total", "counter", "Replies that began, by status.", ("status",)
+)
+QUEUE = Family(
+    "gateway_queue_seconds", "histogram", "The wait of an answered request in a queue.", _MODEL
+)
+LOAD = Family(
+    "gateway_load_wait_seconds",
+    "histogram",
+    "The wait of an answered request for its model to be loaded.",
+    _MODEL,
+)
+OPEN_STREAMS = Family("gateway_streams_open", "gauge", "Streams that run.")
+OPEN_EMBEDDINGS = Family("gateway_embeddings_open", "gauge", "Embedding requests that run.")
+SUBSCRIPTIONS = Family("gateway_subscriptions_open", "gauge", "Subscriptions to model states.")
+TRANSITIONS = Family(
+    "gateway_model_transitions_total",
+    "counter",
+    "States that models entered: LOADED is a load, NOT_LOADED an unload or eviction.",
+    ("provider", "state"),
+)
+PROVIDER_UP = Family(
+    "gateway_provider_up",
+    "gauge",
+    "Whether a provider told its models when it was asked just now.",
+    ("provider",),
+)
+MODEL_BYTES = Family(
+    "gateway_model_memory_bytes",
+    "gauge",
+    "What a model holds in memory, its cache included.",
+    ("provider", "model", "device"),
+)
+MODEL_LEASES = Family(
+    "gateway_model_leases", "gauge", "Requests that use a model.", ("provider", "model")
+)
+MODEL_QUEUED = Family(
+    "gateway_model_queued",
+    "gauge",
+    "Requests that wait for a model to be loaded.",
+    ("provider", "model"),
+)
+RECORDS = Family(
+    "gateway_records_total", "counter", "Session records by what became of them.", ("fate",)
+)
+RECORDS_PENDING = Family("gateway_records_pending", "gauge", "Records that are in memory only.")
+JOURNAL_BYTES = Family("gateway_journal_bytes", "gauge", "What the journal takes on its disk.")
+DATABASE_UP = Family("gateway_database_up", "gauge", "Whether the database takes records.")
+JOURNAL_UP = Family("gateway_journal_up", "gauge", "Whether the journal would take records.")
+STALLS = Family(
+    "gateway_event_loop_stall_seconds",
+    "histogram",
+    "How long the event loop stood still, of times over GATEWAY_STALL_WARN_S.",
+)
+WORST_STALL = Family(
+    "gateway_event_loop_stall_max_seconds", "gauge", "The longest stall since the start."
+)
+
+FAMILIES = (
+    *(REQUEST_DURATION, FIRST_TOKEN, TOKEN_TIME, TOKENS, REQUESTS, REFUSALS, RESPONSES, QUEUE),
+    *(LOAD, OPEN_STREAMS, OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, PROVIDER_UP, MODEL_BYTES),
+    *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
+    *(JOURNAL_UP, STALLS, WORST_STALL),
+)
+"""All there are."""
+
+
+class MetricsService:
+    """Gathers the figures of one gateway."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        stalls: Stalls,
+        *,
+        providers: Mapping[str, Provider],
+        streams: StreamService,
+        embeddings: EmbeddingService,
+        feed: ModelFeed,
+        recorder: SessionRecorder,
+    ) -> None:
+        self.meter = meter
+        self.stalls = stalls
+        self._providers = providers
+        self._streams = streams
+        self._embeddings = embeddings
+        self._feed = feed
+        self._recorder = recorder
+
+    async def gather(self) -> list[Sample]:
+        """Return one sample of each family; takes as long as the slowest provider, 1 s at most."""
+        statuses = await self._ask_providers()
+        return [
+            *self._of_requests(),
+            OPEN_STREAMS.is_(self._streams.live_count),
+            OPEN_EMBEDDINGS.is_(self._embeddings.open_count),
+            SUBSCRIPTIONS.is_(self._feed.subscriber_count),
+            *_of_models(statuses),
+            *self._of_records(),
+            STALLS.is_(self.stalls.seconds.copy()),
+            WORST_STALL.is_(self.stalls.worst_s),
+        ]
+
+    def _of_requests(self) -> Iterator[Sample]:
+        meter = self.meter
+        yield REQUEST_DURATION.of((key, each.copy()) for key, each in meter.durations.items())
+        series = meter.series.items()
+        yield FIRST_TOKEN.of((key, each.first_token.copy()) for key, each in series)
+        yield TOKEN_TIME.of((key, each.token_time.copy()) for key, each in series)
+        yield TOKENS.of(
+            ((*key, kind), figure.copy())
+            for key, each in series
+            for kind, figure in (("input", each.input_tokens), ("output", each.output_tokens))
+        )
+        yield QUEUE.of((key, each.queue.copy()) for key, each in series)
+        yield LOAD.of((key, each.load.copy()) for key, each in series)
+        yield REQUESTS.of((key, account.count) for key, account in meter.accounts.items())
+        yield REFUSALS.of(((code,), count) for code, count in meter.refusals.items())
+        yield RESPONSES.of(((str(status),), count) for status, count in meter.responses.items())
+        yield TRANSITIONS.of(meter.transition_rows())
+
+    def _of_records(self) -> Iterator[Sample]:
+        counts = msgspec.structs.asdict(self._recorder.counts)
+        yield RECORDS.of(((fate,), count) for fate, count in counts.items())
+        yield RECORDS_PENDING.is_(self._recorder.pending)
+        yield JOURNAL_BYTES.is_(self._recorder.journal_bytes)
+        yield DATABASE_UP.is_(self._recorder.healthy)
+        yield JOURNAL_UP.is_(self._recorder.journal_healthy)
+
+    async def _ask_providers(self) -> dict[str, Sequence[ModelStatus] | None]:
+        """Return what each provider says of its models; None where it does not say in time."""
+        found: dict[str, Sequence[ModelStatus] | None] = dict.fromkeys(self._providers)
+
+        async def ask(name: str, provider: Provider) -> None:
+            with suppress(GatewayError):
+                found[name] = await provider.status()
+
+        with anyio.move_on_after(STATUS_WAIT_S):
+            async with anyio.create_task_group() as tasks:
+                for name, provider in self._providers.items():
+                    tasks.start_soon(ask, name, provider)
+        return found
+
+
+def _of_models(statuses: Mapping[str, Sequence[ModelStatus] | None]) -> Iterator[Sample]:
+    models = [model for found in statuses.values() for model in found or ()]
+    yield PROVIDER_UP.of(((name,), found is not None) for name, found in statuses.items())
+    yield MODEL_BYTES.of(
+        ((*_names(model), model.device or ""), model.memory_bytes)
+        for model in models
+        if model.memory_bytes
+    )
+    yield MODEL_LEASES.of(_rows(models, "leases"))
+    yield MODEL_QUEUED.of(_rows(models, "queued"))
+
+
+def _rows(models: Sequence[ModelStatus], field: str) -> Iterator[Row]:
+    return ((_names(model), getattr(model, field)) for model in models if model.memory_bytes)
+
+
+def _names(model: ModelStatus) -> tuple[str, str]:
+    return model.ref.provider, model.ref.qualified_model

@@ -1,0 +1,147 @@
+"""Counts what the gateway does. On the event loop only, and once for each request, at its end:
+what a request costs must not show in what it measures.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from gateway.core.events import Timings, Usage
+from gateway.core.models import ModelStateChange
+from gateway.core.names import ModelRef
+from gateway.core.sessions import SessionClosed
+from gateway.core.states import ModelState
+from gateway.telemetry.figures import Distribution, Row
+
+# Source: OpenTelemetry, semantic conventions for generative AI, metrics. Small models on a
+# processor are faster than the smallest time for a token there: three bounds are added below it.
+DURATION_BOUNDS = (
+    *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+)
+FIRST_TOKEN_BOUNDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+TOKEN_TIME_BOUNDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
+)
+TOKEN_BOUNDS = tuple(4.0**power for power in range(14))
+WAIT_BOUNDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+MAX_MODELS = 100
+"""Models that are told apart: more names than these are one, so that nobody can fill memory, here
+or in Prometheus, by asking for models that are not there."""
+OTHER = "other"
+
+CHAT, EMBEDDINGS = "chat", "embeddings"
+
+
+class ModelSeries:
+    """The distributions of one model and one kind of work. Times are seconds."""
+
+    __slots__ = ("first_token", "input_tokens", "load", "output_tokens", "queue", "token_time")
+
+    def __init__(self) -> None:
+        self.first_token = Distribution(FIRST_TOKEN_BOUNDS)
+        self.token_time = Distribution(TOKEN_TIME_BOUNDS)
+        self.queue = Distribution(WAIT_BOUNDS)
+        self.load = Distribution(WAIT_BOUNDS)
+        self.input_tokens = Distribution(TOKEN_BOUNDS)
+        self.output_tokens = Distribution(TOKEN_BOUNDS)
+
+    def add(self, timings: Timings, usage: Usage, *, is_whole: bool) -> None:
+        """Count one stream that began to answer."""
+        assert timings.ttft_ms is not None
+        self.first_token.add(timings.ttft_ms / 1000)
+        self.queue.add(timings.queue_ms / 1000)
+        self.load.add(timings.load_ms / 1000)
+        self.input_tokens.add(usage.prompt_tokens)
+        self.output_tokens.add(usage.completion_tokens)
+        if is_whole and usage.completion_tokens > 1:
+            rest_s = (timings.total_ms - timings.ttft_ms) / 1000
+            self.token_time.add(rest_s / (usage.completion_tokens - 1))
+
+
+class Account:
+    """What one kind of request adds up in; those of one model and error share the durations."""
+
+    __slots__ = ("count", "duration", "series")
+
+    def __init__(self, duration: Distribution, series: ModelSeries) -> None:
+        self.count = 0
+        self.duration = duration
+        self.series = series
+
+
+class Meter:
+    """Fulfils core.ports.SessionMeter; what it counted is read by `services.metrics`."""
+
+    def __init__(self, *, max_models: int = MAX_MODELS) -> None:
+        self.accounts: dict[tuple[str, str, str, str, str, str], Account] = {}
+        """By operation, face, provider, model, outcome and error code."""
+        self.durations: dict[tuple[str, str, str, str], Distribution] = {}
+        self.series: dict[tuple[str, str, str], ModelSeries] = {}
+        self.refusals: Counter[str] = Counter()
+        self.responses: Counter[int] = Counter()
+        self.transitions: Counter[tuple[str, str]] = Counter()
+        self._max_models = max_models
+        self._models: set[tuple[str, str]] = set()
+
+    def stream_ended(self, face: str, closed: SessionClosed) -> None:
+        """Count a stream by what its terminal record says."""
+        timings = closed.timings
+        has_begun, error = timings.ttft_ms is not None, closed.error_code or ""
+        name = self._label(closed.provider, closed.model, is_known=has_begun)
+        account = self._account((CHAT, face, *name, closed.end.value, error))
+        account.count += 1
+        account.duration.add(timings.total_ms / 1000)
+        if has_begun:
+            account.series.add(timings, closed.usage, is_whole=not error)
+
+    def embedded(
+        self, face: str, ref: ModelRef | None, usage: Usage | None, error: str, seconds: float
+    ) -> None:
+        provider, model = (ref.provider, ref.qualified_model) if ref else (None, None)
+        name = self._label(provider, model, is_known=usage is not None)
+        outcome = "stop" if usage else "error" if error else "cancelled"
+        account = self._account((EMBEDDINGS, face, *name, outcome, error))
+        account.count += 1
+        account.duration.add(seconds)
+        if usage is not None:
+            account.series.input_tokens.add(usage.prompt_tokens)
+
+    def refused(self, code: str) -> None:
+        self.refusals[code] += 1
+
+    def responded(self, status: int) -> None:
+        self.responses[status] += 1
+
+    def model_changed(self, change: ModelStateChange) -> None:
+        """Count a transition of a model. A core.ports.ModelObserver."""
+        self.transitions[change.ref.provider, change.state.value] += 1
+
+    def transition_rows(self) -> Iterator[Row]:
+        """Return how often each state was entered, of every provider that has models."""
+        for provider in {provider for provider, _ in self.transitions}:
+            for state in ModelState:
+                yield (provider, state.value), self.transitions[provider, state.value]
+
+    def _account(self, key: tuple[str, str, str, str, str, str]) -> Account:
+        account = self.accounts.get(key)
+        if account is None:
+            operation, _, provider, model, _, error = key
+            account = self.accounts[key] = Account(
+                self.durations.setdefault(
+                    (operation, provider, model, error), Distribution(DURATION_BOUNDS)
+                ),
+                self.series.setdefault((operation, provider, model), ModelSeries()),
+            )
+        return account
+
+    def _label(self, provider: str | None, model: str | None, *, is_known: bool) -> tuple[str, str]:
+        """Return the labels of a model. It gets its own when it first answers: what has not may be
+        a name that somebody made up."""
+        name = provider or "", model or OTHER
+        if name not in self._models:
+            if not is_known or len(self._models) >= self._max_models:
+                return name[0], OTHER
+            self._models.add(name)
+        return name

@@ -1,0 +1,103 @@
+"""Watches whether the event loop keeps turning: while it stands still, nobody is served.
+
+The loop takes note of the time at each beat. That tells how long it stood still, whatever it did:
+also in C code that holds the interpreter's lock. A thread looks at the same note, and tells where
+the loop stands while it still does. (Where the lock is held, it tells as soon as it gets the lock,
+which is before the loop's thread can go on.)
+"""
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from gateway.telemetry.figures import Distribution
+
+logger = logging.getLogger(__name__)
+
+STALL_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BEATS = 2
+"""Beats in the shortest time that is a stall: one that is by half longer is surely noticed."""
+MAX_FRAMES = 20
+MAX_TOLD = 10
+"""Stacks that are logged in each minute; more would bury the log in what it tells already."""
+
+
+class Stalls:
+    """How often and how long the loop stood still; times are seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = Distribution(STALL_BOUNDS)
+        self.worst_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.seconds.add(seconds)
+        self.worst_s = max(self.worst_s, seconds)
+
+
+class LoopWatchdog:
+    """Counts the stalls of the loop that runs `run`, and logs where each happened."""
+
+    def __init__(
+        self,
+        stalls: Stalls,
+        *,
+        warn_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    ) -> None:
+        """`warn_s` is what the loop may stand still before it is a stall."""
+        self._stalls = stalls
+        self._warn_s = warn_s
+        self._beat_s = warn_s / BEATS
+        self._clock = clock
+        self._sleep = sleep
+        self._beaten_at = 0.0
+        self._told: list[float] = []
+
+    async def run(self) -> None:
+        """Watch for ever; end it by cancelling."""
+        self._beaten_at = self._clock()
+        stop = threading.Event()
+        arguments = (threading.get_ident(), stop)
+        watcher = threading.Thread(
+            target=self._watch, args=arguments, name="loop watchdog", daemon=True
+        )
+        watcher.start()
+        try:
+            while True:
+                await self._sleep(self._beat_s)
+                self._beat()
+        finally:
+            stop.set()
+            watcher.join()
+
+    def _beat(self) -> None:
+        now = self._clock()
+        stood_s = now - self._beaten_at - self._beat_s
+        self._beaten_at = now
+        if stood_s > self._warn_s:
+            self._stalls.add(stood_s)
+
+    def _watch(self, loop_thread: int, stop: threading.Event) -> None:
+        told_of = 0.0
+        while not stop.wait(self._warn_s):
+            beaten_at = self._beaten_at
+            stood_s = self._clock() - beaten_at - self._beat_s
+            if stood_s > self._warn_s and beaten_at != told_of:
+                told_of = beaten_at
+                self._tell(stood_s, loop_thread)
+
+    def _tell(self, stood_s: float, loop_thread: int) -> None:
+        now = self._clock()
+        self._told = [told_at for told_at in self._told if now - told_at < 60]
+        frame = sys._current_frames().get(loop_thread)
+        if len(self._told) >= MAX_TOLD or frame is None:
+            return
+        self._told.append(now)
+        stack = "".join(traceback.format_stack(frame)[-MAX_FRAMES:])
+        logger.warning("the event loop has stood still for %.0f ms at\n%s", stood_s * 1000, stack)

@@ -1,0 +1,90 @@
+"""What is counted of a request, under which names, and that names are bounded."""
+
+from gateway.core.events import Timings, Usage
+from gateway.core.names import ModelRef
+from gateway.core.sessions import SessionClosed
+from gateway.core.states import StreamEnd
+from gateway.telemetry.meter import Meter
+
+
+def closed(
+    model: str = "m",
+    end: StreamEnd = StreamEnd.STOP,
+    *,
+    error: str | None = None,
+    usage: Usage = Usage(7, 5),  # noqa: B008
+    ttft_ms: float | None = 100.0,
+) -> SessionClosed:
+    timings = Timings(queue_ms=20, load_ms=3000, ttft_ms=ttft_ms, total_ms=500.0)
+    return SessionClosed("id", "p", model, end, 0.0, usage, timings, error)
+
+
+def counts(meter: Meter) -> dict[tuple[str, ...], int]:
+    return {key: account.count for key, account in meter.accounts.items()}
+
+
+def test_an_answer_is_counted_under_its_model() -> None:
+    meter = Meter()
+    meter.stream_ended("openai", closed())
+    assert counts(meter) == {("chat", "openai", "p", "m", "stop", ""): 1}
+    series = meter.series["chat", "p", "m"]
+    assert series.first_token.total == 0.1
+    assert series.queue.total == 0.02
+    assert series.load.total == 3.0
+    assert (series.input_tokens.total, series.output_tokens.total) == (7, 5)
+    # Four gaps lie between five tokens.
+    assert series.token_time.total == (0.5 - 0.1) / 4
+    assert meter.durations["chat", "p", "m", ""].total == 0.5
+
+
+def test_a_cut_answer_counts_its_tokens_and_no_pace() -> None:
+    meter = Meter()
+    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="provider_unavailable"))
+    series = meter.series["chat", "p", "m"]
+    assert series.output_tokens.total == 5
+    assert series.token_time.count == 0
+    assert meter.durations["chat", "p", "m", "provider_unavailable"].count == 1
+
+
+def test_one_token_has_no_gap() -> None:
+    meter = Meter()
+    meter.stream_ended("native", closed(usage=Usage(7, 1)))
+    assert meter.series["chat", "p", "m"].token_time.count == 0
+
+
+def test_a_name_that_never_answered_is_no_label() -> None:
+    meter = Meter()
+    for number in range(1000):
+        made_up = closed(f"m{number}", StreamEnd.ERROR, error="model_not_found", ttft_ms=None)
+        meter.stream_ended("native", made_up)
+    assert counts(meter) == {("chat", "native", "p", "other", "error", "model_not_found"): 1000}
+    assert len(meter.series) == 1
+
+
+def test_a_model_that_answered_keeps_its_label_when_it_fails() -> None:
+    meter = Meter()
+    meter.stream_ended("native", closed())
+    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="no_room", ttft_ms=None))
+    assert counts(meter)["chat", "native", "p", "m", "error", "no_room"] == 1
+
+
+def test_beyond_the_bound_models_are_one() -> None:
+    meter = Meter(max_models=2)
+    for name in ("a", "b", "c", "d", "a"):
+        meter.stream_ended("native", closed(name))
+    counted = {key[3]: count for key, count in counts(meter).items()}
+    assert counted == {"a": 2, "b": 1, "other": 2}
+
+
+def test_embeddings_count_by_how_they_ended() -> None:
+    meter = Meter()
+    ref = ModelRef("p", "e")
+    meter.embedded("openai", ref, Usage(7), "", 0.5)
+    meter.embedded("openai", None, None, "no_room", 0.1)
+    meter.embedded("native", None, None, "", 0.1)
+    assert counts(meter) == {
+        ("embeddings", "openai", "p", "e", "stop", ""): 1,
+        ("embeddings", "openai", "", "other", "error", "no_room"): 1,
+        ("embeddings", "native", "", "other", "cancelled", ""): 1,
+    }
+    assert meter.series["embeddings", "p", "e"].input_tokens.total == 7

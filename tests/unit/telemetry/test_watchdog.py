@@ -1,0 +1,97 @@
+"""Loops that are made to stand still, and what is told of it."""
+
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from gateway.telemetry.watchdog import MAX_TOLD, LoopWatchdog, Stalls
+
+WARN_S = 0.2
+"""Far above what a busy machine does to a loop that has nothing to do."""
+
+
+@asynccontextmanager
+async def watched(warn_s: float = WARN_S) -> AsyncIterator[Stalls]:
+    stalls = Stalls()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(LoopWatchdog(stalls, warn_s=warn_s).run)
+        await anyio.wait_all_tasks_blocked()
+        yield stalls
+        while not stalls.seconds.count:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+def hold_the_loop(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def hold_the_interpreter(seconds: float) -> None:
+    """Sleep in C and keep the interpreter's lock."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+@pytest.mark.parametrize("hold", [hold_the_loop, hold_the_interpreter])
+async def test_a_stall_is_counted_and_its_place_is_told(
+    hold: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched() as stalls:
+        hold(3 * WARN_S)
+    assert stalls.worst_s > 1.5 * WARN_S
+    assert stalls.seconds.total >= stalls.worst_s
+    told = [record.getMessage() for record in caplog.records if "stood still" in record.message]
+    assert hold.__name__ in told[0]
+    assert sum(hold.__name__ in text for text in told) == 1
+
+
+async def test_a_loop_that_turns_is_no_stall() -> None:
+    # What a machine does that is busy with other things would be seen as a stall, too: so the
+    # clock is by hand.
+    now = [0.0]
+    beats = 0
+    enough = anyio.Event()
+    stalls = Stalls()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal beats
+        beats += 1
+        now[0] += seconds + 0.9 * WARN_S
+        if beats == 100:
+            enough.set()
+        await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        dog = LoopWatchdog(stalls, warn_s=WARN_S, clock=lambda: now[0], sleep=sleep)
+        tasks.start_soon(dog.run)
+        await enough.wait()
+        tasks.cancel_scope.cancel()
+    assert stalls.seconds.count == 0
+
+
+async def test_many_stalls_are_all_counted_and_a_bounded_number_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    warn_s = 0.01
+    async with watched(warn_s) as stalls:
+        while stalls.seconds.count < 2 * MAX_TOLD:
+            hold_the_loop(4 * warn_s)
+            await anyio.sleep(warn_s)
+    assert len([r for r in caplog.records if "stood still" in r.message]) <= MAX_TOLD
+
+
+async def test_the_thread_ends_with_its_task() -> None:
+    before = set(threading.enumerate())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(LoopWatchdog(Stalls(), warn_s=0.05).run)
+        await anyio.wait_all_tasks_blocked()
+        assert len(set(threading.enumerate()) - before) == 1
+        tasks.cancel_scope.cancel()
+    assert set(threading.enumerate()) == before
