@@ -73,11 +73,12 @@ async def serving(
     *providers: Provider,
     graphql: ASGIApp = PlainTextResponse("graphql"),  # noqa: B008
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    patience_s: float = 30.0,
     **values: Any,
 ) -> AsyncIterator[Served]:
-    """Serve `providers` with `values` as settings; nothing may take longer than 30 s."""
+    """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
     settings = Settings(providers=tuple(p.name for p in providers), node="test", **values)
-    with _listen() as listener, anyio.fail_after(30):
+    with _listen() as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
             gateway = build_gateway(settings, tasks, providers)
