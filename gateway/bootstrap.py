@@ -26,6 +26,13 @@ from gateway.core.states import ModelState
 from gateway.engine.loader import choose_device
 from gateway.engine.runtime import default_budget
 from gateway.http import app as http
+from gateway.http.connections import (
+    ConnectionGuard,
+    ConnectionLimits,
+    guarded_protocol,
+    most_connections,
+    raise_file_limit,
+)
 from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.http.stream import read_stream_values
@@ -377,6 +384,7 @@ def serve(settings: Settings) -> None:
     settings must have passed `preflight.find_mistakes`.
     """
     configure_logging(settings.log_level, settings.log_format)
+    raise_file_limit()
     if settings.hf_model_path and not settings.hf_model_path.is_dir():
         logger.warning("the models folder %s is not there (yet)", settings.hf_model_path)
     # First of all, so that a second gateway by mistake disturbs nothing of the first.
@@ -395,6 +403,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         gc.freeze()
         if not gateway.gatekeeper.needs_keys:
             _say_who_may(settings.host)
+        limits = ConnectionLimits(
+            most_connections(),
+            most_of_peer=settings.max_peer_connections,
+            head_s=settings.head_timeout_s,
+        )
         config = uvicorn.Config(
             create_app(settings, gateway),
             lifespan="off",
@@ -406,6 +419,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             ws_max_size=MAX_BODY_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=CLOSE_S,
+            http=guarded_protocol(ConnectionGuard(limits)),
         )
         server = DrainingServer(
             config,

@@ -6,7 +6,9 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import Any
 
+import anyio
 import uvicorn
 
 from gateway.core.errors import Misconfigured
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 BACKLOG = 2048
+FROZEN_S = 0.15
+"""How long a client may take nothing of what it is sent at the exit."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,6 +70,24 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cut_frozen)
+            await super().shutdown(sockets)
+            tasks.cancel_scope.cancel()
+
+    async def _cut_frozen(self) -> None:
+        """Cut the connections whose clients take nothing: nobody waits for those. What is left for
+        them is all said by now, so what they have to take only becomes less."""
+        before: dict[object, int] = {}
+        while True:
+            left = {each: _unsent_bytes(each) for each in list(self.server_state.connections)}
+            for connection, size in left.items():
+                if size and size >= before.get(connection, size + 1):
+                    connection.transport.abort()  # type: ignore[union-attr]
+            before = left
+            await anyio.sleep(FROZEN_S)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
@@ -89,6 +111,11 @@ class DrainingServer(uvicorn.Server):
             await self._drain(grace_s)
         finally:
             self.should_exit = True
+
+
+def _unsent_bytes(connection: Any) -> int:
+    transport = connection.transport
+    return 0 if transport is None else int(transport.get_write_buffer_size())
 
 
 def _url_of(listener: socket.socket) -> str:

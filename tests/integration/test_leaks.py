@@ -47,7 +47,7 @@ WORKERS = 8
 """Requests at once; each worker goes through all kinds in turn."""
 POOLED = 4 * WORKERS
 """Connections, and tasks that have one, that may be open or not: they are kept for a while."""
-KEEP_S = 0.2
+KEEP_S = 3.0
 """How long ended streams can be read."""
 
 
@@ -110,7 +110,7 @@ class House:
         await self.gateway.streams.wait_idle()
         assert await self.gateway.recorder.flush(20)
         self.peer.requests.clear()
-        await anyio.sleep(2 * KEEP_S)
+        await anyio.sleep(KEEP_S + 0.1)
         await self._whole("/api/v1/stream", 200, detached=True)  # lets go of what was kept
         await self.gateway.streams.wait_idle()
         assert await self.gateway.recorder.flush(20)

@@ -17,6 +17,7 @@ from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
 from gateway.core.sessions import Session
 from gateway.http.app import create_app
+from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
@@ -74,6 +75,7 @@ async def serving(
     graphql: ASGIApp = PlainTextResponse("graphql"),  # noqa: B008
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     patience_s: float = 30.0,
+    max_connections: int = 5000,
     **values: Any,
 ) -> AsyncIterator[Served]:
     """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
@@ -84,6 +86,7 @@ async def serving(
             gateway = build_gateway(settings, tasks, providers)
             await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
+            limits = ConnectionLimits(max_connections, head_s=settings.head_timeout_s)
             server = uvicorn.Server(
                 uvicorn.Config(
                     wrap(create_app(gateway, settings, graphql)),
@@ -92,6 +95,7 @@ async def serving(
                     log_config=None,
                     access_log=False,
                     timeout_graceful_shutdown=2,
+                    http=guarded_protocol(ConnectionGuard(limits)),
                 )
             )
             done = anyio.Event()

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,12 +22,16 @@ class GatewayProcess:
     """A served gateway; `url` is what it printed, `log` gets what it logs."""
 
     def __init__(
-        self, environment: dict[str, str], log: IO[bytes] | int = subprocess.DEVNULL
+        self,
+        environment: dict[str, str],
+        log: IO[bytes] | int = subprocess.DEVNULL,
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper` is a command that runs what follows it."""
         self.environment = environment
         self.printed = ""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve"],
+            [*wrapper, sys.executable, "-m", "gateway", "serve"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,0 +1,157 @@
+"""What a connection may do before there is a request: how many may be open, how long a request's
+head may take. uvicorn bounds neither.
+
+Every connection takes a file descriptor, and so may the request on it, upstream. A gateway that has
+none left can neither serve nor record: so it refuses before that, and says so.
+"""
+
+import asyncio
+import logging
+import resource
+from collections import Counter
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.core.errors import Overloaded
+from gateway.http.encoding import encode_json
+from gateway.http.errors import native_error
+from gateway.http.hosts import is_loopback
+from gateway.problems import describe
+
+logger = logging.getLogger(__name__)
+
+RESERVED_FILES = 128
+"""File descriptors for the database, the journal, models and the like."""
+HEAD_BYTES = 64 * 2**10
+MAX_FILES = 2**20
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True):
+    """`most_of_peer`: of one address that is not this machine's; 0: as many as there may be.
+    `head_s` is how long a new connection, or the head of a request, may take."""
+
+    most: int
+    most_of_peer: int = 0
+    head_s: float = 10.0
+
+
+class ConnectionGuard:
+    """Counts the open connections of one server."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.count = 0
+        self._of_peer: Counter[str] = Counter()
+        self._is_full = False
+
+    def enter(self, peer: str) -> bool:
+        """Count one more; False when that is too many: then it is not counted."""
+        most = self.limits.most_of_peer
+        of_peer = most and not is_loopback(peer) and self._of_peer[peer] >= most
+        if of_peer or self.count >= self.limits.most:
+            if not self._is_full:
+                logger.warning("connections are refused: %d are open", self.count)
+            self._is_full = True
+            return False
+        self._of_peer[peer] += 1
+        self.count += 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        self.count -= 1
+        self._is_full = False
+        self._of_peer[peer] -= 1
+        if not self._of_peer[peer]:
+            del self._of_peer[peer]
+
+
+def raise_file_limit() -> None:
+    """Take as many file descriptors as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def most_connections() -> int:
+    """Return how many connections leave enough file descriptors for what is done on them."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(16, (files - RESERVED_FILES) // 2)
+
+
+def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
+    """Return uvicorn's protocol, with `guard` at its door: for `uvicorn.Config(http=...)`."""
+
+    class Guarded(HttpToolsProtocol):
+        _peer: str | None = None
+        _deadline: asyncio.TimerHandle | None = None
+        _head_bytes = 0
+        _in_head = True
+
+        def connection_made(self, transport: Any) -> None:
+            peername = transport.get_extra_info("peername")
+            peer = str(peername[0]) if peername else ""
+            if not guard.enter(peer):
+                transport.write(_refusal())
+                transport.close()
+                return
+            self._peer = peer
+            super().connection_made(transport)
+            self._expect_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._peer is not None:
+                self._leave()
+                super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._peer is None:
+                return
+            if self._in_head:
+                if self._head_bytes > HEAD_BYTES:
+                    self.transport.abort()
+                    return
+                self._head_bytes += len(data)
+            super().data_received(data)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._expect_head()
+
+        def on_headers_complete(self) -> None:
+            self._forget_head()
+            super().on_headers_complete()
+
+        def handle_websocket_upgrade(self) -> None:
+            # From here on it is no connection of this protocol; sockets have limits of their own.
+            self._leave()
+            super().handle_websocket_upgrade()
+
+        def _expect_head(self) -> None:
+            self._forget_head()
+            self._in_head, self._head_bytes = True, 0
+            self._deadline = self.loop.call_later(guard.limits.head_s, self.transport.abort)
+
+        def _forget_head(self) -> None:
+            self._in_head = False
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+        def _leave(self) -> None:
+            self._forget_head()
+            if self._peer is not None:
+                guard.leave(self._peer)
+                self._peer = None
+
+    return Guarded
+
+
+def _refusal() -> bytes:
+    problem = describe(Overloaded("Too many connections are open."))
+    body = encode_json({"error": native_error(problem)})
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )

@@ -1,0 +1,131 @@
+"""SIGTERM in the midst of a hundred hot streams and one reader that takes nothing."""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+
+from tests.integration.ollama_peer import Exchange, OllamaPeer, chat_line
+from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
+
+Rows = Callable[[str], list[tuple[Any, ...]]]
+
+READERS = 100
+GRACE_S = 1.0
+ASKED = chat("ollama/llama3.2", "go on")
+
+
+async def talk(exchange: Exchange) -> None:
+    """Say something for ever, in big pieces."""
+    head = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
+    await exchange.head(200, head)
+    line = chat_line("x" * 2000)
+    while not exchange.seen.closed.is_set():
+        await exchange.write(b"%x\r\n%b\r\n" % (len(line), line))
+        await asyncio.sleep(0.005)
+
+
+class Readers:
+    """Clients that read their streams to the end; `lasts` are the last events of each."""
+
+    def __init__(self, url: str) -> None:
+        self.lasts: list[str] = []
+        self.begun = 0
+        self._url = url
+
+    async def run(self) -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with (
+            httpx.AsyncClient(
+                base_url=self._url, timeout=60, trust_env=False, verify=False, limits=limits
+            ) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            for _ in range(READERS):
+                tasks.start_soon(self._read, client)
+
+    async def until_all_began(self) -> None:
+        with anyio.fail_after(60):
+            while self.begun < READERS:  # noqa: ASYNC110 - a test may look
+                await anyio.sleep(0.01)
+
+    async def _read(self, client: httpx.AsyncClient) -> None:
+        last, tail = "", b""
+        async with client.stream("POST", "/api/v1/stream", json=ASKED) as reply:
+            async for chunk in reply.aiter_raw():
+                if not last:
+                    self.begun += 1
+                last = "begun"
+                tail = (tail + chunk)[-4000:]
+        name = tail.rpartition(b"event: ")[2].partition(b"\n")[0].decode()
+        self.lasts.append(name)
+
+
+def freeze(port: int) -> socket.socket:
+    """Ask for a stream and take nothing of it."""
+    frozen = socket.socket()
+    frozen.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    frozen.connect(("127.0.0.1", port))
+    body = json.dumps(ASKED).encode()
+    head = b"POST /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    frozen.sendall(head % len(body) + body)
+    return frozen
+
+
+@pytest.mark.parametrize("is_twice", [False, True], ids=["once", "twice"])
+async def test_nobody_waits_for_a_reader_that_takes_nothing(
+    environment: dict[str, str], tmp_path: Path, rows: Rows, is_twice: bool
+) -> None:
+    """F43"""
+    log = tmp_path / "log"
+    async with OllamaPeer() as peer:
+        peer.add_model("llama3.2")
+        peer.script("llama3.2", talk)
+        grace_s = 3600.0 if is_twice else GRACE_S
+        chosen = environment | {
+            "OLLAMA_HOST": peer.url,
+            "GATEWAY_PROVIDERS": "ollama",
+            "GATEWAY_DRAIN_GRACE_S": str(grace_s),
+        }
+        gateway = await anyio.to_thread.run_sync(start, chosen, log)
+        readers = Readers(gateway.url)
+        with freeze(int(gateway.url.rpartition(":")[2])):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(readers.run)
+                await readers.until_all_began()
+                gateway.terminate()
+                if is_twice:
+                    await until_unready(gateway)
+                    gateway.terminate()
+                begun = time.monotonic()
+                assert await anyio.to_thread.run_sync(gateway.wait) == 0
+                beyond_s = time.monotonic() - begun - (0 if is_twice else GRACE_S)
+    gateway.close()
+    sys.stderr.write(f"\nexit {beyond_s:.2f} s after the grace\n")
+    assert Counter(readers.lasts) == {"failed": READERS}
+    # This is what uvicorn says when it had to wait as long as it may: 2 s.
+    assert "graceful shutdown exceeded" not in log.read_text()
+    ends = rows("SELECT end_reason, error_code FROM stream_sessions")
+    assert Counter(ends) == {("error", "shutting_down"): READERS + 1}
+
+
+def start(environment: dict[str, str], log: Path) -> GatewayProcess:
+    assert run_gateway(environment, "db", "upgrade").returncode == 0
+    with log.open("wb") as file:
+        return GatewayProcess(environment, file)
+
+
+async def until_unready(gateway: GatewayProcess) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, verify=False) as client:
+        while (await client.get("/health/ready")).status_code == 200:
+            pass
