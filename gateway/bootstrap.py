@@ -55,6 +55,7 @@ from gateway.services.hub import HubService
 from gateway.services.hub_token import HubTokenService
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
+from gateway.services.lease import BootLease
 from gateway.services.library import LibraryService
 from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
@@ -113,12 +114,19 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         journal = await _open_journal(settings)
         async with anyio.create_task_group() as tasks:
             hub = await open_hub(settings, database)
-            gateway, built = _assemble(settings, database, sessions, journal, peppers, hub, tasks)
+            boot = secrets.token_hex(8)
+            lease = BootLease(
+                sessions, node=settings.resolved_node, boot=boot, lease_s=settings.lease_s
+            )
+            gateway, built = _assemble(
+                settings, database, sessions, journal, peppers, hub, boot, tasks
+            )
             await gateway.gatekeeper.look()
             await gateway.configs.restore()
             tasks.start_soon(gateway.recorder.run, name="session recorder")
             tasks.start_soon(gateway.tracker.run, name="model state tracker")
             tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")
+            tasks.start_soon(lease.run, name="boot lease")
             notes = UsageNotes(sessions, gateway.streams.used)
             tasks.start_soon(notes.run, name="usage notes")
             tasks.start_soon(gateway.library.run, name="library")
@@ -173,6 +181,7 @@ def _assemble(
     journal: FileJournal,
     peppers: Peppers,
     hub: "Hub",
+    boot: str,
     tasks: TaskGroup,
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     node = settings.resolved_node
@@ -209,7 +218,7 @@ def _assemble(
     # models.
     built |= _build_providers(settings, files, observe, library.note_used, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
-    recorder = SessionRecorder(sessions, journal, node=node, boot=secrets.token_hex(8))
+    recorder = SessionRecorder(sessions, journal, node=node, boot=boot)
     router = ModelRouterService(
         built,
         catalog,

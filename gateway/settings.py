@@ -214,6 +214,12 @@ class Settings(BaseModel):
     records_purge_batch: int = Field(
         1000, ge=1, le=10_000, description="Records that are deleted in one transaction."
     )
+    lease_s: float = Field(
+        60.0,
+        ge=2,
+        allow_inf_nan=False,
+        description="Seconds without a sign of life until others close what a gateway left open.",
+    )
 
     # Providers
     providers: Names = Field(("huggingface", "ollama"), description="Providers, comma-separated.")

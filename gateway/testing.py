@@ -1,7 +1,7 @@
 """In-memory doubles for tests. Each passes the same contract suite as the part it stands for."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from time import time
 
 from msgspec.structs import asdict, replace
 
@@ -17,16 +17,19 @@ from gateway.core.names import ModelRef
 from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
 from gateway.store.hub_cache import MAX_ENTRIES
-from gateway.store.sessions import UNKNOWN_NODE, opening_of
+from gateway.store.sessions import UNKNOWN_NODE, UNSEEN_S, opening_of
 from gateway.store.tables import MAX_ID_LENGTH, MAX_MESSAGE_LENGTH, clean_count, clean_text
 
 
 class MemorySessionStore:
     """A SessionStore that forgets everything with the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        """`now` is the database's clock."""
+        self._now = now
         self._sessions: dict[str, Session] = {}
         self._noted: dict[str, Usage] = {}
+        self._seen: dict[str, float] = {}
 
     async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
         for opening in opened:
@@ -51,6 +54,24 @@ class MemorySessionStore:
         opened = [s.opened for s in self._sessions.values() if s.closed is None]
         orphans = [o for o in opened if o.node == node and o.boot != boot]
         await self.write([], [self._interrupted(orphan, closed_at) for orphan in orphans])
+        return len(orphans)
+
+    async def beat(self, node: str, boot: str) -> None:
+        self._seen[boot] = self._now()
+
+    async def interrupt_expired(self, lease_s: float) -> int:
+        now = self._now()
+        expired = {boot for boot, seen_at in self._seen.items() if seen_at < now - lease_s}
+        opened = [s.opened for s in self._sessions.values() if s.closed is None]
+        orphans = [
+            each
+            for each in opened
+            if each.boot in expired
+            or (each.boot not in self._seen and each.opened_at < now - UNSEEN_S)
+        ]
+        await self.write([], [self._interrupted(orphan, now) for orphan in orphans])
+        for boot in expired:
+            del self._seen[boot]
         return len(orphans)
 
     async def purge(self, opened_before: float, limit: int) -> int:
@@ -299,7 +320,7 @@ class MemoryHubCache:
 class MemorySecretStore:
     """A SecretStore that forgets everything with the process; nothing in it is at rest."""
 
-    def __init__(self, *, now: Callable[[], float] = time) -> None:
+    def __init__(self, *, now: Callable[[], float] = time.time) -> None:
         self._secrets: dict[str, StoredSecret] = {}
         self._now = now
 

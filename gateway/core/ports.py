@@ -217,6 +217,16 @@ class SessionStore(Protocol):
         opened; return how many there were. They keep what was noted of their usage."""
         ...
 
+    async def beat(self, node: str, boot: str) -> None:
+        """Take note that the run `boot` of `node` is alive, by the database's clock."""
+        ...
+
+    async def interrupt_expired(self, lease_s: float) -> int:
+        """Close as INTERRUPTED every open session of a run, of any node, that was last seen more
+        than `lease_s` ago, by the database's clock; return how many there were. Of a run that was
+        never seen only those that were opened more than a day ago."""
+        ...
+
     async def purge(self, opened_before: float, limit: int) -> int:
         """Delete the oldest sessions opened before that time, at most `limit`, in one
         transaction; return how many there were."""

@@ -79,12 +79,12 @@ class DrainingServer(uvicorn.Server):
     async def _cut_frozen(self) -> None:
         """Cut the connections whose clients take nothing: nobody waits for those. What is left for
         them is all said by now, so what they have to take only becomes less."""
-        before: dict[object, int] = {}
+        before: dict[Any, int] = {}
         while True:
             left = {each: _unsent_bytes(each) for each in list(self.server_state.connections)}
             for connection, size in left.items():
                 if size and size >= before.get(connection, size + 1):
-                    connection.transport.abort()  # type: ignore[union-attr]
+                    connection.transport.abort()
             before = left
             await anyio.sleep(FROZEN_S)
 

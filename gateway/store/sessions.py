@@ -7,16 +7,20 @@ before its opening makes a row that the opening completes, and the first end sta
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, select, update
+from sqlalchemy import Row, bindparam, delete, func, select, type_coerce, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.store.database import Database
-from gateway.store.tables import stream_sessions
+from gateway.store.tables import UnixTime, boots, stream_sessions
 
 UNKNOWN_NODE = ""
 """The node of a session whose opening has not arrived. No gateway has this name."""
+
+UNSEEN_S = 86_400.0
+"""Sessions of runs that were never seen, being of an earlier version, are closed after a day."""
 
 _OPENING = ("request_id", "node", "boot", "requested_model", "face", "opened_at")
 _ENDING = (
@@ -75,6 +79,32 @@ class DatabaseSessionStore:
         async with self._database.writing() as connection:
             return (await connection.execute(statement)).rowcount
 
+    async def beat(self, node: str, boot: str) -> None:
+        async with self._database.writing() as connection:
+            row = {"boot": boot, "node": node, "seen_at": await _database_time(connection)}
+            insert = self._database.insert(boots).values(row)
+            statement = insert.on_conflict_do_update(
+                index_elements=[boots.c.boot], set_={"seen_at": insert.excluded.seen_at}
+            )
+            await connection.execute(statement)
+
+    async def interrupt_expired(self, lease_s: float) -> int:
+        async with self._database.writing() as connection:
+            now = await _database_time(connection)
+            is_expired = boots.c.seen_at < now - lease_s
+            expired = select(boots.c.boot).where(is_expired)
+            is_forsaken = (stream_sessions.c.opened_at < now - UNSEEN_S) & (
+                stream_sessions.c.boot.not_in(select(boots.c.boot))
+            )
+            close = (
+                update(stream_sessions)
+                .where(_is_open, stream_sessions.c.boot.in_(expired) | is_forsaken)
+                .values(end_reason=StreamEnd.INTERRUPTED.value, closed_at=now)
+            )
+            count = (await connection.execute(close)).rowcount
+            await connection.execute(delete(boots).where(is_expired))
+            return count
+
     async def purge(self, opened_before: float, limit: int) -> int:
         oldest = (
             select(stream_sessions.c.id)
@@ -108,6 +138,12 @@ class DatabaseSessionStore:
             set_={column: insert.excluded[column] for column in columns},
             where=only_if,
         )
+
+
+async def _database_time(connection: AsyncConnection) -> float:
+    """Return Unix seconds. The clocks of several gateways differ; the database has one."""
+    now = type_coerce(func.now(), UnixTime())
+    return float((await connection.execute(select(now))).scalar_one())
 
 
 _is_open = stream_sessions.c.end_reason.is_(None)

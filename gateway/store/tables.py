@@ -164,6 +164,14 @@ stream_sessions = Table(
     CheckConstraint("(end_reason IS NULL) = (closed_at IS NULL)", name="closed"),
 )
 
+boots = Table(
+    "boots",
+    metadata,
+    Column("boot", CleanText(), primary_key=True),
+    Column("node", CleanText(), nullable=False),
+    Column("seen_at", UnixTime(), nullable=False),
+)
+
 Index("ix_stream_sessions_opened_at", stream_sessions.c.opened_at)
 _still_open = stream_sessions.c.end_reason.is_(None)
 Index(

@@ -21,6 +21,7 @@ from gateway.store.tables import metadata
 TABLES = {
     "alembic_version",
     "api_keys",
+    "boots",
     "collection_models",
     "collections",
     "model_configs",
