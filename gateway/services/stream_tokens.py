@@ -13,15 +13,16 @@ class StreamTokens:
     """
 
     def __init__(
-        self, secret: bytes, *, lifetime_s: float, now: Callable[[], float] = time.time
+        self, secret: bytes, *, lifetime_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._secret = secret
-        self._now = now
+        # Not the time of day: a clock that is set back would let old tokens in again.
+        self._clock = clock
         self.lifetime_s = lifetime_s
 
     def issue(self, stream_id: str) -> str:
         """Return a token for `stream_id` that holds for `lifetime_s`."""
-        return self._sign(stream_id, int(self._now() + self.lifetime_s))
+        return self._sign(stream_id, int(self._clock() + self.lifetime_s))
 
     def admits(self, stream_id: str, token: str) -> bool:
         """Tell whether `token` is one for `stream_id`, and not too old."""
@@ -30,7 +31,7 @@ class StreamTokens:
             return False
         signed = self._sign(stream_id, int(expiry))
         is_genuine = hmac.compare_digest(signed.encode(), token.encode(errors="replace"))
-        return is_genuine and self._now() < int(expiry)
+        return is_genuine and self._clock() < int(expiry)
 
     def _sign(self, stream_id: str, expiry: int) -> str:
         signature = hmac.digest(self._secret, f"{stream_id}.{expiry}".encode(), "sha256").hex()

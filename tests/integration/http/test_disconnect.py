@@ -10,6 +10,7 @@ import pytest
 
 from gateway.core.events import Started, TextDelta, Usage, Waiting
 from gateway.core.states import StreamEnd
+from tests.integration.http.loop_turns import LoopTurns
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
 from tests.scripted_provider import ECHO, ScriptedProvider, Step
@@ -64,7 +65,10 @@ async def test_leaving_stops_the_model(phase: str, face: str) -> None:
 
 
 @pytest.mark.parametrize("face", FACES)
-async def test_leaving_a_stream_that_never_pauses_freezes_nobody(face: str) -> None:
+async def test_leaving_a_stream_that_never_pauses_freezes_nobody(
+    face: str, quick_turns: LoopTurns
+) -> None:
+    """F11"""
     middle = anyio.Event()
 
     def script() -> Iterator[Step]:

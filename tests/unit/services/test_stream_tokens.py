@@ -8,7 +8,7 @@ from tests.hand_clock import HandClock
 
 async def test_a_token_admits_to_its_stream_until_it_is_too_old() -> None:
     clock = HandClock()
-    tokens = StreamTokens(b"secret", lifetime_s=60, now=clock)
+    tokens = StreamTokens(b"secret", lifetime_s=60, clock=clock)
     token = tokens.issue("a")
     assert tokens.admits("a", token)
     assert not tokens.admits("b", token)

@@ -57,7 +57,7 @@ class House:
             tasks,
             node="n",
             limits=replace(choose_limits(Settings()), **chosen),
-            tokens=StreamTokens(b"secret", lifetime_s=60, now=self.clock),
+            tokens=StreamTokens(b"secret", lifetime_s=60, clock=self.clock),
             clock=self.clock,
             sleep=self.clock.sleep,
         )
