@@ -408,7 +408,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with running(settings) as gateway:
         # What is here now stays. Looking through it for garbage again and again would hold up the
         # event loop: for 0.1 s with torch imported.
-        gc.collect()
         gc.freeze()
         if not gateway.gatekeeper.needs_keys:
             _say_who_may(settings.host)

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from types import FrameType
 
 import anyio
 
@@ -23,6 +24,9 @@ STALL_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BEATS = 2
 """Beats in the shortest time that is a stall: one that is by half longer is surely noticed."""
 MAX_FRAMES = 20
+_LOOP_FILES = (
+    *("asyncio/runners.py", "asyncio/base_events.py", "asyncio/events.py", "selectors.py"),
+)
 MAX_TOLD = 10
 """Stacks that are logged in each minute; more would bury the log in what it tells already."""
 
@@ -99,5 +103,16 @@ class LoopWatchdog:
         if len(self._told) >= MAX_TOLD or frame is None:
             return
         self._told.append(now)
-        stack = "".join(traceback.format_stack(frame)[-MAX_FRAMES:])
-        logger.warning("the event loop has stood still for %.0f ms at\n%s", stood_s * 1000, stack)
+        logger.warning(
+            "the event loop has stood still for %.0f ms %s", stood_s * 1000, _describe(frame)
+        )
+
+
+def _describe(frame: FrameType) -> str:
+    """Return the stack above the loop's own frames; without any, the loop only waits to go on."""
+    stack = traceback.extract_stack(frame)
+    loop_at = [at for at, each in enumerate(stack) if each.filename.endswith(_LOOP_FILES)]
+    own = stack[loop_at[-1] + 1 :] if loop_at else stack
+    if not own:
+        return "and nothing runs in it: the machine, or another thread, holds it up"
+    return f"at\n{''.join(traceback.format_list(own[-MAX_FRAMES:]))}"
