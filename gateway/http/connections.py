@@ -61,7 +61,8 @@ class ConnectionGuard:
 
     def leave(self, peer: str) -> None:
         self.count -= 1
-        self._is_full = False
+        # Not at once: one that comes and goes at the bound would be logged each time.
+        self._is_full = self._is_full and self.count > 0.9 * self.limits.most
         self._of_peer[peer] -= 1
         if not self._of_peer[peer]:
             del self._of_peer[peer]
