@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 BACKLOG = 2048
-FROZEN_S = 0.15
+FROZEN_S = 0.1
 """How long a client may take nothing of what it is sent at the exit."""
 
 

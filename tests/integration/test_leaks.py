@@ -102,6 +102,8 @@ class House:
         async def worker() -> None:
             for number in todo:
                 await self.kinds[number % len(self.kinds)]()
+                if len(self.peer.requests) > 500:
+                    self.peer.requests.clear()  # it remembers each: memory would be full of holes
 
         async with anyio.create_task_group() as tasks:
             for _ in range(WORKERS):

@@ -24,16 +24,31 @@ Rows = Callable[[str], list[tuple[Any, ...]]]
 READERS = 100
 GRACE_S = 1.0
 ASKED = chat("ollama/llama3.2", "go on")
+FLOOD = chat("ollama/flood", "go on")
 
 
-async def talk(exchange: Exchange) -> None:
-    """Say something for ever, in big pieces."""
-    head = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
-    await exchange.head(200, head)
-    line = chat_line("x" * 2000)
-    while not exchange.seen.closed.is_set():
-        await exchange.write(b"%x\r\n%b\r\n" % (len(line), line))
-        await asyncio.sleep(0.005)
+class Talker:
+    """Says something for ever, in pieces of `size`."""
+
+    def __init__(self, size: int, pause_s: float) -> None:
+        self.said = 0
+        self._line = chat_line("x" * size)
+        self._pause_s = pause_s
+
+    async def __call__(self, exchange: Exchange) -> None:
+        head = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
+        await exchange.head(200, head)
+        while not exchange.seen.closed.is_set():
+            await exchange.write(b"%x\r\n%b\r\n" % (len(self._line), self._line))
+            self.said += 1
+            await asyncio.sleep(self._pause_s)
+
+    async def until_stuck(self) -> None:
+        """Wait until nothing is taken any more: all buffers on the way are full."""
+        before = -1
+        while before != self.said:
+            before = self.said
+            await anyio.sleep(0.5)
 
 
 class Readers:
@@ -77,7 +92,7 @@ def freeze(port: int) -> socket.socket:
     frozen = socket.socket()
     frozen.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     frozen.connect(("127.0.0.1", port))
-    body = json.dumps(ASKED).encode()
+    body = json.dumps(FLOOD).encode()
     head = b"POST /api/v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     frozen.sendall(head % len(body) + body)
     return frozen
@@ -91,7 +106,8 @@ async def test_nobody_waits_for_a_reader_that_takes_nothing(
     log = tmp_path / "log"
     async with OllamaPeer() as peer:
         peer.add_model("llama3.2")
-        peer.script("llama3.2", talk)
+        peer.script("llama3.2", Talker(2000, pause_s=0.005))
+        peer.script("flood", flood := Talker(100_000, pause_s=0))
         grace_s = 3600.0 if is_twice else GRACE_S
         chosen = environment | {
             "OLLAMA_HOST": peer.url,
@@ -104,6 +120,8 @@ async def test_nobody_waits_for_a_reader_that_takes_nothing(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(readers.run)
                 await readers.until_all_began()
+                await flood.until_stuck()
+                assert flood.said > 0
                 gateway.terminate()
                 if is_twice:
                     await until_unready(gateway)
