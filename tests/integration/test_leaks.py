@@ -290,8 +290,9 @@ def assert_nothing_is_left(before: Levels, after: Levels) -> None:
 async def test_two_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
     before, after = await grow(tmp_path, warm_up=1000, count=2000)
     assert_nothing_is_left(before, after)
-    # Each kind is a hundred requests and more: one block that each of them left would show.
-    assert after.blocks - before.blocks < 100
+    # Each kind is a hundred requests and more, and who is kept keeps others: three blocks that each
+    # of one kind left would show. A pooled connection more is some hundred.
+    assert after.blocks - before.blocks < 300
     assert after.malloc_bytes - before.malloc_bytes < 100 * 1024
 
 

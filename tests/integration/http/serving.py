@@ -1,7 +1,7 @@
 """The real services over given providers, behind a real server on loopback."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,6 +76,7 @@ async def serving(
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     patience_s: float = 30.0,
     max_connections: int = 5000,
+    retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     **values: Any,
 ) -> AsyncIterator[Served]:
     """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
@@ -83,9 +84,10 @@ async def serving(
     with _listen() as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
-            gateway = build_gateway(settings, tasks, providers)
+            gateway = build_gateway(settings, tasks, providers, retry_sleep)
             await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
+            tasks.start_soon(gateway.router.health.watch)
             limits = ConnectionLimits(max_connections, head_s=settings.head_timeout_s)
             server = uvicorn.Server(
                 uvicorn.Config(
@@ -110,7 +112,12 @@ async def serving(
             tasks.cancel_scope.cancel()
 
 
-def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provider, ...]) -> Gateway:
+def build_gateway(
+    settings: Settings,
+    tasks: TaskGroup,
+    providers: tuple[Provider, ...],
+    retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+) -> Gateway:
     """Return the real services over `providers`, with stores in memory."""
     sessions, models, statuses = (
         MemorySessionStore(),
@@ -125,6 +132,7 @@ def build_gateway(settings: Settings, tasks: TaskGroup, providers: tuple[Provide
         catalog,
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+        sleep=retry_sleep,
     )
     slots, meter = CallerSlots(), Meter()
     streams = StreamService(
