@@ -1,4 +1,4 @@
-"""What the client that streams from Ollama costs: `ollama.AsyncClient`, httpx, and ours on aiohttp.
+"""What the client that streams from Ollama costs: `ollama.AsyncClient`, httpx, aiohttp and ours.
 
 All read the same answers of one mock server, a process of its own on another core where the
 machine has one. Rounds are interleaved, figures are medians over them; compare ratios, not days.
@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
+import aiohttp
 import httpx
 import msgspec
 import ollama
@@ -40,6 +41,7 @@ BUDGET_S = 50.0
 BURST = Ask(BURST_TOKENS, interval_ms=0)
 ONE = Ask(1, interval_ms=0)
 PACED = Ask(PACED_TOKENS, interval_ms=20)
+OURS = "OllamaService"
 
 Client = Callable[[Ask], AsyncIterator[int]]
 """Asks the mock for it; yields 1 for each piece of text as it arrives."""
@@ -91,6 +93,27 @@ async def httpx_client(url: str) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
+async def aiohttp_client(url: str) -> AsyncIterator[Client]:
+    """As lean as aiohttp can be: whatever one read brings is decoded without another turn."""
+
+    async def ask(wanted: Ask) -> AsyncIterator[int]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": wanted.prompt}]}
+        async with session.post(f"{url}/api/chat", data=msgspec.json.encode(body)) as response:
+            rest = b""
+            while chunk := await response.content.readany():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if msgspec.json.decode(line)["message"]["content"]:
+                        yield 1
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as (
+        session
+    ):
+        yield ask
+
+
+@asynccontextmanager
 async def our_client(url: str) -> AsyncIterator[Client]:
     service = OllamaService(url)
 
@@ -113,9 +136,10 @@ async def our_client(url: str) -> AsyncIterator[Client]:
 CLIENTS = {
     "ollama.AsyncClient": ollama_client,
     "httpx": httpx_client,
-    "OllamaService (aiohttp)": our_client,
+    "aiohttp": aiohttp_client,
+    OURS: our_client,
 }
-REQUESTS = {"ollama.AsyncClient": 300, "httpx": 300, "OllamaService (aiohttp)": 1500}
+REQUESTS = {"ollama.AsyncClient": 300, "httpx": 300, "aiohttp": 1500, OURS: 1500}
 
 
 # --- the measurements --------------------------------------------------------------------------
@@ -201,7 +225,7 @@ async def run(rounds: int, url: str) -> tuple[dict[str, Result], int]:
 
 def table(results: dict[str, Result]) -> str:
     """Return the medians and what each is times ours, as a Markdown table."""
-    ours = results["OllamaService (aiohttp)"]
+    ours = results[OURS]
     lines = [
         "| client | CPU us/request | CPU us/token, burst | CPU us/token, paced "
         f"| requests/s, {CONNECTIONS} conns | TTFT p50 ms, {STREAMS} streams |",

@@ -1,21 +1,18 @@
-"""The Ollama provider: the `ollama` package lists models, a lean aiohttp session does the rest.
+"""The Ollama provider: the `ollama` package lists models, a lean client of our own does the rest.
 
 Owns the connections to one Ollama server and their deadlines. What goes over them is described in
 the `ollama_*_wire` modules.
 """
 
-import io
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING
 
-import aiohttp
 import anyio
 import anyio.to_thread
 import msgspec
 from msgspec.structs import replace
-from yarl import URL
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import (
@@ -32,6 +29,8 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.routing import require_capabilities
 from gateway.providers import ProviderContext
+from gateway.providers.http1 import Http1Client, Reply
+from gateway.providers.http1_wire import TransportError
 from gateway.providers.ollama_control_wire import ControlPlane
 from gateway.providers.ollama_embed_wire import encode_embed, max_answer_bytes, read_embeddings
 from gateway.providers.ollama_fault_wire import (
@@ -62,10 +61,15 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 _MAX_ERROR_BYTES = 64 * 1024
-_LARGE_BODY_BYTES = 1024 * 1024
 _SHOWS_AT_ONCE = 4
 _END_GRACE_S = 0.25
 _UNLOAD_LOOK_S = 0.2
+_HEADERS = {
+    "Accept": "application/x-ndjson",
+    "Accept-Encoding": "identity",
+    "Content-Type": "application/json",
+    "User-Agent": "model-gateway",
+}
 
 
 class OllamaTimeouts(msgspec.Struct, frozen=True):
@@ -90,7 +94,6 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         settings.ollama_host,
         timeouts,
         num_ctx=settings.ollama_num_ctx or None,
-        clock=context.clock,
         observe=context.observe,
     )
 
@@ -110,7 +113,6 @@ class OllamaService:
         timeouts: OllamaTimeouts | None = None,
         *,
         num_ctx: int | None = None,
-        clock: Callable[[], float] = monotonic,
         now: Callable[[], float] = time,
         observe: ModelObserver = lambda change: None,
     ) -> None:
@@ -119,10 +121,9 @@ class OllamaService:
         self._timeouts = timeouts or OllamaTimeouts()
         self._configs = ModelConfigs(num_ctx)
         self._states = ModelStates(observe)
-        self._clock = clock
         self._now = now
         self._control = ControlPlane(self._base_url, self._timeouts.control_s)
-        self._session = _open_session(self._timeouts)
+        self._http = Http1Client(self._base_url, _HEADERS, connect_s=self._timeouts.connect_s)
         self._traits: dict[str, Traits] = {}
         self._listed: dict[str, ModelInfo] = {}
 
@@ -164,22 +165,18 @@ class OllamaService:
             require_capabilities(request, known)
         path, body = encode_request(request, ref, self._configs.num_ctx(ref))
         reader = AnswerReader(request.id, ref)
-        last_line = self._clock()
-        response = await self._open(path, body, ref)
+        reply = await self._open(path, body, ref)
         try:
             while reader.finished is None:
-                lines, chunk = reader.lines, await self._read(response, reader)
+                lines, chunk = reader.lines, await self._read(reply, started=reader.lines > 0)
                 for event in reader.feed(chunk) if chunk else reader.end():
                     yield event
                 if reader.lines > lines:
-                    if not lines:
-                        _expect_within(response, self._timeouts.idle_s)
-                    last_line = self._clock()
-                else:
-                    self._require_progress(reader, last_line)
-            await _reach_end(response)
+                    # Bytes that make no line are no progress: a peer may drip them for ever.
+                    reply.expect_within(self._timeouts.idle_s)
+            await reply.finish(_END_GRACE_S)
         finally:
-            response.close()
+            reply.close()
         yield reader.finished
 
     async def delete(self, ref: ModelRef) -> None:
@@ -285,78 +282,61 @@ class OllamaService:
         body = await anyio.to_thread.run_sync(
             encode_embed, request, ref, self._configs.num_ctx(ref)
         )
-        response = await self._open("/api/embed", body, ref)
+        reply = await self._open("/api/embed", body, ref)
         try:
-            answer = await self._read_whole(response, max_answer_bytes(request))
+            answer = await self._read_whole(reply, max_answer_bytes(request))
         finally:
-            response.close()
+            reply.close()
         return await anyio.to_thread.run_sync(read_embeddings, answer, request, ref)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        await self._http.aclose()
         await self._control.aclose()
 
-    async def _open(self, path: str, body: bytes, ref: ModelRef) -> aiohttp.ClientResponse:
-        # aiohttp warns of bytes over 1 MiB, which it would write in one go.
-        data = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
+    async def _open(self, path: str, body: bytes, ref: ModelRef) -> Reply:
         try:
-            with anyio.fail_after(self._timeouts.first_byte_s):
-                response = await self._session.post(
-                    URL(self._base_url + path), data=data, allow_redirects=False
-                )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+            reply = await self._http.post(path, body, self._timeouts.first_byte_s)
+        except TransportError as error:
             raise describe_transport(error, self._base_url, started=False) from error
         try:
-            await self._require_answer(response, ref)
+            await self._require_answer(reply, ref)
         except BaseException:
-            response.close()
+            reply.close()
             raise
-        return response
+        return reply
 
-    async def _require_answer(self, response: aiohttp.ClientResponse, ref: ModelRef) -> None:
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
+    async def _require_answer(self, reply: Reply, ref: ModelRef) -> None:
+        if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):
             raise encoded_answer()
-        if response.status != 200:
-            said = await self._read_error(response)
-            raise describe_status(response.status, said, ref, response.headers.get("Retry-After"))
+        if reply.status != 200:
+            said = await self._read_error(reply)
+            raise describe_status(reply.status, said, ref, reply.headers.get("retry-after"))
 
-    async def _read_whole(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    async def _read_whole(self, reply: Reply, max_bytes: int) -> bytes:
         """Return the whole body of an answer that has begun."""
         answer = bytearray()
-        try:
-            with anyio.fail_after(self._timeouts.idle_s):
-                while chunk := await response.content.readany():
-                    answer += chunk
-                    if len(answer) > max_bytes:
-                        raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
-        except (aiohttp.ClientError, OSError) as error:
-            raise describe_transport(error, self._base_url, started=True) from error
+        reply.expect_within(self._timeouts.idle_s)
+        while chunk := await self._read(reply, started=True):
+            answer += chunk
+            if len(answer) > max_bytes:
+                raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
         return bytes(answer)
 
-    async def _read_error(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_error(self, reply: Reply) -> bytes:
         """Return what there is of an error's body: the status tells the most, so none is fine."""
         said = bytearray()
-        with (
-            anyio.move_on_after(self._timeouts.control_s),
-            suppress(aiohttp.ClientError, OSError),
-        ):
-            while len(said) < _MAX_ERROR_BYTES and (chunk := await response.content.readany()):
+        reply.expect_within(self._timeouts.control_s)
+        with suppress(TransportError):
+            while len(said) < _MAX_ERROR_BYTES and (chunk := await reply.read()):
                 said += chunk
         return bytes(said[:_MAX_ERROR_BYTES])
 
-    async def _read(self, response: aiohttp.ClientResponse, reader: AnswerReader) -> bytes:
+    async def _read(self, reply: Reply, *, started: bool) -> bytes:
         try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise describe_transport(error, self._base_url, started=reader.lines > 0) from error
-
-    def _require_progress(self, reader: AnswerReader, last_line: float) -> None:
-        # A peer that drips bytes never trips the socket's own timeout.
-        limit = self._timeouts.idle_s if reader.lines else self._timeouts.first_byte_s
-        if reader.finished is None and self._clock() - last_line > limit:
-            raise ProviderTimeout(PROVIDER, f"Ollama sent no whole line for {limit:g} s.")
+            return await reply.read()
+        except TransportError as error:
+            raise describe_transport(error, self._base_url, started=started) from error
 
     async def _learn_traits(self, tags: Sequence[Tag], deadline: float) -> None:
         """Look at the models that the listing says too little of, until `deadline`."""
@@ -381,46 +361,3 @@ class OllamaService:
             async with anyio.create_task_group() as tasks:
                 for digest, model in unknown.items():
                     tasks.start_soon(learn, digest, model)
-
-
-def _open_session(timeouts: OllamaTimeouts) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        # Ollama queues for itself, and the gateway admits: a third limit would only hide waiting.
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        timeout=aiohttp.ClientTimeout(
-            total=None, connect=timeouts.connect_s, sock_read=timeouts.first_byte_s
-        ),
-        headers={
-            "Accept": "application/x-ndjson",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            "User-Agent": "model-gateway",
-        },
-    )
-
-
-def _expect_within(response: aiohttp.ClientResponse, idle_s: float) -> None:
-    """From now on let a read fail after `idle_s` of silence."""
-    connection = response.connection
-    if connection is not None and connection.protocol is not None:
-        connection.protocol.read_timeout = idle_s
-        connection.protocol.start_timeout()
-
-
-async def _reach_end(response: aiohttp.ClientResponse) -> None:
-    """Read to the end of the HTTP message, so that its connection serves again.
-
-    The answer is whole by then: neither silence, nor more data, nor a reset can harm it.
-    """
-    if response.content.at_eof():
-        return
-    with (
-        anyio.move_on_after(_END_GRACE_S),
-        suppress(aiohttp.ClientError, OSError),
-    ):
-        while not response.content.at_eof():
-            if await response.content.readany():
-                return

@@ -7,7 +7,6 @@ Source: Ollama's server/routes.go, server/sched.go and llm/llama_server.go.
 import re
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from gateway.core.errors import (
@@ -28,6 +27,13 @@ from gateway.core.errors import (
     UnsupportedCapability,
 )
 from gateway.core.names import ModelRef
+from gateway.providers.http1_wire import (
+    ConnectionLost,
+    ConnectTimedOut,
+    ReplyTimedOut,
+    TransportError,
+    Unreachable,
+)
 
 PROVIDER = "ollama"
 MAX_TEXT = 300
@@ -130,24 +136,22 @@ def describe_error_line(error: bytes, ref: ModelRef) -> GatewayError:
     return by_text or ProviderError(PROVIDER, f"Ollama failed while it generated: {said}")
 
 
-def describe_transport(error: Exception, base_url: str, started: bool) -> ProviderError:
-    """Return what a failed connection means; `started` tells whether an answer had begun."""
+def describe_transport(error: TransportError, base_url: str, started: bool) -> ProviderError:
+    """Return what a failed exchange means; `started` tells whether an answer had begun."""
     match error:
-        case aiohttp.ConnectionTimeoutError():
+        case ConnectTimedOut():
             return ProviderTimeout(
                 PROVIDER, f"Ollama at {base_url} did not accept a connection in time."
             )
-        case TimeoutError():
-            return ProviderTimeout(PROVIDER, "Ollama was silent for too long.")
-        case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError() | OSError() if started:
-            return IncompleteStream(PROVIDER, "The connection to Ollama broke during the answer.")
-        case aiohttp.ServerDisconnectedError():
-            return ProviderUnavailable(PROVIDER, "Ollama closed the connection without an answer.")
-        case aiohttp.ClientConnectorError():
+        case Unreachable():
             return unreachable(base_url)
-        case aiohttp.ClientConnectionError() | OSError():
-            return ProviderUnavailable(PROVIDER, "The connection to Ollama broke.")
-    return _wrong_server("does not speak HTTP as Ollama does")
+        case ReplyTimedOut():
+            return ProviderTimeout(PROVIDER, "Ollama was silent for too long.")
+        case ConnectionLost() if started:
+            return IncompleteStream(PROVIDER, "The connection to Ollama broke during the answer.")
+        case ConnectionLost():
+            return ProviderUnavailable(PROVIDER, "Ollama closed the connection without an answer.")
+    return _wrong_server(f"does not speak HTTP as Ollama does: {error}")
 
 
 def unreachable(base_url: str) -> ProviderUnavailable:

@@ -1,8 +1,7 @@
 """What the Ollama tests share: a service for a peer, requests, and reading a stream to its end."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from time import monotonic
 from typing import Any
 
 import anyio
@@ -23,7 +22,6 @@ PATIENCE_S = 10.0
 async def serving(
     url: str,
     *,
-    clock: Callable[[], float] = monotonic,
     num_ctx: int | None = None,
     patience_s: float = PATIENCE_S,
     observe: ModelObserver = lambda change: None,
@@ -34,7 +32,6 @@ async def serving(
         url,
         OllamaTimeouts(**{"control_s": 5.0, **timeouts}),
         num_ctx=num_ctx,
-        clock=clock,
         observe=observe,
     )
     try:

@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Sequence
 
-import anyio
 import pytest
 
 from gateway.core.errors import (
@@ -339,34 +338,41 @@ async def test_headers_alone_may_wait_for_the_first_line_as_long_as_a_load_takes
     ollama_peer: OllamaPeer,
 ) -> None:
     """F2: the idle deadline starts with the first line."""
-    now = [0.0]
     more = asyncio.Event()
-    ollama_peer.script("llama3.2", chunks([more, b" ", chat_line("a"), chat_end()]))
-    async with serving(ollama_peer.url, clock=lambda: now[0], idle_s=60.0) as service:
+    ollama_peer.script("llama3.2", chunks([b" ", more, chat_line("a"), chat_end()]))
+    async with serving(ollama_peer.url, idle_s=0.01, first_byte_s=300.0) as service:
         seen = asyncio.create_task(read(service))
         await ollama_peer.request()
-        now[0] = 299.0
-        more.set()
+        # Longer than the idle deadline, so that one which began too early would have passed.
+        asyncio.get_running_loop().call_later(0.05, more.set)
         assert len(await seen) == 3
 
 
 async def test_a_dripping_peer_times_out(ollama_peer: OllamaPeer) -> None:
     """F5: bytes that never make a line are no progress."""
-    now = [0.0]
-    late, waiting = asyncio.Event(), asyncio.Event()
-    steps: list[Step] = [chat_line("a"), late, b'{"mess', asyncio.Event()]
-    ollama_peer.script("llama3.2", chunks(steps))
 
-    async def consume() -> None:
+    async def drip(exchange: Exchange) -> None:
+        await exchange.head(200, [("Transfer-Encoding", "chunked")])
+        await exchange.write(b"%x\r\n%b\r\n" % (len(chat_line("a")), chat_line("a")))
+        while True:
+            await exchange.write(b"1\r\n \r\n")
+
+    ollama_peer.script("llama3.2", drip)
+    events, error = await fail(ollama_peer, idle_s=0.05)
+    assert events == [Started(REF), TextDelta("a")]
+    assert isinstance(error, ProviderTimeout)
+
+
+async def test_a_reader_who_takes_his_time_is_no_silence_of_the_peer(
+    ollama_peer: OllamaPeer,
+) -> None:
+    """The deadline counts while the server is waited for, and at no other time."""
+    ollama_peer.script("llama3.2", chunks([chat_line("a"), chat_line("b"), chat_end()]))
+    events = []
+    async with serving(ollama_peer.url, idle_s=0.02, first_byte_s=0.02) as service:
         async for event in service.stream(ask(), REF):
-            if isinstance(event, TextDelta):
-                waiting.set()
-
-    async with serving(ollama_peer.url, clock=lambda: now[0], idle_s=60.0) as service:
-        consumer = asyncio.create_task(consume())
-        await waiting.wait()
-        await anyio.wait_all_tasks_blocked()
-        now[0] = 61.0
-        late.set()
-        with pytest.raises(ProviderTimeout):
-            await consumer
+            events.append(event)
+            passed = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.05, passed.set)
+            await passed.wait()
+    assert isinstance(events[-1], Finished)

@@ -2,7 +2,6 @@
 
 import json
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +20,14 @@ from gateway.core.errors import (
     UnsupportedCapability,
 )
 from gateway.core.names import ModelRef
+from gateway.providers.http1_wire import (
+    ConnectionLost,
+    ConnectTimedOut,
+    MalformedReply,
+    ReplyTimedOut,
+    TransportError,
+    Unreachable,
+)
 from gateway.providers.ollama_fault_wire import (
     MAX_TEXT,
     clean_text,
@@ -138,18 +145,15 @@ def test_error_lines(text: object, kind: type[GatewayError]) -> None:
 @pytest.mark.parametrize(
     "error, before, after",
     [
-        (ConnectionResetError(), ProviderUnavailable, IncompleteStream),
-        (aiohttp.ClientOSError(), ProviderUnavailable, IncompleteStream),
-        (aiohttp.ServerDisconnectedError(), ProviderUnavailable, IncompleteStream),
-        (aiohttp.SocketTimeoutError(), ProviderTimeout, ProviderTimeout),
-        (aiohttp.ConnectionTimeoutError(), ProviderTimeout, ProviderTimeout),
-        (TimeoutError(), ProviderTimeout, ProviderTimeout),
-        (aiohttp.ClientPayloadError(), ProviderProtocolError, IncompleteStream),
-        (aiohttp.InvalidURL("x"), ProviderProtocolError, ProviderProtocolError),
+        (ConnectTimedOut(), ProviderTimeout, ProviderTimeout),
+        (Unreachable(), ProviderUnavailable, ProviderUnavailable),
+        (ReplyTimedOut(), ProviderTimeout, ProviderTimeout),
+        (ConnectionLost(has_begun=False), ProviderUnavailable, IncompleteStream),
+        (MalformedReply("x"), ProviderProtocolError, ProviderProtocolError),
     ],
 )
 def test_broken_connections(
-    error: Exception, before: type[GatewayError], after: type[GatewayError]
+    error: TransportError, before: type[GatewayError], after: type[GatewayError]
 ) -> None:
     """T6"""
     assert type(describe_transport(error, "http://x", started=False)) is before

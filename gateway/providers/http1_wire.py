@@ -1,0 +1,226 @@
+"""HTTP/1.1 as a client reads it: bytes to the head of one reply and the pieces of its body. Pure.
+
+Strict, because a reply that two readers could understand differently may be an attack: whatever
+RFC 9112 lets a recipient repair is MalformedReply here. Bounded, whatever the server says.
+"""
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+MAX_HEAD_BYTES = 32 * 1024
+"""Of a status line and its headers together, and of the trailers after the last chunk."""
+MAX_CHUNK_LINE_BYTES = 256
+MAX_INTERIM_REPLIES = 8
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+_LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})(?:[ \t]{0,8};[\t\x20-\x7e\x80-\xff]{0,200})?\r\n")
+_CRLF = b"\r\n"
+_PROTOCOL = b"HTTP/1."
+_BODILESS = (204, 304)
+
+
+class TransportError(Exception):
+    """An exchange with a server failed, whatever the reason. The base of all that is raised here
+    and by `http1`."""
+
+
+class ConnectTimedOut(TransportError):
+    """The server did not accept a connection in time."""
+
+
+class Unreachable(TransportError):
+    """Nobody accepts connections at the server's address."""
+
+
+class ReplyTimedOut(TransportError):
+    """The server was silent for longer than it may be."""
+
+
+class ConnectionLost(TransportError):
+    """The connection ended before the reply did; `has_begun` tells whether any of it came."""
+
+    def __init__(self, has_begun: bool) -> None:
+        super().__init__(has_begun)
+        self.has_begun = has_begun
+
+
+class MalformedReply(TransportError):
+    """What came is no reply in HTTP/1.1, or one beyond all bounds."""
+
+
+class ReplyHead(msgspec.Struct, frozen=True):
+    """`headers` by their names in lower case; several of one name are joined by commas."""
+
+    status: int
+    headers: dict[str, str]
+
+
+class ReplyParser:
+    """Parses one reply, however it is cut. `is_complete` is true from its last byte on, and
+    `keeps_alive` tells whether another request may follow on the connection."""
+
+    def __init__(self) -> None:
+        self.head: ReplyHead | None = None
+        self.is_complete = False
+        self.keeps_alive = False
+        # A plain function: a bound method would tie the parser to itself, work for the collector.
+        self._step: Callable[[ReplyParser, bytes, list[bytes]], None] = ReplyParser._read_head
+        self._rest = b""
+        self._left = 0
+        self._owes_line_end = False
+        self._interim = 0
+
+    def feed(self, data: bytes, body: list[bytes]) -> None:
+        """Read on, and append what `data` has of the body to `body`.
+
+        Raises MalformedReply; what came before the mistake is in `body`.
+        """
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        self._step(self, data, body)
+
+    def end(self) -> bool:
+        """The connection ended: tell whether the reply is complete, as one without a length is."""
+        if self._step is ReplyParser._read_until_close:
+            self.is_complete = True
+        return self.is_complete
+
+    def _read_head(self, data: bytes, body: list[bytes]) -> None:
+        if not data.startswith(_PROTOCOL[: len(data)]):
+            raise MalformedReply("it does not begin as HTTP/1 does")
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._keep(data, MAX_HEAD_BYTES)
+            return
+        if end > MAX_HEAD_BYTES:
+            raise MalformedReply("its head is too long")
+        status_line, *lines = data[:end].split(_CRLF)
+        found = _STATUS.fullmatch(status_line)
+        if found is None:
+            raise MalformedReply("its status line is none")
+        status, headers = int(found[2]), _read_headers(lines)
+        if status < 200:
+            self._skip_interim(status)
+        else:
+            self.head = ReplyHead(status, headers)
+            self._choose_framing(status, headers, is_old=found[1] == b"0")
+        if rest := data[end + 4 :]:
+            self._step(self, rest, body)
+
+    def _skip_interim(self, status: int) -> None:
+        """Pass over a reply that only announces the real one (RFC 9110, 15.2)."""
+        self._interim += 1
+        if status == 101 or self._interim > MAX_INTERIM_REPLIES:
+            raise MalformedReply(f"it announces what was not asked for ({status})")
+
+    def _choose_framing(self, status: int, headers: dict[str, str], *, is_old: bool) -> None:
+        """Decide where the body ends (RFC 9112, 6.3)."""
+        self.keeps_alive = not is_old and "close" not in _tokens(headers.get("connection", ""))
+        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+        if coding is not None:
+            if coding.lower() != "chunked" or length is not None or is_old:
+                raise MalformedReply("where its body ends can be read in two ways")
+            self._step = ReplyParser._read_chunks
+        elif length is not None:
+            # Two of them are one value with a comma by now.
+            if not _LENGTH.fullmatch(length):
+                raise MalformedReply("its Content-Length is no number")
+            self._left = int(length)
+            self._step = ReplyParser._read_sized
+        else:
+            self._step = ReplyParser._read_until_close
+        if status in _BODILESS or (self._step is ReplyParser._read_sized and not self._left):
+            self._complete(b"")
+
+    def _read_sized(self, data: bytes, body: list[bytes]) -> None:
+        piece = data[: self._left]
+        body.append(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._complete(data[len(piece) :])
+
+    def _read_until_close(self, data: bytes, body: list[bytes]) -> None:
+        self.keeps_alive = False
+        body.append(data)
+
+    def _read_chunks(self, data: bytes, body: list[bytes]) -> None:
+        at = 0
+        while True:
+            if self._left:
+                piece = data[at : at + self._left]
+                if not piece:
+                    return
+                body.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._owes_line_end = True
+                if self._left:
+                    return
+            if self._owes_line_end:
+                if (line_end := data[at : at + 2]) != _CRLF:
+                    if not _CRLF.startswith(line_end):
+                        raise MalformedReply("a chunk is longer than it said")
+                    self._rest = line_end
+                    return
+                at += 2
+                self._owes_line_end = False
+            found = _CHUNK.match(data, at)
+            if found is None:
+                self._await_chunk(data[at:])
+                return
+            at = found.end()
+            self._left = int(found[1], 16)
+            if not self._left:
+                self._step = ReplyParser._read_trailers
+                self._step(self, data[at:], body)
+                return
+
+    def _await_chunk(self, line: bytes) -> None:
+        if _CRLF in line or len(line) > MAX_CHUNK_LINE_BYTES:
+            raise MalformedReply("the size of a chunk is none")
+        self._rest = line
+
+    def _read_trailers(self, data: bytes, body: list[bytes]) -> None:
+        if data.startswith(_CRLF):
+            self._complete(data[2:])
+            return
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._keep(data, MAX_HEAD_BYTES)
+            return
+        _read_headers(data[:end].split(_CRLF))
+        self._complete(data[end + 4 :])
+
+    def _complete(self, excess: bytes) -> None:
+        self.is_complete = True
+        self._step = ReplyParser._read_excess
+        if excess:
+            self._step(self, excess, [])
+
+    def _read_excess(self, data: bytes, body: list[bytes]) -> None:
+        # Nobody asked for more: whose answer would the next bytes be?
+        self.keeps_alive = False
+
+    def _keep(self, rest: bytes, most: int) -> None:
+        if len(rest) > most:
+            raise MalformedReply("its head is too long")
+        self._rest = rest
+
+
+def _read_headers(lines: list[bytes]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        found = _HEADER.fullmatch(line)
+        if found is None:
+            raise MalformedReply("a header is none")
+        name, value = found[1].decode().lower(), found[2].decode("latin-1").strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _tokens(value: str) -> list[str]:
+    return [token.strip() for token in value.lower().split(",")]

@@ -1,0 +1,407 @@
+"""The client of Ollama's streams against raw sockets: connections, deadlines and back-pressure."""
+
+import asyncio
+import datetime
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+import anyio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gateway.providers.http1 import MAX_HELD_BYTES, Http1Client, Reply
+from gateway.providers.http1_wire import (
+    ConnectionLost,
+    MalformedReply,
+    ReplyTimedOut,
+    TransportError,
+    Unreachable,
+)
+
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Both kinds of transports: they differ in when they tell what."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Runs `serve` for every connection, then closes it; `heads` are those of all requests."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.sent = 0
+        self.gone = anyio.Event()
+        self._serve = serve
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self._serve(reader, writer)
+        writer.close()
+
+    async def see_it_go(self, reader: asyncio.StreamReader) -> None:
+        """Wait until the client let go of the connection."""
+        with suppress(ConnectionError):
+            assert await reader.read(1) == b""
+        self.gone.set()
+
+    async def take(self, reader: asyncio.StreamReader) -> bytes:
+        """Return the body of the next request."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return await reader.readexactly(length)
+
+
+@asynccontextmanager
+async def serving(
+    make: Callable[[Server], Serve], tls: ssl.SSLContext | None = None, path: str = ""
+) -> AsyncIterator[tuple[Server, Http1Client]]:
+    """A server of what `make` returns, and a client for it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await make(server)(reader, writer)
+
+    server = Server(serve)
+    listener = await asyncio.start_server(server.accept, "127.0.0.1", 0, ssl=tls)
+    port = listener.sockets[0].getsockname()[1]
+    scheme = "http" if tls is None else "https"
+    client = Http1Client(f"{scheme}://127.0.0.1:{port}{path}", {"X-Ours": "yes"}, connect_s=5.0)
+    try:
+        with anyio.fail_after(20):
+            yield server, client
+    finally:
+        await client.aclose()
+        listener.close()
+        await listener.wait_closed()
+
+
+def answering(*answers: bytes) -> Callable[[Server], Serve]:
+    """Answer the requests of each connection in turn, then close it."""
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for answer in answers:
+                await server.take(reader)
+                writer.write(answer)
+
+        return serve
+
+    return make
+
+
+def answering_once(answer: bytes) -> Callable[[Server], Serve]:
+    """Answer every request by `answer`, and see the client close its connection after each."""
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(answer)
+            await server.see_it_go(reader)
+
+        return serve
+
+    return make
+
+
+async def read_all(reply: Reply) -> bytes:
+    body = b""
+    try:
+        while piece := await reply.read():
+            body += piece
+    finally:
+        reply.close()
+    return body
+
+
+async def test_a_request_says_what_it_must_and_no_more() -> None:
+    async with serving(answering(WHOLE), path="/behind/proxy") as (server, client):
+        assert await read_all(await client.post("/api/chat", b"{}", 5.0)) == b"ok"
+    lines = server.heads[0].decode().split("\r\n")
+    assert lines[0] == "POST /behind/proxy/api/chat HTTP/1.1"
+    assert lines[1].startswith("Host: 127.0.0.1:")
+    assert lines[2:] == ["X-Ours: yes", "Content-Length: 2", "", ""]
+
+
+@pytest.mark.parametrize(
+    "url, host",
+    [
+        ("http://ollama", "ollama"),
+        ("http://ollama:80", "ollama"),
+        ("https://ollama:443/x", "ollama"),
+        ("https://ollama:80", "ollama:80"),
+        ("http://[::1]:11434", "[::1]:11434"),
+        ("http://bücher:1", "xn--bcher-kva:1"),
+        ("http://a..b:1", "a..b:1"),
+    ],
+)
+async def test_the_host_is_named_as_http_wants_it(url: str, host: str) -> None:
+    client = Http1Client(url, {}, connect_s=1.0)
+    assert client.fields.decode() == f"Host: {host}\r\n"
+
+
+async def test_a_name_that_cannot_be_one_is_unreachable() -> None:
+    client = Http1Client("http://a..b:1", {}, connect_s=1.0)
+    with pytest.raises(Unreachable):
+        await client.post("/", b"", 1.0)
+
+
+async def test_a_connection_serves_one_request_after_the_other() -> None:
+    async with serving(answering(WHOLE, WHOLE, WHOLE)) as (server, client):
+        for _ in range(3):
+            assert await read_all(await client.post("/", b"x" * 100_000, 5.0)) == b"ok"
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        WHOLE + b"HTTP/1.1 200 OK\r\n",
+        WHOLE.replace(b"1.1", b"1.0"),
+        WHOLE.replace(b"Content", b"Connection: close\r\nContent"),
+    ],
+    ids=["more than was asked for", "an old server", "a server that closes"],
+)
+async def test_a_connection_that_may_not_serve_again_does_not(answer: bytes) -> None:
+    async with serving(answering_once(answer)) as (server, client):
+        for _ in range(2):
+            assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+    assert server.connections == 2
+
+
+def closing_when_asked_again(server: Server) -> Serve:
+    """Answer one request of each connection; close without a word on the next."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.take(reader)
+        writer.write(WHOLE)
+        await server.take(reader)
+
+    return serve
+
+
+async def test_a_kept_connection_that_was_closed_is_asked_once_more_on_a_new_one() -> None:
+    async with serving(closing_when_asked_again) as (server, client):
+        for _ in range(3):
+            assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+    assert (server.connections, len(server.heads)) == (3, 5)
+
+
+async def test_a_new_connection_that_is_closed_is_not_asked_again() -> None:
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+
+        return serve
+
+    async with serving(make) as (server, client):
+        with pytest.raises(ConnectionLost) as lost:
+            await client.post("/", b"", 5.0)
+        assert not lost.value.has_begun
+    assert len(server.heads) == 1
+
+
+async def test_after_the_first_byte_of_a_reply_nothing_is_asked_again() -> None:
+    async with serving(answering(WHOLE, b"H")) as (server, client):
+        await read_all(await client.post("/", b"", 5.0))
+        with pytest.raises(ConnectionLost) as lost:
+            await client.post("/", b"", 5.0)
+        assert lost.value.has_begun
+    assert len(server.heads) == 2
+
+
+async def test_a_server_that_speaks_unasked_is_not_asked_again() -> None:
+    spoken = asyncio.Event()
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(WHOLE)
+            if server.connections == 1:
+                await spoken.wait()
+                writer.write(WHOLE)
+                await server.see_it_go(reader)
+
+        return serve
+
+    async with serving(make) as (server, client):
+        assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+        spoken.set()
+        await server.gone.wait()
+        assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+    assert server.connections == 2
+
+
+async def test_what_came_before_a_failure_is_read_before_it() -> None:
+    async with serving(answering(CHUNKED + b"2\r\nok\r\nrubbish\r\n")) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        assert await reply.read() == b"ok"
+        for _ in range(2):
+            with pytest.raises(MalformedReply):
+                await reply.read()
+        reply.close()
+
+
+def flooding(server: Server) -> Serve:
+    """Send 64 MiB in chunks as fast as they are taken."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.take(reader)
+        writer.write(CHUNKED)
+        for _ in range(1024):
+            writer.write(b"10000\r\n%b\r\n" % (b"x" * 0x10000))
+            server.sent += 0x10000
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    return serve
+
+
+async def test_who_does_not_read_holds_the_server_back() -> None:
+    async with serving(flooding) as (server, client):
+        reply = await client.post("/", b"", 5.0)
+        await anyio.wait_all_tasks_blocked()
+        sent, stalls = -1, 0
+        while stalls < 50:  # until nothing moves any more, whatever the kernel's buffers hold
+            stalls = stalls + 1 if server.sent == sent else 0
+            sent = server.sent
+            await anyio.lowlevel.checkpoint()
+        assert sent < 32 * 2**20
+        first = await reply.read()
+        assert len(first) <= MAX_HELD_BYTES + 2**18
+        assert len(first) + len(await read_all(reply)) == 2**26
+
+
+async def test_a_silence_ends_the_reply_and_its_connection() -> None:
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(CHUNKED)
+            await server.see_it_go(reader)
+
+        return serve
+
+    async with serving(make) as (server, client):
+        reply = await client.post("/", b"", 300.0)
+        reply.expect_within(0.02)
+        with pytest.raises(ReplyTimedOut):
+            await reply.read()
+        await server.gone.wait()
+        reply.close()
+
+
+async def test_a_deadline_can_be_put_off_as_often_as_there_is_progress() -> None:
+    steps = [asyncio.Event() for _ in range(6)]
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(CHUNKED)
+            for step in steps:
+                await step.wait()
+                writer.write(b"1\r\nx\r\n")
+            writer.write(b"0\r\n\r\n")
+
+        return serve
+
+    async with serving(make) as (_, client):
+        reply = await client.post("/", b"", 0.2)
+        for step in steps:
+            asyncio.get_running_loop().call_later(0.1, step.set)
+            reply.expect_within(0.2)
+            assert await reply.read() == b"x"
+        assert await read_all(reply) == b""
+
+
+@pytest.mark.parametrize("phase", ["before the head", "in the body"])
+async def test_closing_and_cancelling_close_the_socket_at_once(phase: str) -> None:
+    asked = asyncio.Event()
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            if phase == "in the body":
+                writer.write(CHUNKED)
+            asked.set()
+            await server.see_it_go(reader)
+
+        return serve
+
+    async with serving(make) as (server, client):
+        if phase == "in the body":
+            (await client.post("/", b"", 5.0)).close()
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.post, "/", b"", 5.0)
+                await asked.wait()
+                tasks.cancel_scope.cancel()
+        await server.gone.wait()
+
+
+async def test_closing_the_client_ends_what_is_being_read() -> None:
+    async with serving(flooding) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        await client.aclose()
+        with pytest.raises(ConnectionLost):
+            await read_all(reply)
+
+
+def make_certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's context for 127.0.0.1, and the file of its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    public, secret = folder / "public.pem", folder / "secret.pem"
+    public.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(public, secret)
+    return context, public
+
+
+async def test_https_asks_for_a_certificate_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls, authority = make_certificate(tmp_path)
+    async with serving(answering(WHOLE, WHOLE), tls) as (server, client):
+        with pytest.raises(TransportError):
+            await client.post("/", b"", 5.0)
+        assert server.heads == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    async with serving(answering(WHOLE, WHOLE), tls) as (server, client):
+        for _ in range(2):
+            assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+        assert server.connections == 1
