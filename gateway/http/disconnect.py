@@ -1,13 +1,13 @@
 """Work that ends when its client leaves. ASGI servers do not cancel handlers by themselves."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
-
-from gateway.core.errors import GatewayError
 
 T = TypeVar("T")
 
@@ -17,20 +17,24 @@ async def unless_disconnected(receive: Receive, work: Callable[[], Awaitable[T]]
 
     The request's body must have been read whole.
     """
-    results: list[T] = []
-    failure: GatewayError | None = None
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
+    with cancelled_on_disconnect(receive):
+        return await work()
+    raise ClientDisconnect
+
+
+@contextmanager
+def cancelled_on_disconnect(receive: Receive) -> Iterator[anyio.CancelScope]:
+    """Cancel what runs in here when the client leaves; whoever looks after it sees no error.
+
+    Every request has this, and a task group around its one small task would cost as much as all
+    else that is done here for the request. The task does nothing but wait, and is never awaited.
+    """
+    with anyio.CancelScope() as scope:
+        watch = asyncio.ensure_future(_cancel_on_disconnect(receive, scope))
         try:
-            results.append(await work())
-        except GatewayError as error:
-            failure = error  # raised below, where no task group wraps it
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    if not results:
-        raise ClientDisconnect
-    return results[0]
+            yield scope
+        finally:
+            watch.cancel()
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

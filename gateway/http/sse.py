@@ -3,21 +3,20 @@
 How an event looks is for each face's encoder. Nothing is ever compressed or buffered here.
 """
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 import anyio.lowlevel
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Waiting
-from gateway.http.disconnect import unless_disconnected
+from gateway.http.disconnect import cancelled_on_disconnect
 from gateway.problems import Problem, describe
 from gateway.services.live import LiveStream, StreamReader
 from gateway.settings import Settings
@@ -33,8 +32,7 @@ LARGE_BYTES = 16 * 2**10
 """What is written at once and may count as sent before the connection took it: less than the
 64 KiB that servers buffer."""
 
-EXIT_GRACE_S = 2.0
-"""How long a server that exits leaves a stream to write the end that draining gave it."""
+PING = b": ping\n\n"
 
 
 class EventEncoder(Protocol):
@@ -59,6 +57,10 @@ class StreamReply(Response):
 
     With `awaits_first`, what fails before the first event that the face shows is raised, for a
     reply with a real status; anything later is a frame.
+
+    One task and one that waits for the client to leave, because thousands of these wait at once:
+    pings and the limit of a send are timers, and not tasks. A server that exits has drained the
+    streams before, so each has an end to write, and cuts who does not take it.
     """
 
     def __init__(
@@ -78,27 +80,81 @@ class StreamReply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._attach() as reader:
             encoder = self._make_encoder(reader.stream)
-            opening = b""
-            if self._awaits_first:
-                opening = await unless_disconnected(receive, lambda: _open(reader, encoder))
-            async with aclosing(_write(reader, encoder, opening)) as body:
-                try:
-                    await self._event_source(reader.stream.id, body)(scope, receive, send)
-                except SendTimeoutError:
-                    logger.info("stream %s: its reader took nothing for long", reader.stream.id)
+            with cancelled_on_disconnect(receive) as work:
+                opening = await _open(reader, encoder) if self._awaits_first else b""
+                await send(_start(reader.stream.id))
+                writer = _Writer(send, work, self._settings.send_timeout_s, reader.stream.id)
+                await self._write(reader, encoder, opening, writer)
+                return
+            raise ClientDisconnect
 
-    def _event_source(
-        self, stream_id: str, body: AsyncGenerator[bytes, None]
-    ) -> EventSourceResponse:
-        return EventSourceResponse(
-            body,
-            headers={"Cache-Control": "no-cache", STREAM_ID: stream_id},
-            ping=self._settings.ping_interval_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            sep="\n",
-            send_timeout=self._settings.send_timeout_s,
-            shutdown_grace_period=EXIT_GRACE_S,
-        )
+    async def _write(
+        self, reader: StreamReader, encoder: EventEncoder, opening: bytes, writer: "_Writer"
+    ) -> None:
+        frames, is_last = encoder.preamble + opening, False
+        while not is_last:
+            if frames:
+                await writer.write(frames)
+            if len(frames) > LARGE_BYTES:
+                await writer.write(b"")  # waits until the connection took what was written before
+            if reader.stream.has_unread:
+                # Neither reading nor writing need suspend; without this the client's leaving may
+                # never be seen, nor any other request served.
+                await anyio.lowlevel.checkpoint()
+                reader.confirm()
+            else:
+                writer.confirm_soon(reader)
+            frames, is_last = await _next(reader, encoder, self._settings.ping_interval_s)
+        await writer.write(frames, is_last=True)
+
+
+class _Writer:
+    """Sends the frames of one reply; gives up a client that takes nothing for `timeout_s`."""
+
+    def __init__(
+        self, send: Send, work: anyio.CancelScope, timeout_s: float, stream_id: str
+    ) -> None:
+        self._send = send
+        self._work = work
+        self._timeout_s = timeout_s
+        self._stream_id = stream_id
+        self._loop = asyncio.get_running_loop()
+
+    async def write(self, frames: bytes, *, is_last: bool = False) -> None:
+        if self._work.cancel_called:
+            # A stream that always has more wakes its reader before a cancellation can reach it.
+            await anyio.lowlevel.checkpoint()
+        timer = self._loop.call_later(self._timeout_s, self._give_up)
+        try:
+            await self._send(
+                {"type": "http.response.body", "body": frames, "more_body": not is_last}
+            )
+        finally:
+            timer.cancel()
+
+    def confirm_soon(self, reader: StreamReader) -> None:
+        """Let what was written count as taken, unless the client turns out to have left by then: his
+        server takes all frames."""
+        self._loop.call_soon(self._confirm, reader)
+
+    def _confirm(self, reader: StreamReader) -> None:
+        if not self._work.cancel_called:
+            reader.confirm()
+
+    def _give_up(self) -> None:
+        logger.info("stream %s: its reader took nothing for long", self._stream_id)
+        self._work.cancel()
+
+
+def _start(stream_id: str) -> Message:
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"connection", b"keep-alive"),
+        (b"x-accel-buffering", b"no"),
+        (STREAM_ID.lower().encode(), stream_id.encode()),
+    ]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 async def _open(reader: StreamReader, encoder: EventEncoder) -> bytes:
@@ -113,29 +169,14 @@ async def _open(reader: StreamReader, encoder: EventEncoder) -> bytes:
     return frames
 
 
-async def _write(
-    reader: StreamReader, encoder: EventEncoder, opening: bytes
-) -> AsyncGenerator[bytes, None]:
-    frames, is_last = encoder.preamble + opening, False
-    while True:
-        if frames:
-            yield frames
-        if len(frames) > LARGE_BYTES:
-            yield b""  # waits until the connection took what was written before
-        if is_last:
-            return
-        # Neither reading nor writing need suspend; without this the reader's leaving may never
-        # be seen, nor any other request served. Who left ends here: his server takes all frames.
-        await anyio.lowlevel.checkpoint()
-        reader.confirm()
-        frames, is_last = await _next(reader, encoder)
-
-
-async def _next(reader: StreamReader, encoder: EventEncoder) -> tuple[bytes, bool]:
-    """Return the frames of all events that are ready, and whether they are the last."""
+async def _next(reader: StreamReader, encoder: EventEncoder, ping_s: float) -> tuple[bytes, bool]:
+    """Return the frames of all events that are ready, and whether they are the last; a ping when
+    there are none for `ping_s`."""
     try:
-        events = await reader.read()
+        events = await reader.read_within(ping_s)
     except GatewayError as error:
         is_end = not isinstance(error, StreamTakenOver)
         return encoder.fail(describe(error), is_end=is_end), True
+    if events is None:
+        return PING, False
     return encoder.encode(events), not events

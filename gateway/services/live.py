@@ -12,6 +12,7 @@ import msgspec
 from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Finished, Timings, Usage
 from gateway.core.sessions import SessionOpened
+from gateway.services.bell import Bell
 from gateway.services.replay import ReplayBuffer
 from gateway.services.tally import Tally
 
@@ -67,7 +68,7 @@ class LiveStream:
         )
         self._reader: StreamReader | None = None
         self._handed_tokens = 0
-        self._changed = anyio.Event()
+        self._changed = Bell()
         self._attached = anyio.Event()
         self.scope = anyio.CancelScope()
         """What the owner runs the model in."""
@@ -97,6 +98,11 @@ class LiveStream:
         return self._reader is not None
 
     @property
+    def has_unread(self) -> bool:
+        """Whether a read would find events at once."""
+        return self._buffer.last_id > self._buffer.position
+
+    @property
     def last_id(self) -> int:
         """The number of the last event; an error that ends the stream has one, too."""
         return self._buffer.last_id + (self.error is not None and self.is_ended)
@@ -118,7 +124,7 @@ class LiveStream:
         self._note_handed()  # who names an event has had it
         self._reader = StreamReader(self)
         self._attached.set()
-        self._notify()  # the reader before sees that it is none
+        self._changed.ring()  # the reader before sees that it is none
         return self._reader
 
     async def wait_attached(self) -> None:
@@ -145,7 +151,7 @@ class LiveStream:
         while not self._buffer.has_room(self._most_unread):
             await self._changed.wait()
         self._buffer.append(event)
-        self._notify()
+        self._changed.ring()
 
     def end(self, error: GatewayError | None) -> None:
         """Nothing follows, but `error` if there is one; for the owner of the stream only."""
@@ -156,21 +162,22 @@ class LiveStream:
         self.error = error.renewed() if error else None
         self.is_ended = True
         self._attached.set()
-        self._notify()
+        self._changed.ring()
 
-    async def read_by(self, reader: "StreamReader", most: int) -> list[Event]:
-        """Return what `StreamReader.read` promises."""
-        # A stream that always has more wakes its reader before a cancellation can reach it.
-        await anyio.lowlevel.checkpoint_if_cancelled()
+    async def read_by(
+        self, reader: "StreamReader", most: int, within_s: float | None = None
+    ) -> list[Event] | None:
+        """Return what `StreamReader.read_within` promises."""
         while self._reader is reader:
             if events := self._buffer.take(most or self._limits.buffer_events):
-                self._notify()
+                self._changed.ring()
                 return events
             if self.is_ended:
                 if self.error is not None:
                     raise self.error.renewed()
                 return []
-            await self._changed.wait()
+            if not await self._changed.wait(within_s):
+                return None
         raise StreamTakenOver("Another reader goes on with this stream.")
 
     def confirm_by(self, reader: "StreamReader") -> None:
@@ -184,7 +191,7 @@ class LiveStream:
             self._reader = None
             if not self.is_ended:
                 self._attached = anyio.Event()
-            self._notify()  # there may be more room now
+            self._changed.ring()  # there may be more room now
             self._left(self)
 
     @property
@@ -197,10 +204,6 @@ class LiveStream:
         began further back counts from where the farthest one was."""
         handed = self.tally.said_tokens - self._buffer.unread_tokens
         self._handed_tokens = max(handed, self._handed_tokens)
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
 
 
 class StreamReader:
@@ -230,7 +233,18 @@ class StreamReader:
         Raises the stream's error once its events are read, and StreamTakenOver when another reader
         took its place.
         """
-        return await self.stream.read_by(self, most)
+        # A stream that always has more wakes its reader before a cancellation can reach it.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        events = await self.stream.read_by(self, most)
+        assert events is not None, "without a limit a read waits"
+        return events
+
+    async def read_within(self, seconds: float) -> list[Event] | None:
+        """Do as `read`, and return None if nothing comes for so long.
+
+        A cancellation may never reach who does nothing else: he looks for it by himself.
+        """
+        return await self.stream.read_by(self, 0, seconds)
 
     def confirm(self) -> None:
         """Tell that the client's connection has taken all that was read: it counts as used, also if
