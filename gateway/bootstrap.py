@@ -94,6 +94,8 @@ FLUSH_S = 5.0
 """How long a stopping gateway waits for its last records to be safe."""
 RECOVERY_S = 1.0
 """How long a starting one waits until what it left open when it died is told; then it serves."""
+COLLECT_AFTER = 10_000
+"""How many more objects there are than before when the collector looks among them for cycles."""
 CLOSE_S = 2
 """How long it waits for clients to read their terminal events."""
 
@@ -435,7 +437,16 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             grace_s=settings.drain_grace_s,
             started=partial(_say_hello, needs_key=gateway.gatekeeper.needs_keys),
         )
+        _spare_the_collector()
         await server.serve([listener])
+
+
+def _spare_the_collector() -> None:
+    """Have the garbage collector look at what requests leave, and not at the gateway itself, which
+    stays: by default it does so every few hundred requests, and stops all streams meanwhile."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
 def _say_who_may(host: str) -> None:
