@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -97,6 +97,9 @@ STREAM_ROUTE = ("GET", "/api/v1/streams/{id}")
 TOKEN_HOLDER = Caller("token", frozenset({KeyScope.INFER}))
 """Who has a stream's token and no key. No key has this id, so no stream is his own."""
 
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+"""The headers that `read_credential` reads."""
+
 LIMIT_HEADERS = (
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
@@ -166,7 +169,11 @@ class RequireKeys:
         # Else the reply stays incomplete, on which the server cuts the connection.
 
     def _identify(self, scope: Scope, entry: tuple[str, str] | None) -> Caller | None:
-        headers = Headers(scope=scope).items()
+        headers = [
+            (name.decode(), value.decode("latin-1"))
+            for name, value in scope["headers"]
+            if name in _CREDENTIALS
+        ]
         if not self._gatekeeper.needs_keys:
             if self._on_loopback and is_loopback(_address_of(scope)):
                 return identify_stranger(headers)

@@ -49,10 +49,12 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
     """Return the application that serves every face; `graphql` gets all of /graphql."""
     endpoint = _Application(graphql)
     routes: list[BaseRoute] = [
+        # Looked through one by one: first those that are asked for most.
+        *NativeFace(gateway, settings).routes(),
+        *OpenAIFace(gateway, settings).routes(),
         *HealthFace(gateway).routes(),
         *MetricsFace(gateway).routes(),
         *PagesFace(settings).routes(),
-        *NativeFace(gateway, settings).routes(),
         *StreamsFace(gateway, settings).routes(),
         *ModelsFace(gateway).routes(),
         *ControlFace(gateway, settings).routes(),
@@ -60,7 +62,6 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *CollectionsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
         *HubFace(gateway).routes(),
-        *OpenAIFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),
         Route("/graphql", endpoint, name="graphql"),
         WebSocketRoute("/graphql", endpoint, name="graphql-ws"),

@@ -8,13 +8,13 @@ import re
 import secrets
 from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import telemetry
 from gateway.core.errors import ForeignOrigin, ShuttingDown
 from gateway.http.errors import error_response
+from gateway.http.headers import find_header
 from gateway.http.hosts import may_be_called
 from gateway.problems import describe
 from gateway.services.metrics import MetricsService
@@ -23,12 +23,13 @@ from gateway.services.streams import StreamService
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+_REQUEST_ID_NAME = REQUEST_ID.lower().encode()
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_ALWAYS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-}
+_ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
 
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 """The messages that carry the headers of a reply."""
@@ -46,17 +47,20 @@ class RequestIds:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
+        given = find_header(scope, _REQUEST_ID_NAME) or ""
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in _STARTS:
                 # What accepts a WebSocket has no status of its own: the protocol's is 101.
                 self._metrics.meter.responded(message.get("status", 101))
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
-                for name, value in _ALWAYS.items():
-                    headers.setdefault(name, value)
+                given = message.get("headers", ())
+                names = {name for name, _ in given}
+                message["headers"] = [
+                    *given,
+                    (_REQUEST_ID_NAME, request_id.encode()),
+                    *(header for header in _ALWAYS if header[0] not in names),
+                ]
             await send(message)
 
         token = telemetry.request_id.set(request_id)
@@ -86,12 +90,11 @@ class RefuseForeignPages:
         await error_response(scope["path"], problem)(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
+        origin = find_header(scope, b"origin")
         # A WebSocket has no method: whoever opens one may do anything with it.
         if origin is None or scope.get("method") in ("GET", "HEAD", "OPTIONS"):
             return True
-        is_own = origin.partition("://")[2] == headers.get("host")
+        is_own = origin.partition("://")[2] == find_header(scope, b"host")
         return is_own or bool(self._allowed & {origin, "*"})
 
 
@@ -101,11 +104,15 @@ class RefuseForeignHosts:
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app
         self._allowed = frozenset(allowed)
+        self._last_passed: str | None = None  # nearly all requests call it by one name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_lifespan = scope["type"] == "lifespan"
-        host = "" if is_lifespan else Headers(scope=scope).get("host", "")
-        if is_lifespan or may_be_called(host, self._allowed):
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        host = find_header(scope, b"host") or ""
+        if host == self._last_passed or may_be_called(host, self._allowed):
+            self._last_passed = host
             await self._app(scope, receive, send)
             return
         problem = describe(

@@ -69,6 +69,8 @@ def describe_options(options: Options) -> dict[str, Any]:
 def first_of(*sources: OptionsBody | None) -> OptionsBody:
     """Return options where each value is that of the first source that has it."""
     given = [source for source in sources if source is not None]
+    if len(given) == 1:
+        return given[0]
     values = {
         name: next((v for s in given if (v := getattr(s, name)) is not None), None)
         for name in OptionsBody.__struct_fields__

@@ -133,8 +133,8 @@ class _Writer:
             timer.cancel()
 
     def confirm_soon(self, reader: StreamReader) -> None:
-        """Let what was written count as taken, unless the client turns out to have left by then: his
-        server takes all frames."""
+        """Let what was written count as taken, unless the client turns out to have left by then:
+        the server takes all frames."""
         self._loop.call_soon(self._confirm, reader)
 
     def _confirm(self, reader: StreamReader) -> None:

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.errors import InvalidRequest, InvalidText
-from gateway.http.body import MAX_VALUES, decode_body, require_clean
+from gateway.http.body import MAX_VALUES, decode_body, is_surely_clean, require_clean
 from gateway.http.openai_wire import parse_chat, parse_completion
 from gateway.http.stream import parse_stream_request
 
@@ -63,3 +63,31 @@ def test_no_bytes_break_a_parser(data: bytes) -> None:
             parse(data, "id")
         except InvalidRequest as error:
             assert error.message.endswith(".")
+
+
+@given(st.binary(max_size=60), st.integers(1, 400))
+def test_what_passes_at_a_glance_would_pass_the_whole_look(rubbish: bytes, most: int) -> None:
+    for data in (rubbish, b'{"a":"' + rubbish + b'"}', b"[" + rubbish + b"]"):
+        try:
+            value = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        if is_surely_clean(data, most):
+            require_clean(value, most)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rb'{"a":"\u0000"}',
+        rb'{"\u0000":1}',
+        b'{"a":18446744073709551616}',
+        b"[" * 102 + b"]" * 102,
+        b'{"a":' * 101 + b"1" + b"}" * 101,
+        b"[" + b"1," * 300 + b"1]",
+    ],
+)
+def test_what_the_whole_look_refuses_does_not_pass_at_a_glance(data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        require_clean(msgspec.json.decode(data), 300)
+    assert not is_surely_clean(data, 300)
