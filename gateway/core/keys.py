@@ -144,7 +144,8 @@ def read_credential(headers: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _digest(pepper: bytes, text: str) -> str:
-    return hmac.new(pepper, text.encode(errors="replace"), hashlib.sha256).hexdigest()
+    # In one call: as an object it takes three times as long, and every request does this.
+    return hmac.digest(pepper, text.encode(errors="replace"), "sha256").hex()
 
 
 def _name_pepper(value: bytes) -> str:

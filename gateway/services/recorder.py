@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from gateway.core.errors import DatabaseUnavailable
 from gateway.core.ports import SessionJournal, SessionStore
 from gateway.core.sessions import RecordCounts, SessionClosed, SessionOpened, SessionRecord
+from gateway.services.bell import Bell
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class SessionRecorder:
         self._pending: deque[SessionRecord] = deque()
         self._lost: set[str] = set()
         self._work = anyio.Event()
-        self._settled = anyio.Event()
+        self._settled = Bell()
         self._recovered = anyio.Event()
         self._added_count = 0
         self._durable_count = 0
@@ -103,9 +104,10 @@ class SessionRecorder:
     async def wait_written(self, ticket: int, timeout_s: float) -> bool:
         """Return whether all records up to `ticket` were durable within `timeout_s`: in the
         database, or in the journal while that is away."""
-        with anyio.move_on_after(timeout_s):
-            while self._durable_count < ticket:
-                await self._settled.wait()
+        until = anyio.current_time() + timeout_s
+        while self._durable_count < ticket:
+            if not await self._settled.wait(until - anyio.current_time()):
+                break
         return self._durable_count >= ticket
 
     async def wait_recovered(self, timeout_s: float) -> bool:
@@ -229,7 +231,7 @@ class SessionRecorder:
             if not self._is_away:
                 logger.warning("session records wait: %s", error.message)
                 self._is_away = True
-                self._announce()
+                self._settled.ring()
         else:
             self._is_away = False
         finally:
@@ -241,11 +243,7 @@ class SessionRecorder:
             self._pending.popleft()
         self._durable_count = max(ticket, self._durable_count)
         self.journal_healthy = self.journal_healthy or not self._pending
-        self._announce()
-
-    def _announce(self) -> None:
-        settled, self._settled = self._settled, anyio.Event()
-        settled.set()
+        self._settled.ring()
 
     async def _wait_for_work(self) -> None:
         if self._work.is_set():

@@ -101,5 +101,7 @@ def weigh(event: Event) -> int:
             size = sys.getsizeof(event.call.arguments)
         case _:
             return EVENT_BYTES
+    if not event.logprobs:  # as nearly always
+        return size + EVENT_BYTES
     described = sum(1 + len(each.top) for each in event.logprobs)
     return size + EVENT_BYTES * (1 + described)

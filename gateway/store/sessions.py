@@ -43,6 +43,9 @@ class DatabaseSessionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Built once: to build one takes as long as to run it.
+        self._insert_opening = self._insert(_OPENING, only_if=_is_unknown)
+        self._insert_ending = self._insert(_ENDING, only_if=_is_open)
 
     async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
         if not opened and not closed:
@@ -50,10 +53,10 @@ class DatabaseSessionStore:
         async with self._database.writing() as connection:
             if opened:
                 rows = [_opening_row(record) for record in opened]
-                await connection.execute(self._insert(_OPENING, only_if=_is_unknown), rows)
+                await connection.execute(self._insert_opening, rows)
             if closed:
                 rows = [_ending_row(record) for record in closed]
-                await connection.execute(self._insert(_ENDING, only_if=_is_open), rows)
+                await connection.execute(self._insert_ending, rows)
 
     async def note_usage(self, used: Mapping[str, Usage]) -> None:
         if not used:
