@@ -74,6 +74,11 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
         500, hint="Give the key that it was stored with in GATEWAY_SECRET_KEY, or set it anew."
     ),
     errors.Internal: _Kind(500, hint="This is a defect of the gateway; the log has the traceback."),
+    errors.DownloadNotFound: _Kind(404, hint="GET /api/v1/downloads lists them."),
+    errors.UnsafeRepository: _Kind(422, hint="Do not use this repository; tell the Hub of it."),
+    errors.ChecksumMismatch: _Kind(502, True, "Nothing of it was kept; try again."),
+    errors.InsufficientStorage: _Kind(507, hint="Make room, then resume the download."),
+    errors.StorageFailed: _Kind(500, hint="Look at the folder of the Hub's cache; see the log."),
     errors.HubError: _Kind(502, True),
     errors.HubUnavailable: _Kind(503, True, "Is the Hub reachable from here? Try again.", 5.0),
     errors.HubOffline: _Kind(503, hint="The operator can unset HF_HUB_OFFLINE."),

@@ -36,6 +36,11 @@ GatewayError
 ├── WrongRevision             the database schema is not at this version; startup only
 ├── SecretUnreadable          a stored secret was locked with a key that is not there
 ├── Internal                  a defect of ours
+├── DownloadNotFound          no such download
+├── UnsafeRepository          a repository whose files could do harm here
+├── ChecksumMismatch          what was fetched is not what the Hub says it is
+├── InsufficientStorage       the disk has no room for it
+├── StorageFailed             the folder of models cannot be written, or is not what it seems
 ├── HubError                  the Hugging Face Hub's fault, or its word
 │   ├── HubUnavailable        refused, reset, too slow, or it says that it is down
 │   ├── HubOffline            the gateway is told never to ask it
@@ -248,6 +253,26 @@ class SecretUnreadable(GatewayError):
 
 class Internal(GatewayError):
     code = "internal"
+
+
+class DownloadNotFound(GatewayError):
+    code = "download_not_found"
+
+
+class UnsafeRepository(GatewayError):
+    code = "unsafe_repository"
+
+
+class ChecksumMismatch(GatewayError):
+    code = "checksum_mismatch"
+
+
+class InsufficientStorage(GatewayError):
+    code = "insufficient_storage"
+
+
+class StorageFailed(GatewayError):
+    code = "storage_failed"
 
 
 class HubError(GatewayError):
