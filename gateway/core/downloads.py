@@ -17,6 +17,7 @@ MAX_PATTERN_LENGTH = 200
 MAX_FILES = 20_000
 MAX_FILE_BYTES = 2**53
 """Beyond it a JSON number is no longer exact for JavaScript; no file is as large."""
+LEAST_SPAN_S = 0.1
 RATE_SPAN_S = 5.0
 """How long ago a change of speed counts for a third."""
 
@@ -162,19 +163,23 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 class Tally:
-    """What a source has counted so far of one download; written by the source, on the loop."""
+    """What a source has counted so far of one download; written by the source, on the loop.
+
+    `bytes_lost` were counted, and turned out to be wrong.
+    """
 
     def __init__(self) -> None:
         self.commit: str | None = None
         self.bytes_total: int | None = None
         self.bytes_present = 0
         self.bytes_fetched = 0
+        self.bytes_lost = 0
         self.files_total: int | None = None
         self.files_done = 0
 
     @property
     def bytes_done(self) -> int:
-        return self.bytes_present + self.bytes_fetched
+        return self.bytes_present + self.bytes_fetched - self.bytes_lost
 
 
 class Meter:
@@ -209,7 +214,7 @@ class Meter:
 
     def _measure(self, fetched: int, now: float) -> None:
         span_s = now - self._at
-        if span_s <= 0:
+        if span_s < LEAST_SPAN_S:
             return
         rate = max(0, fetched - self._received) / span_s
         weight = 1.0 if self._rate is None else 1 - math.exp(-span_s / RATE_SPAN_S)

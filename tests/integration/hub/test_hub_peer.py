@@ -1,6 +1,5 @@
 """The peer is a Hub to the real huggingface_hub; what it cannot do is not tested with it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio.to_thread
@@ -19,15 +18,13 @@ from tests.integration.hub_peer.server import HubPeer
 WEIGHTS = bytes(range(256)) * 1000
 
 
-@pytest.fixture
-async def hub() -> AsyncIterator[HubPeer]:
-    async with HubPeer() as peer:
-        peer.files.add(
-            "org/model",
-            HubFile("config.json", b'{"a": 1}', lfs=False),
-            HubFile("sub/model.safetensors", WEIGHTS),
-        )
-        yield peer
+@pytest.fixture(autouse=True)
+def _model(hub: HubPeer) -> None:
+    hub.files.add(
+        "org/model",
+        HubFile("config.json", b'{"a": 1}', lfs=False),
+        HubFile("sub/model.safetensors", WEIGHTS),
+    )
 
 
 async def test_a_snapshot_comes_through_redirects_whole(hub: HubPeer, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ async def answer_api(peer: "HubPeer", exchange: Exchange) -> None:
     if commit is None:
         return await refuse(exchange, 404, "RevisionNotFound", f"Invalid rev id: {revision}")
     if kind == "tree":
-        files = repo.commits[commit].values()
+        files = repo.trees.get(commit, repo.commits[commit]).values()
         return await exchange.json(200, [_describe_entry(file) for file in files])
     if kind in ("", "revision"):
         has_blobs = exchange.seen.query.get("blobs", "").lower() == "true"

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from tests.integration.hub_peer.wire import Exchange, Headers, Seen
 
@@ -50,6 +51,7 @@ class HubRepo:
     """One model repository: the files of each commit, and where the branches stand.
 
     `about` is laid over what the API tells of it: downloads, likes, tags, safetensors, ...
+    `trees` are lists of files that differ from what the commits hold.
     """
 
     id: str
@@ -59,6 +61,7 @@ class HubRepo:
     gated: bool = False
     granted: set[str] = field(default_factory=set)
     about: dict[str, object] = field(default_factory=dict)
+    trees: dict[str, dict[str, HubFile]] = field(default_factory=dict)
 
     def commit(self, *files: HubFile, branch: str = "main") -> str:
         """Add a commit with the files of the branch's last one and `files`; return its id."""
@@ -136,11 +139,11 @@ class Files:
         if found is None:
             return await refuse(exchange, 404, "EntryNotFound", "Entry not found", about)
         if not found.lfs:
-            place = f"/api/resolve-cache/models/{repo.id}/{commit}/{path}"
+            place = f"/api/resolve-cache/models/{repo.id}/{commit}/{quote(path)}"
             head = [("Location", place), ("ETag", f'"{found.blob_id}"'), *about]
             return await exchange.reply(307, b"Temporary Redirect", head)
         head = [
-            ("Location", f"{self.cdn_url}/{found.sha256}/{path}?Signature={self.signature}"),
+            ("Location", f"{self.cdn_url}/{found.sha256}/{quote(path)}?Signature={self.signature}"),
             ("X-Linked-Size", str(found.size)),
             ("X-Linked-Etag", f'"{found.etag}"'),
             *about,
