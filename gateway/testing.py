@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import asdict, replace
 
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
+from gateway.core.downloads import LEGAL_SOURCES, Download, DownloadState, Progress
 from gateway.core.errors import CollectionExists
 from gateway.core.events import Timings, Usage
 from gateway.core.hub import Remembered, StoredSecret
@@ -14,6 +15,7 @@ from gateway.core.library import FileRecord
 from gateway.core.loading import ModelConfig
 from gateway.core.models import ModelStateChange, ProviderStatus
 from gateway.core.names import ModelRef
+from gateway.core.ports import DownloadChange, Worker
 from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
 from gateway.store.hub_cache import MAX_ENTRIES
@@ -332,6 +334,91 @@ class MemorySecretStore:
 
     async def delete(self, name: str) -> bool:
         return self._secrets.pop(name, None) is not None
+
+
+class MemoryDownloadStore:
+    """A DownloadStore that forgets everything with the process."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._downloads: dict[str, Download] = {}
+        self._workers: dict[str, tuple[Worker, float | None]] = {}
+
+    async def add(self, download: Download) -> None:
+        self._downloads[download.id] = download
+
+    async def find(self, download_id: str) -> Download | None:
+        return self._downloads.get(download_id)
+
+    async def newest(self, limit: int, states: Sequence[DownloadState] = ()) -> Sequence[Download]:
+        wanted = [d for d in self._downloads.values() if not states or d.state in states]
+        return sorted(wanted, key=lambda d: (d.created_at, d.id), reverse=True)[:limit]
+
+    async def claim(self, worker: Worker, places: Sequence[str]) -> Download | None:
+        oldest = sorted(self._downloads.values(), key=lambda d: (d.created_at, d.id))
+        for download in oldest:
+            if download.place in places and self._is_free(download, worker):
+                self._workers[download.id] = (worker, self._now() + worker.lease_s)
+                change = DownloadChange(DownloadState.RUNNING)
+                return self._put(download, change)
+        return None
+
+    async def keep(
+        self, download_id: str, worker: Worker, progress: Progress, commit: str | None
+    ) -> bool:
+        download = self._downloads.get(download_id)
+        if download is None or not self._is_run_by(download, worker):
+            return False
+        self._workers[download_id] = (worker, self._now() + worker.lease_s)
+        progress = replace(progress, rate=None, eta_s=None)
+        self._downloads[download_id] = replace(
+            download, progress=progress, commit=commit, updated_at=self._now()
+        )
+        return True
+
+    async def move(
+        self,
+        download_id: str,
+        change: DownloadChange,
+        worker: Worker | None = None,
+        *,
+        sources: Sequence[DownloadState] = (),
+    ) -> Download | None:
+        download = self._downloads.get(download_id)
+        if download is None or download.state not in LEGAL_SOURCES[change.state]:
+            return None
+        if sources and download.state not in sources:
+            return None
+        if worker is not None and not self._is_run_by(download, worker):
+            return None
+        return self._put(download, change)
+
+    def _put(self, download: Download, change: DownloadChange) -> Download:
+        progress = change.progress or download.progress
+        moved = self._downloads[download.id] = replace(
+            download,
+            state=change.state,
+            message=change.message,
+            error=change.error,
+            path=change.path or download.path,
+            commit=change.commit or download.commit,
+            progress=replace(progress, rate=None, eta_s=None),
+            updated_at=self._now(),
+        )
+        return moved
+
+    def _is_free(self, download: Download, worker: Worker) -> bool:
+        if download.state is not DownloadState.RUNNING:
+            return download.state is DownloadState.QUEUED
+        by, until = self._workers[download.id]
+        is_left = by.node == worker.node and by.boot != worker.boot
+        return is_left or until is None or until < self._now()
+
+    def _is_run_by(self, download: Download, worker: Worker) -> bool:
+        if download.state is not DownloadState.RUNNING:
+            return False
+        by, _ = self._workers[download.id]
+        return (by.node, by.boot) == (worker.node, worker.boot)
 
 
 def _as_stored(closed: SessionClosed) -> SessionClosed:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     text,
 )
 
+from gateway.core.downloads import DownloadState
 from gateway.core.library import Check, Verdict
 from gateway.core.states import ModelState, ProviderState, StreamEnd
 
@@ -37,6 +39,7 @@ MAX_PROVIDER_LENGTH = 64
 MAX_MODEL_LENGTH = 512
 MAX_REVISION_LENGTH = 64
 MAX_MESSAGE_LENGTH = 4000
+MAX_PATH_LENGTH = 8192
 MAX_COUNT = 2**63 - 1
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -267,4 +270,36 @@ secrets = Table(
     # Text that Fernet made: it must come back as it is, so it is never cleaned.
     Column("locked", Text(), nullable=False),
     Column("updated_at", UnixTime(), nullable=False),
+)
+
+
+downloads = Table(
+    "downloads",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column("source", CleanText(MAX_PROVIDER_LENGTH), nullable=False),
+    Column("repo", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("revision", CleanText(MAX_MODEL_LENGTH)),
+    Column("patterns", JSON(), nullable=False),
+    Column("force", Boolean(), nullable=False),
+    Column("place", CleanText(MAX_PATH_LENGTH), nullable=False),
+    Column("state", CleanText(), nullable=False),
+    # Who runs it, or did last.
+    Column("node", CleanText()),
+    Column("boot", CleanText()),
+    Column("leased_until", UnixTime()),
+    # Not "commit": a reserved word.
+    Column("commit_id", CleanText()),
+    Column("path", CleanText(MAX_PATH_LENGTH)),
+    Column("message", CleanText(MAX_MESSAGE_LENGTH)),
+    Column("error", JSON(none_as_null=True)),
+    Column("bytes_done", Count(), nullable=False),
+    Column("bytes_total", Count()),
+    Column("files_done", Count(), nullable=False),
+    Column("files_total", Count()),
+    Column("created_at", UnixTime(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
+    _one_of("state", DownloadState, "state"),
+    Index("ix_downloads_created_at", "created_at"),
+    Index("ix_downloads_state", "state"),
 )

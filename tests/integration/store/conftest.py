@@ -6,6 +6,7 @@ import pytest
 
 from gateway.core.ports import (
     CollectionStore,
+    DownloadStore,
     FileStore,
     HubCache,
     KeyStore,
@@ -18,6 +19,7 @@ from gateway.store import migrate
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
 from gateway.store.hub_cache import DatabaseHubCache
+from gateway.store.downloads import DatabaseDownloadStore
 from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
@@ -27,6 +29,7 @@ from gateway.store.sessions import DatabaseSessionStore
 from gateway.store.vault import Vault
 from gateway.testing import (
     MemoryCollectionStore,
+    MemoryDownloadStore,
     MemoryFileStore,
     MemoryHubCache,
     MemoryKeyStore,
@@ -99,3 +102,8 @@ def secret_store(backing: Database | None) -> SecretStore:
     if backing is None:
         return MemorySecretStore(now=lambda: 1000.0)
     return DatabaseSecretStore(backing, Vault([b"k" * 32]), now=lambda: 1000.0)
+
+
+@pytest.fixture
+def download_store(backing: Database | None) -> DownloadStore:
+    return DatabaseDownloadStore(backing) if backing else MemoryDownloadStore()

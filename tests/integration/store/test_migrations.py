@@ -24,6 +24,7 @@ TABLES = {
     "boots",
     "collection_models",
     "collections",
+    "downloads",
     "model_configs",
     "model_files",
     "models",

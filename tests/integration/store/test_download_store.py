@@ -1,0 +1,138 @@
+"""The contract of every DownloadStore."""
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.core.downloads import (
+    LEGAL_SOURCES,
+    Download,
+    DownloadFault,
+    DownloadOrder,
+    DownloadState,
+    Progress,
+)
+from gateway.core.ports import DownloadChange, DownloadStore, Worker
+
+S = DownloadState
+ORDER = DownloadOrder("huggingface", "o/n", "v1", ("*.json", "a/"), force=True)
+HERE = "host:/cache"
+ME = Worker("node", "boot", 30.0)
+AGAIN = Worker("node", "next boot", 30.0)
+OTHER = Worker("other", "boot", 30.0)
+OVER = Worker("node", "boot", -1.0)
+"""Whose leases are over at once."""
+
+
+def download(name: str = "a", at: float = 1000.25, state: S = S.QUEUED) -> Download:
+    return Download(name, ORDER, HERE, state, at, at)
+
+
+def plain(found: Download | None) -> Download | None:
+    """Return the download without the time of its change, which the store sets."""
+    return None if found is None else replace(found, updated_at=0.0)
+
+
+async def test_a_download_comes_back_as_it_was(download_store: DownloadStore) -> None:
+    whole = Download(
+        id="a",
+        order=ORDER,
+        place=HERE,
+        state=S.FAILED,
+        created_at=1000.25,
+        updated_at=2000.5,
+        progress=Progress(1, 2**40, 3, 4),
+        commit="c" * 40,
+        path="/cache/x",
+        message="so so",
+        error=DownloadFault("code", "said", "do", True),
+    )
+    await download_store.add(whole)
+    assert await download_store.find("a") == whole
+    for unknown in ("", "b", "a' OR '1'='1", "\x00", "a\ud800"):
+        assert await download_store.find(unknown) is None
+
+
+async def test_the_newest_come_first_and_may_be_chosen_by_state(
+    download_store: DownloadStore,
+) -> None:
+    states = {"a": S.QUEUED, "b": S.PAUSED, "c": S.QUEUED}
+    for at, (name, state) in enumerate(states.items()):
+        await download_store.add(download(name, float(at), state))
+    assert [d.id for d in await download_store.newest(2)] == ["c", "b"]
+    assert [d.id for d in await download_store.newest(9, [S.QUEUED])] == ["c", "a"]
+
+
+async def test_the_oldest_of_ones_own_places_is_claimed_once(
+    download_store: DownloadStore,
+) -> None:
+    await download_store.add(download("b", 2.0))
+    await download_store.add(download("a", 1.0))
+    await download_store.add(replace(download("c", 0.0), place="elsewhere"))
+    first = await download_store.claim(ME, [HERE])
+    second = await download_store.claim(OTHER, [HERE])
+    assert first is not None and (first.id, first.state) == ("a", S.RUNNING)
+    assert second is not None and second.id == "b"
+    assert await download_store.claim(OTHER, [HERE]) is None
+    assert await download_store.claim(ME, []) is None
+
+
+async def test_what_an_earlier_run_left_is_claimed_at_once(download_store: DownloadStore) -> None:
+    await download_store.add(download())
+    assert await download_store.claim(ME, [HERE])
+    assert await download_store.claim(AGAIN, [HERE])
+    assert not await download_store.keep("a", ME, Progress(), None)
+    assert await download_store.move("a", DownloadChange(S.SUCCEEDED), ME) is None
+    assert await download_store.move("a", DownloadChange(S.SUCCEEDED), AGAIN)
+
+
+async def test_another_gateway_takes_over_when_the_lease_is_over(
+    download_store: DownloadStore,
+) -> None:
+    await download_store.add(download())
+    assert await download_store.claim(ME, [HERE])
+    assert await download_store.claim(OTHER, [HERE]) is None
+    assert await download_store.keep("a", OVER, Progress(5), "c")
+    taken = await download_store.claim(OTHER, [HERE])
+    assert taken is not None and taken.progress.bytes_done == 5 and taken.commit == "c"
+    assert not await download_store.keep("a", ME, Progress(), None)
+
+
+async def test_a_claim_clears_what_was_said_before(download_store: DownloadStore) -> None:
+    fault = DownloadFault("code", "said")
+    await download_store.add(replace(download(), error=fault, message="before"))
+    claimed = await download_store.claim(ME, [HERE])
+    assert claimed is not None and (claimed.error, claimed.message) == (None, None)
+
+
+@pytest.mark.parametrize("target", S)
+@pytest.mark.parametrize("source", S)
+async def test_only_legal_transitions_happen(
+    download_store: DownloadStore, source: S, target: S
+) -> None:
+    await download_store.add(download(state=source))
+    moved = await download_store.move("a", DownloadChange(target))
+    found = await download_store.find("a")
+    assert found is not None
+    if source in LEGAL_SOURCES[target]:
+        assert moved is not None and plain(moved) == plain(found)
+        assert found.state is target
+    else:
+        assert moved is None and found.state is source
+
+
+async def test_a_transition_may_be_narrowed_to_some_sources(
+    download_store: DownloadStore,
+) -> None:
+    await download_store.add(download(state=S.RUNNING))
+    assert await download_store.move("a", DownloadChange(S.QUEUED), sources=[S.PAUSED]) is None
+    assert await download_store.move("a", DownloadChange(S.QUEUED), sources=[S.RUNNING])
+
+
+async def test_a_change_keeps_what_it_does_not_name(download_store: DownloadStore) -> None:
+    await download_store.add(
+        replace(download(), path="/p", commit="c", progress=Progress(1, 2, 3, 4))
+    )
+    await download_store.move("a", DownloadChange(S.PAUSED))
+    found = await download_store.find("a")
+    assert found is not None
+    assert (found.path, found.commit, found.progress) == ("/p", "c", Progress(1, 2, 3, 4))
