@@ -18,10 +18,11 @@ from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
 from gateway import demo, providers
+from gateway.core.downloads import Download, DownloadOrder
 from gateway.core.keys import Peppers
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
-from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
+from gateway.core.ports import DownloadSource, HubRevisions, ModelObserver, ModelRemover, Provider
 from gateway.core.states import ModelState
 from gateway.engine.loader import choose_device
 from gateway.engine.runtime import default_budget
@@ -38,15 +39,18 @@ from gateway.http.server import DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.hub.cache import FileLibrary
 from gateway.hub.client import HubClient
+from gateway.hub.download import HubDownloads
 from gateway.hub.health import Health
 from gateway.hub.library import DiskShelf
 from gateway.hub.search import HubSearch
 from gateway.hub.token import ask_whoami
 from gateway.hub.trial import ChildLoadTester
+from gateway.providers.ollama_pull_wire import OllamaPulls
 from gateway.services.catalog import Catalog
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
+from gateway.services.downloads import DownloadService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gatekeeper import Gatekeeper
@@ -72,6 +76,7 @@ from gateway.store import migrate
 from gateway.store.claim import claimed, file_name
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
+from gateway.store.downloads import DatabaseDownloadStore
 from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.journal import FileJournal
 from gateway.store.keys import DatabaseKeyStore
@@ -132,6 +137,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             notes = UsageNotes(sessions, gateway.streams.used)
             tasks.start_soon(notes.run, name="usage notes")
             tasks.start_soon(gateway.library.run, name="library")
+            tasks.start_soon(gateway.downloads.run, name="downloads")
             tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
             if settings.stall_warn_s:
                 watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
@@ -281,6 +287,7 @@ def _assemble(
             feed=feed,
             recorder=recorder,
         ),
+        downloads=_build_downloads(settings, database, hub, tracker, library, boot),
     )
     return gateway, built
 
@@ -338,6 +345,50 @@ async def _budget_bytes(settings: Settings) -> int | None:
         return settings.hf_memory_budget_bytes
     device = await anyio.to_thread.run_sync(choose_device, settings.hf_device)
     return await anyio.to_thread.run_sync(default_budget, device)
+
+
+def _build_downloads(
+    settings: Settings,
+    database: Database,
+    hub: Hub,
+    tracker: ModelStateTracker,
+    library: LibraryService,
+    boot: str,
+) -> DownloadService:
+    cache = settings.resolved_hub_cache
+    sources: dict[str, DownloadSource] = {
+        "huggingface": HubDownloads(
+            hub.client,
+            cache,
+            place=f"{socket.gethostname()}:{cache.resolve()}",
+            reserve_bytes=settings.download_reserve_bytes,
+            connections=settings.download_connections,
+        )
+    }
+    if "ollama" in settings.providers:
+        sources["ollama"] = OllamaPulls(
+            settings.ollama_host, connect_s=settings.ollama_connect_timeout_s
+        )
+
+    async def admit(order: DownloadOrder) -> None:
+        """Raise HubTokenRequired where the operator wants a token for this."""
+        if order.source == "huggingface":
+            await hub.tokens.require_for_download(order.repo)
+
+    async def completed(_download: Download) -> None:
+        tracker.look_again()
+        await library.look()  # verifies the headers of what is new
+
+    return DownloadService(
+        DatabaseDownloadStore(database),
+        sources,
+        node=settings.resolved_node,
+        boot=boot,
+        max_running=settings.downloads_at_once,
+        max_watchers=settings.max_subscriptions,
+        admit=admit,
+        completed=completed,
+    )
 
 
 def _build_library(

@@ -273,6 +273,13 @@ class Settings(BaseModel):
         False, description="Refuse downloads without a token, but for those to begin with."
     )
     hf_hub_offline: bool = Field(False, description="Never ask the Hub.")
+    downloads_at_once: int = Field(2, ge=1, le=64, description="Downloads that run at once.")
+    download_connections: int = Field(
+        4, ge=1, le=64, description="Files of one download that are fetched at once."
+    )
+    download_reserve_bytes: int = Field(
+        2**30, ge=0, description="Bytes of the disk that downloads leave free."
+    )
     hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto: as they are stored."

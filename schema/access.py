@@ -44,6 +44,9 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "hubModel": _LOOK,
         "hubRecommended": _LOOK,
         "hfToken": _MANAGE,
+        "downloads": _MANAGE,
+        "download": _MANAGE,
+        "planDownload": _MANAGE,
         "version": _ANY,
     },
     OperationType.MUTATION: {
@@ -62,8 +65,16 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "importLibrary": _MANAGE,
         "setHfToken": _MANAGE,
         "deleteHfToken": _MANAGE,
+        "startDownload": _MANAGE,
+        "pauseDownload": _MANAGE,
+        "resumeDownload": _MANAGE,
+        "cancelDownload": _MANAGE,
     },
-    OperationType.SUBSCRIPTION: {"modelStateChanged": _LOOK, "generate": _INFER},
+    OperationType.SUBSCRIPTION: {
+        "modelStateChanged": _LOOK,
+        "generate": _INFER,
+        "downloadProgress": _MANAGE,
+    },
 }
 """Any of a field's scopes opens it. Introspection is for every key."""
 

@@ -21,6 +21,13 @@ from schema.collections import (
 )
 from schema.context import Info
 from schema.control import ConfigReport, ModelStatus
+from schema.downloads import (
+    Download,
+    cancel_download,
+    pause_download,
+    resume_download,
+    start_download,
+)
 from schema.hub import HfToken
 from schema.inputs import (
     ConfigureModelInput,
@@ -132,6 +139,22 @@ class Mutation:
     import_library: ImportReport | None = strawberry.field(
         resolver=import_library,
         description="Take over collections and configs: all of the file, or nothing.",
+    )
+    start_download: Download | None = strawberry.field(
+        resolver=start_download,
+        description="Queue a download; the same one that has not ended yet is not begun twice. "
+        "`planDownload` is the same without doing it, downloadProgress tells how it goes.",
+    )
+    pause_download: Download | None = strawberry.field(
+        resolver=pause_download, description="Stop it for now; what was fetched is kept."
+    )
+    resume_download: Download | None = strawberry.field(
+        resolver=resume_download,
+        description="Queue a download again that is paused or has failed.",
+    )
+    cancel_download: Download | None = strawberry.field(
+        resolver=cancel_download,
+        description="Stop it for good and delete what is not whole.",
     )
 
     set_hf_token: HfToken | None = strawberry.field(

@@ -13,6 +13,13 @@ from gateway.core.states import ModelState
 from schema.collections import Collection, export_library, list_collections
 from schema.context import Info
 from schema.control import ConfigReport, LoadPlan, ModelStatus
+from schema.downloads import (
+    Download,
+    DownloadPlan,
+    find_download,
+    list_downloads,
+    plan_download,
+)
 from schema.hub import HfToken, HubDetails, HubListing, HubQueryInput
 from schema.inputs import LoadConfigInput
 from schema.library import Library, list_library
@@ -157,5 +164,14 @@ class Query:
     )
     hf_token: HfToken | None = strawberry.field(
         resolver=tell_hf_token, description="Where the Hub's token comes from."
+    )
+    downloads: list[Download] | None = strawberry.field(
+        resolver=list_downloads, description="The newest downloads, newest first."
+    )
+    download: Download | None = strawberry.field(
+        resolver=find_download, description="One download as it is now."
+    )
+    plan_download: DownloadPlan | None = strawberry.field(
+        resolver=plan_download, description="What startDownload would do now, without doing it."
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

@@ -11,6 +11,7 @@ from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
 from gateway.services.feed import Interest, StateUpdate
 from schema.context import Info
+from schema.downloads import Download, watch_downloads
 from schema.generation import GenerateInput
 from schema.streams import StreamEvent, describe_event
 from schema.types import ModelState
@@ -104,6 +105,11 @@ class Subscription:
         resolver=generate,
         description="Generate an answer: any WaitingEvents, a StartedEvent, DeltaEvents and a "
         "FinishedEvent, or an error. Who ends the subscription stops the model.",
+    )
+    download_progress: AsyncGenerator[Download, None] = strawberry.subscription(
+        resolver=watch_downloads,
+        description="The downloads that have not ended, or those asked for, as they are now; then "
+        "each as it changes, up to its end.",
     )
 
 

@@ -14,6 +14,7 @@ from gateway.cli.collections import collections
 from gateway.cli.hub import hub, search
 from gateway.cli.keys import keys
 from gateway.cli.models import models
+from gateway.cli.pull import downloads, pull
 from gateway.cli.token import token
 from gateway.core.errors import GatewayError, Misconfigured
 
@@ -107,6 +108,8 @@ main.add_command(collections)
 main.add_command(search)
 main.add_command(hub)
 main.add_command(token)
+main.add_command(downloads)
+main.add_command(pull)
 
 
 def _checked_settings() -> Settings:

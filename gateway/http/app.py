@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.access import LIMIT_HEADERS, RequireKeys
 from gateway.http.collections import CollectionsFace
 from gateway.http.control import ControlFace
+from gateway.http.downloads import DownloadsFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
@@ -60,6 +61,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *ControlFace(gateway, settings).routes(),
         *LibraryFace(gateway, settings).routes(),
         *CollectionsFace(gateway, settings).routes(),
+        *DownloadsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
         *HubFace(gateway).routes(),
         *EmbeddingsFace(gateway, settings).routes(),

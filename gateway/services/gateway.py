@@ -10,6 +10,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
+from gateway.services.downloads import DownloadService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.gatekeeper import Gatekeeper
@@ -48,6 +49,7 @@ class Gateway(msgspec.Struct, frozen=True):
     hub: HubService
     hub_token: HubTokenService
     metrics: MetricsService
+    downloads: DownloadService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for
@@ -56,6 +58,7 @@ class Gateway(msgspec.Struct, frozen=True):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.streams.drain, grace_s)
             tasks.start_soon(self.embeddings.drain, grace_s)
+            tasks.start_soon(self.downloads.drain)
 
     def unready_reasons(self) -> list[str]:
         """Return why no new request should be sent here; empty when ready."""

@@ -44,6 +44,7 @@ from gateway.testing import (
     MemoryProviderStore,
     MemorySessionStore,
 )
+from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
 from tests.libraries import build_library
 
@@ -194,6 +195,7 @@ def build_gateway(
             feed=feed,
             recorder=recorder,
         ),
+        downloads=build_downloads({}),
     )
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gateway.core.keys import Peppers
 from gateway.core.models import Capability, ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
-from gateway.core.ports import ProviderStore, SessionStore
+from gateway.core.ports import DownloadSource, ProviderStore, SessionStore
 from gateway.core.states import ModelState
 from gateway.http.app import create_app
 from gateway.http.stream import read_stream_values
@@ -45,6 +45,7 @@ from gateway.testing import (
     MemorySessionStore,
 )
 from schema import create_graphql
+from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
@@ -88,6 +89,8 @@ class GraphQLServer:
     is_tracking: bool = False
     """Whether states are recorded, which is what subscriptions begin with."""
     settings: dict[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, DownloadSource] = field(default_factory=dict)
+    """Where downloads come from."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Other limits of the WebSockets than the application's."""
 
@@ -122,6 +125,8 @@ class GraphQLServer:
                 done = anyio.Event()
                 if self.is_tracking:
                     tasks.start_soon(self.gateway.tracker.run)
+                if self.sources:
+                    tasks.start_soon(self.gateway.downloads.run)
                 tasks.start_soon(_serve, server, listener, done)
                 try:
                     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -206,6 +211,7 @@ class GraphQLServer:
                 feed=feed,
                 recorder=recorder,
             ),
+            downloads=build_downloads(self.sources),
         )
 
 

@@ -18,8 +18,8 @@ from gateway.core.ports import (
 from gateway.store import migrate
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
-from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.downloads import DatabaseDownloadStore
+from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
