@@ -1,0 +1,148 @@
+"""What a download costs the streams that run beside it: the gaps between tokens, with and without.
+
+    python -m bench.download
+
+A gateway as a process, its demo model answering some streams, and a Hub on loopback that sends a
+file at a bounded rate: unbounded, the Hub itself would take the machine. Loopback only.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from bench import machine
+from bench.tables import markdown, out, say
+from tests.integration.hub_peer.files import HubFile
+from tests.integration.hub_peer.server import HubPeer
+from tests.integration.hub_peer.wire import Exchange
+
+STREAMS = 4
+TOKENS = 400
+FILE_BYTES = 256 * 2**20
+
+
+class BoundedHub(HubPeer):
+    """A Hub that sends no more than so many bytes a second, over all its connections."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        super().__init__()
+        self._bytes_per_s = bytes_per_s
+
+    async def _dispatch(self, exchange: Exchange) -> None:
+        write, due = exchange.write, time.perf_counter()
+
+        async def slowly(data: bytes) -> None:
+            nonlocal due
+            due = max(due + len(data) / self._bytes_per_s, time.perf_counter() - 0.05)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            await write(data)
+
+        exchange.write = slowly  # type: ignore[method-assign]
+        await super()._dispatch(exchange)
+
+
+def start_gateway(folder: Path, hub_url: str) -> tuple[subprocess.Popen[str], str]:
+    """Return a gateway over an empty database, and its URL."""
+    environment = os.environ | {
+        "GATEWAY_DATA_DIR": str(folder / "data"),
+        "GATEWAY_PORT": "0",
+        "GATEWAY_HUB_ENDPOINT": hub_url,
+        "GATEWAY_DOWNLOAD_RESERVE_BYTES": "0",
+        "HF_HOME": str(folder / "hf"),
+        "OLLAMA_HOST": "http://127.0.0.1:9",
+    }
+    command = [sys.executable, "-m", "gateway"]
+    subprocess.run([*command, "db", "upgrade"], env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "serve"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"serves at (http://\S+)", line):
+            return process, found[1]
+    raise RuntimeError("the gateway did not start")
+
+
+async def gaps_of_stream(client: httpx.AsyncClient) -> list[float]:
+    """Return the seconds between the pieces of one answer."""
+    body = {
+        "model": "huggingface/demo",
+        "prompt": "What is a gateway?",
+        "options": {"max_tokens": TOKENS, "seed": 1},
+    }
+    gaps, last = [], 0.0
+    async with client.stream("POST", "/api/v1/stream", json=body) as reply:
+        async for line in reply.aiter_lines():
+            if line == "event: delta":
+                now = time.perf_counter()
+                if last:
+                    gaps.append(now - last)
+                last = now
+    return gaps
+
+
+async def measure(client: httpx.AsyncClient, seconds: float) -> list[float]:
+    """Return the gaps of streams that run, so many at once, for that long."""
+    gaps: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def again_and_again() -> None:
+        while time.perf_counter() < until:
+            gaps.extend(await gaps_of_stream(client))
+
+    await asyncio.gather(*(again_and_again() for _ in range(STREAMS)))
+    return sorted(gaps)
+
+
+async def run(rate_mb: float, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with BoundedHub(rate_mb * 1e6) as hub:
+            hub.files.add("org/big", HubFile("model.safetensors", os.urandom(FILE_BYTES)))
+            process, url = await asyncio.to_thread(start_gateway, Path(folder), hub.url)
+            try:
+                async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+                    await measure(client, 2)
+                    rows = []
+                    for round_ in range(2):
+                        rows.append(("without", await measure(client, seconds), 0.0))
+                        body = {"repo": "org/big", "force": True}
+                        order = (await client.post("/api/v1/downloads", json=body)).json()
+                        say(f"round {round_ + 1}: {order['state']}")
+                        gaps = await measure(client, seconds)
+                        path = f"/api/v1/downloads/{order['id']}"
+                        found = (await client.get(path)).json()
+                        rows.append(("with", gaps, found["bytes_done"] / seconds / 1e6))
+                        if found["state"] == "RUNNING":
+                            await client.post(f"{path}/cancel")
+            finally:
+                process.terminate()
+                await asyncio.to_thread(process.wait)
+    say(json.dumps(machine.describe()))
+    head = ["download", "MB/s", "gaps", "p50 ms", "p99 ms", "max ms"]
+    out(markdown(head, [_row(*row) for row in rows]))
+
+
+def _row(name: str, gaps: list[float], rate: float) -> list[str]:
+    at = [gaps[int(len(gaps) * share)] * 1e3 for share in (0.5, 0.99)]
+    return [name, f"{rate:.1f}", str(len(gaps)), *(f"{ms:.2f}" for ms in (*at, gaps[-1] * 1e3))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate-mb", type=float, default=25.0, help="MB/s that the Hub sends.")
+    parser.add_argument("--seconds", type=float, default=8.0, help="How long each part takes.")
+    given = parser.parse_args()
+    asyncio.run(run(given.rate_mb, given.seconds))
+
+
+if __name__ == "__main__":
+    main()
