@@ -1,5 +1,6 @@
 """`/api/v1/downloads`: the queue of downloads over HTTP, and how they go as server-sent events."""
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -18,13 +19,15 @@ from gateway.core.downloads import (
     DownloadState,
     parse_order,
 )
-from gateway.core.errors import InvalidRequest, ShuttingDown
+from gateway.core.errors import GatewayError, InvalidRequest
 from gateway.http.body import decode_body, read_request
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.encoding import encode_json
 from gateway.http.errors import json_response
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 LAST_EVENT = "end"
 """The id of a download's last event: a reader that comes back with it has heard everything."""
@@ -119,8 +122,9 @@ class DownloadsFace:
             try:
                 async for download in changes:
                     yield _frame(download)
-            except ShuttingDown:
-                return  # without an end: the reader connects again, to the next start
+            except GatewayError as error:
+                # Without an end, so the reader connects again: it stops, or the database is away.
+                logger.info("download %s is told no further: %s", download_id, error.message)
 
 
 def describe_download(download: Download) -> dict[str, Any]:
