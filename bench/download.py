@@ -103,29 +103,49 @@ async def measure(client: httpx.AsyncClient, seconds: float) -> list[float]:
     return sorted(gaps)
 
 
-async def run(rate_mb: float, seconds: float) -> None:
+async def serve_hub(rate_mb: float) -> None:
+    """Serve until the process is ended; its own, so that it does not hold up who measures."""
+    async with BoundedHub(rate_mb * 1e6) as hub:
+        file = HubFile("model.safetensors", os.urandom(FILE_BYTES))
+        hub.files.add("org/big", file)
+        sys.stdout.write(f"{hub.url} {file.sha256} {file.blob_id}\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+async def measure_rounds(url: str, seconds: float) -> list[tuple[str, list[float], float]]:
+    """Return name, gaps and MB/s of each part, in turn without and with a download."""
+    rows = []
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+        await measure(client, 2)
+        for round_ in range(2):
+            rows.append(("without", await measure(client, seconds), 0.0))
+            body = {"repo": "org/big", "force": True}
+            order = (await client.post("/api/v1/downloads", json=body)).json()
+            say(f"round {round_ + 1}: {order['state']}")
+            begun = time.perf_counter()
+            gaps = await measure(client, seconds)
+            path = f"/api/v1/downloads/{order['id']}"
+            found = (await client.get(path)).json()
+            rows.append(("with", gaps, found["bytes_done"] / (time.perf_counter() - begun) / 1e6))
+            if found["state"] == "RUNNING":
+                await client.post(f"{path}/cancel")
+    return rows
+
+
+def run(rate_mb: float, seconds: float) -> None:
+    command = [sys.executable, "-m", "bench.download", "--hub", "--rate-mb", str(rate_mb)]
+    hub = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
+    hub_url = hub.stdout.readline().split()[0]
     with tempfile.TemporaryDirectory() as folder:
-        async with BoundedHub(rate_mb * 1e6) as hub:
-            hub.files.add("org/big", HubFile("model.safetensors", os.urandom(FILE_BYTES)))
-            process, url = await asyncio.to_thread(start_gateway, Path(folder), hub.url)
-            try:
-                async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-                    await measure(client, 2)
-                    rows = []
-                    for round_ in range(2):
-                        rows.append(("without", await measure(client, seconds), 0.0))
-                        body = {"repo": "org/big", "force": True}
-                        order = (await client.post("/api/v1/downloads", json=body)).json()
-                        say(f"round {round_ + 1}: {order['state']}")
-                        gaps = await measure(client, seconds)
-                        path = f"/api/v1/downloads/{order['id']}"
-                        found = (await client.get(path)).json()
-                        rows.append(("with", gaps, found["bytes_done"] / seconds / 1e6))
-                        if found["state"] == "RUNNING":
-                            await client.post(f"{path}/cancel")
-            finally:
+        gateway, url = start_gateway(Path(folder), hub_url)
+        try:
+            rows = asyncio.run(measure_rounds(url, seconds))
+        finally:
+            for process in (gateway, hub):
                 process.terminate()
-                await asyncio.to_thread(process.wait)
+                process.wait()
     say(json.dumps(machine.describe()))
     head = ["download", "MB/s", "gaps", "p50 ms", "p99 ms", "max ms"]
     out(markdown(head, [_row(*row) for row in rows]))
@@ -139,9 +159,13 @@ def _row(name: str, gaps: list[float], rate: float) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate-mb", type=float, default=25.0, help="MB/s that the Hub sends.")
+    parser.add_argument("--hub", action="store_true", help="Only serve the Hub.")
     parser.add_argument("--seconds", type=float, default=8.0, help="How long each part takes.")
     given = parser.parse_args()
-    asyncio.run(run(given.rate_mb, given.seconds))
+    if given.hub:
+        asyncio.run(serve_hub(given.rate_mb))
+    else:
+        run(given.rate_mb, given.seconds)
 
 
 if __name__ == "__main__":

@@ -285,6 +285,16 @@ async def test_an_odd_answer_costs_a_request_and_nothing_else(
     assert fetched.path is not None and (Path(fetched.path) / PATH).read_bytes() == WEIGHTS
 
 
+async def test_another_part_than_was_asked_for_is_not_written(
+    model: HubPeer, tmp_path: Path
+) -> None:
+    model.files.plan(PATH, Plan(cut_after=700_000), Plan(range_shift=1))
+    async with opened(model, tmp_path) as downloads:
+        await fetch(downloads, patterns=[PATH])
+    asked = [seen.headers.get("range") for seen in model.seen("cdn")]
+    assert asked == [None, "bytes=700000-", "bytes=700000-"]
+
+
 async def test_a_hub_that_goes_on_failing_is_given_up(model: HubPeer, tmp_path: Path) -> None:
     model.files.always(PATH, Plan(status=503))
     async with opened(model, tmp_path) as downloads:
@@ -331,9 +341,7 @@ async def test_two_at_once_fetch_a_file_once(model: HubPeer, tmp_path: Path) -> 
 async def test_what_does_not_fit_is_refused_before_it_is_begun(
     model: HubPeer, tmp_path: Path
 ) -> None:
-    free = os.statvfs(tmp_path)
-    too_much = free.f_bavail * free.f_frsize
-    async with opened(model, tmp_path, reserve_bytes=too_much) as downloads:
+    async with opened(model, tmp_path, reserve_bytes=2**62) as downloads:
         plan = await downloads.plan(parse_order(MODEL))
         assert plan.fits is False
         with pytest.raises(InsufficientStorage):

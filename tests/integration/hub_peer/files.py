@@ -11,6 +11,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import quote
 
 from tests.integration.hub_peer.wire import Exchange, Headers, Seen
@@ -32,11 +33,11 @@ class HubFile:
     def size(self) -> int:
         return len(self.data) if self.declared_size is None else self.declared_size
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return self.declared_sha256 or hashlib.sha256(self.data).hexdigest()
 
-    @property
+    @cached_property
     def blob_id(self) -> str:
         """The git object id, which is the ETag of a file that is not in LFS."""
         return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
