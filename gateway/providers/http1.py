@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client for one server: every token of Ollama passes it.
+"""A lean HTTP/1.1 client for one server: every token of an HTTP provider passes it.
 
 Speaks to asyncio's transports themselves: the bytes of a read become pieces of a body at once, and
 whoever waits is woken once for all of them. What is in the bytes is for `http1_wire`. Sends no
@@ -67,6 +67,14 @@ class Http1Client:
             len(body),
             body,
         )
+        return await self._exchange(message, within_s)
+
+    async def get(self, path: str, within_s: float) -> "Reply":
+        """Ask for what is at `path`, as `post` does."""
+        message = b"GET %b%b HTTP/1.1\r\n%b\r\n" % (self._base_path, path.encode(), self.fields)
+        return await self._exchange(message, within_s)
+
+    async def _exchange(self, message: bytes, within_s: float) -> "Reply":
         if self._idle:
             connection = self._idle.pop()
             try:

@@ -34,12 +34,9 @@ from gateway.providers.http1_wire import (
     TransportError,
     Unreachable,
 )
+from gateway.providers.text_wire import clean_text, read_retry_after
 
 PROVIDER = "ollama"
-MAX_TEXT = 300
-
-_RETRY_AFTER_S = 1.0
-_MAX_RETRY_AFTER_S = 60.0
 
 _CONTEXT_TEXTS = (
     "longer than the context length",
@@ -81,15 +78,6 @@ def read_error_text(body: bytes) -> str:
     return clean_text(text)
 
 
-def clean_text(text: str) -> str:
-    """Return `text` on one line, without control characters, at most MAX_TEXT long."""
-    if text.lstrip()[:1] == "<":
-        return "an HTML page"
-    head = text[: 4 * MAX_TEXT]
-    line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
-    return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
-
-
 def describe_status(
     status: int, body: bytes, ref: ModelRef | None, retry_after: str | None = None
 ) -> GatewayError:
@@ -110,7 +98,7 @@ def describe_status(
             return PayloadTooLarge(f"The request is larger than Ollama takes{quoted}")
         case 429 | 503:
             return Overloaded(
-                f"Ollama is busy{quoted}", retry_after_s=_read_retry_after(retry_after)
+                f"Ollama is busy{quoted}", retry_after_s=read_retry_after(retry_after)
             )
         case 499:
             return ProviderUnavailable(PROVIDER, f"Ollama gave the request up{quoted}")
@@ -205,13 +193,6 @@ def _wrong_server(what: str) -> ProviderProtocolError:
         f"The server at Ollama's address {what}".rstrip(".") + ".",
         hint="Does OLLAMA_HOST point at an Ollama server?",
     )
-
-
-def _read_retry_after(header: str | None) -> float:
-    # Ollama sends none, a proxy before it may; the header's date form is not worth a clock.
-    if header and header.strip().isdecimal() and len(header) < 10:
-        return min(float(header), _MAX_RETRY_AFTER_S)
-    return _RETRY_AFTER_S
 
 
 def _parse(text: str) -> Any:

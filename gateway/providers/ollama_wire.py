@@ -37,7 +37,8 @@ from gateway.core.messages import (
     ToolCall,
 )
 from gateway.core.names import ModelRef
-from gateway.providers.ollama_fault_wire import PROVIDER, clean_text, describe_error_line
+from gateway.providers.ollama_fault_wire import PROVIDER, describe_error_line
+from gateway.providers.text_wire import clean_text, read_count
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """The longest line accepted: what Ollama's own client takes (api/client.go)."""
@@ -284,11 +285,6 @@ def _read_logprob(line: _LogprobLine) -> TokenLogprob:
         raw = bytes(line.bytes)
     top = tuple(_read_logprob(other) for other in line.top_logprobs or ())
     return TokenLogprob(line.token, raw, line.logprob, top)
-
-
-def read_count(count: int) -> int:
-    """Return a count that everybody downstream can hold, whatever the server says."""
-    return max(0, min(count, 2**31 - 1))
 
 
 def _encode_body(body: _Body) -> bytes:

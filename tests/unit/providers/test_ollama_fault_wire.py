@@ -29,13 +29,12 @@ from gateway.providers.http1_wire import (
     Unreachable,
 )
 from gateway.providers.ollama_fault_wire import (
-    MAX_TEXT,
-    clean_text,
     describe_error_line,
     describe_status,
     describe_transport,
     read_error_text,
 )
+from gateway.providers.text_wire import MAX_TEXT, clean_text
 
 REF = ModelRef("ollama", "llama3.2:latest")
 
