@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
@@ -114,7 +115,8 @@ class ModelControlService:
         """Begin to unload a model and return its status at once; with `wait`, once it is gone.
 
         Running streams may finish, unless `force` ends them with ModelUnloaded. A model that is not
-        loaded is fine as it is; of one that failed, the failure is forgotten.
+        loaded is fine as it is; of one that failed, the failure is forgotten. Raises
+        UnsupportedCapability for a provider whose models are not ours to unload.
         """
         provider, ref = await self._resolve(name)
         ref = (await provider.config(ref)).ref
@@ -125,6 +127,9 @@ class ModelControlService:
         else:
             work = partial(provider.unload, ref, force=force)
             job = self._start(self._unloads, ref, work)
+            # A provider that refuses does so at once, and so does this call.
+            await anyio.lowlevel.checkpoint()
+            wait = wait or job.done.is_set()
             if before.state in (ModelState.NOT_LOADED, ModelState.FAILED):
                 # There is no more than a failure to be forgotten, which takes no time.
                 wait = True
