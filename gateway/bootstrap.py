@@ -205,9 +205,10 @@ def _assemble(
         model_states,
         provider_states,
         feed,
-        provider_names=settings.providers,
+        provider_names=tuple(settings.provider_kinds),
         node=node,
         interval_s=settings.reconcile_interval_s,
+        kinds=settings.provider_kinds,
     )
     meter = Meter()
 
@@ -259,7 +260,7 @@ def _assemble(
     configs = ConfigService(collection_store, control)
     gateway = Gateway(
         node=node,
-        provider_names=settings.providers,
+        provider_names=tuple(settings.provider_kinds),
         catalog=catalog,
         router=router,
         control=control,
@@ -427,10 +428,20 @@ def _build_providers(
     used: Callable[[LocalModel], None],
     tasks: TaskGroup,
 ) -> dict[str, Provider]:
-    context = providers.ProviderContext(
-        library=files, observe=observe, task_group=tasks, clock=time.monotonic, used=used
-    )
-    return {kind: providers.load(kind)(settings, context) for kind in settings.providers}
+    return {
+        name: providers.load(kind)(
+            settings,
+            providers.ProviderContext(
+                library=files,
+                observe=observe,
+                task_group=tasks,
+                clock=time.monotonic,
+                used=used,
+                name=name,
+            ),
+        )
+        for name, kind in settings.provider_kinds.items()
+    }
 
 
 def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:

@@ -24,12 +24,24 @@ def find_mistakes(settings: Settings) -> list[str]:
 
 def _provider_mistakes(settings: Settings) -> list[str]:
     known = providers.known_kinds()
-    return [
+    unknown = [
         f"{environment_name('providers')}: there is no provider kind '{kind}'; "
         f"known are: {', '.join(known)}"
         for kind in settings.providers
         if kind not in known
     ]
+    nameless = [
+        f"{environment_name('providers')}: 'openai' is no provider by itself; servers that are "
+        f"named in {environment_name('openai')} are there without being listed here"
+        for kind in settings.providers
+        if kind == "openai"
+    ]
+    misnamed = [
+        f"{environment_name('openai')}: '{name}' is the name of another kind of provider"
+        for name, kind in settings.provider_kinds.items()
+        if name != kind and name in known
+    ]
+    return [*unknown, *nameless, *misnamed]
 
 
 def _database_mistakes(settings: Settings) -> list[str]:

@@ -34,6 +34,7 @@ from pydantic import (
 
 from gateway.core.errors import InvalidRequest, Misconfigured
 from gateway.core.virtual import VirtualModel, check_rules
+from gateway.servers import ENVIRON, OpenAIServer, check_names
 
 PREFIX = "GATEWAY_"
 CONFIG_DIR = PREFIX + "CONFIG_DIR"
@@ -122,6 +123,7 @@ def _parse_rules(value: dict[str, Any]) -> dict[str, VirtualModel]:
 
 
 Aliases = Annotated[dict[str, str], BeforeValidator(_parse_object)]
+OpenAIServers = Annotated[dict[str, OpenAIServer], BeforeValidator(_parse_object)]
 VirtualModels = Annotated[
     dict[str, Any], BeforeValidator(_parse_object), AfterValidator(_parse_rules)
 ]
@@ -226,6 +228,10 @@ class Settings(BaseModel):
     aliases: Aliases = Field(
         {},
         description="Other names for models, as a JSON object: alias to provider/model.",
+    )
+    openai: OpenAIServers = Field(
+        {},
+        description="OpenAI-compatible servers by name, as a JSON object; see docs/providers.md.",
     )
     virtual_models: VirtualModels = Field(
         {},
@@ -436,17 +442,31 @@ class Settings(BaseModel):
                 raise ValueError(f"'{alias}' leads to another alias, '{name}'")
         return value
 
+    @field_validator("openai")
+    @classmethod
+    def _check_servers(
+        cls, value: dict[str, OpenAIServer], info: ValidationInfo
+    ) -> dict[str, OpenAIServer]:
+        known = info.data.get("providers", ()), info.data.get("aliases", {})
+        check_names(value, providers=known[0], aliases=known[1])
+        return value
+
     @field_validator("virtual_models")
     @classmethod
     def _check_rules(
         cls, value: dict[str, VirtualModel], info: ValidationInfo
     ) -> dict[str, VirtualModel]:
         try:
-            known = info.data.get("providers", ()), info.data.get("aliases", ())
-            check_rules(value, providers=known[0], aliases=known[1])
+            providers = (*info.data.get("providers", ()), *info.data.get("openai", ()))
+            check_rules(value, providers=providers, aliases=info.data.get("aliases", ()))
         except InvalidRequest as error:
             raise ValueError(error.message) from error
         return value
+
+    @cached_property
+    def provider_kinds(self) -> dict[str, str]:
+        """The kind of each provider, by the name that stands before its models' names."""
+        return {name: name for name in self.providers} | dict.fromkeys(self.openai, "openai")
 
     @cached_property
     def resolved_database_url(self) -> str:
@@ -532,6 +552,7 @@ class _Sources:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._labels: dict[str, str] = {}
+        self._environ: dict[str, str] = {}
         self._mistakes: list[str] = []
 
     def add_toml(self, file: Path) -> None:
@@ -547,6 +568,7 @@ class _Sources:
                 self._mistakes.append(f"{name} in {file}: there is no such setting")
 
     def add_environment(self, environ: Mapping[str, str], origin: str) -> None:
+        self._environ |= environ
         by_name = {environment_name(setting): setting for setting in Settings.model_fields}
         for name, value in environ.items():
             if value == "":
@@ -572,7 +594,7 @@ class _Sources:
         if settings is None:
             # What is right by itself may still not work: that is said in the same breath.
             kept = {name: value for name, value in self._values.items() if name not in wrong}
-            found = find_mistakes(Settings(**kept))
+            found = find_mistakes(self._build(kept))
             wrong_names = {environment_name(name) for name in wrong}
             self._mistakes += [text for text in found if text.partition(":")[0] not in wrong_names]
         else:
@@ -584,7 +606,7 @@ class _Sources:
     def _try(self) -> tuple[Settings | None, set[str]]:
         """Return the settings, or None and the names of the wrong ones; notes their mistakes."""
         try:
-            return Settings(**self._values), set()
+            return self._build(self._values), set()
         except ValidationError as error:
             wrong = set()
             for item in error.errors(include_url=False, include_input=False):
@@ -595,6 +617,9 @@ class _Sources:
                 self.add_mistake(f"{label}{place}: {message}")
                 wrong.add(name)
             return None, wrong
+
+    def _build(self, values: dict[str, Any]) -> Settings:
+        return Settings.model_validate(values, context={ENVIRON: self._environ})
 
     def _set(self, name: str, value: Any, label: str) -> None:
         self._values[name] = value

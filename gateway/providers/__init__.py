@@ -1,6 +1,8 @@
-"""Finds providers by name. Holds none itself: one module of this package is one kind.
+"""Finds kinds of providers by name. Holds none itself: one module of this package is one kind.
 
-A module whose name ends in `_wire` belongs to a neighbour and is no kind of its own.
+A module whose name ends in `_wire` belongs to a neighbour and is no kind of its own, and neither is
+the HTTP client that kinds share. Of most kinds there is one provider, of the same name; of a kind
+that is told of several servers there are as many, by the servers' names.
 """
 
 import importlib
@@ -19,15 +21,22 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 
+_CLIENT = "http1"
+
+
 class ProviderContext(msgspec.Struct, frozen=True):
-    """What a provider may use of the gateway; `clock` is monotonic seconds. `used` is told of the
-    library's models as they are loaded and asked."""
+    """What a provider may use of the gateway; `clock` is monotonic seconds.
+
+    `used` is told of the library's models as they are loaded and asked. `name` stands before the
+    names of its models; a kind of which there is one has its own.
+    """
 
     library: ModelLibrary
     observe: ModelObserver
     task_group: TaskGroup
     clock: Callable[[], float]
     used: Callable[[LocalModel], None] = lambda model: None
+    name: str = ""
 
 
 class ProviderFactory(Protocol):
@@ -39,7 +48,7 @@ class ProviderFactory(Protocol):
 def known_kinds() -> list[str]:
     """Return the kinds that `load` accepts, sorted."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.endswith("_wire"))
+    return sorted(name for name in names if not name.endswith("_wire") and name != _CLIENT)
 
 
 def load(kind: str) -> ProviderFactory:

@@ -127,18 +127,22 @@ class Catalog:
 
 
 def describe_providers(
-    listing: Listing, names: Sequence[str], *, at: float
+    listing: Listing, names: Sequence[str], *, at: float, kinds: Mapping[str, str] | None = None
 ) -> list[ProviderStatus]:
-    """Return the status of each provider that `listing` shows; `at` is Unix seconds."""
+    """Return the status of each provider that `listing` shows; `at` is Unix seconds. A provider
+    that is not in `kinds` is the only one of its kind."""
     faults = {fault.provider: fault.error for fault in listing.faults}
-    return [_describe(name, listing, faults.get(name), at) for name in names]
+    kinds = kinds or {}
+    return [_describe(name, kinds.get(name, name), listing, faults.get(name), at) for name in names]
 
 
-def _describe(name: str, listing: Listing, fault: GatewayError | None, at: float) -> ProviderStatus:
+def _describe(
+    name: str, kind: str, listing: Listing, fault: GatewayError | None, at: float
+) -> ProviderStatus:
     found = {capability for model in listing.of(name) for capability in model.capabilities}
     return ProviderStatus(
         name=name,
-        kind=name,
+        kind=kind,
         state=ProviderState.DOWN if fault else ProviderState.UP,
         checked_at=at,
         last_seen_at=at if fault is None or not isinstance(fault, ProviderError) else None,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
@@ -33,8 +33,10 @@ class ModelStateTracker:
         provider_names: Sequence[str],
         node: str,
         interval_s: float,
+        kinds: Mapping[str, str] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """`kinds` tells the kind of providers that are not called by it."""
         self._catalog = catalog
         self._models = models
         self._providers = providers
@@ -42,6 +44,7 @@ class ModelStateTracker:
         self._provider_names = provider_names
         self._node = node
         self._interval_s = interval_s
+        self._kinds = kinds
         self._now = now
         self._changes: deque[ModelStateChange] = deque()
         self._changed = anyio.Event()
@@ -79,7 +82,7 @@ class ModelStateTracker:
         at = self._now()
         truths = _states_by_provider(listing, self._provider_names)
         self._feed.reconcile(truths, since=begun)
-        statuses = describe_providers(listing, self._provider_names, at=at)
+        statuses = describe_providers(listing, self._provider_names, at=at, kinds=self._kinds)
         await self._providers.put(self._node, statuses)
         for name, truth in truths.items():
             await self._models.reconcile(self._node, name, truth, at)

@@ -1,0 +1,305 @@
+"""The provider for servers that speak the OpenAI API: vLLM, SGLang, llama.cpp, TGI and the like.
+
+Owns the connections to the servers of one name and their deadlines. What goes over them is
+described in the `openai_*_wire` modules. Which URLs there are only the operator says, redirects are
+not followed, and no proxy is asked: neither a request nor an answer leads anywhere else.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from gateway.core.embeddings import Embeddings, EmbedRequest
+from gateway.core.errors import (
+    GatewayError,
+    ModelNotFound,
+    ProviderTimeout,
+    UnsupportedCapability,
+)
+from gateway.core.events import Event
+from gateway.core.loading import (
+    ConfigChange,
+    ConfigReport,
+    LoadConfig,
+    LoadPlan,
+    ModelConfig,
+    ModelStatus,
+)
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import ModelInfo, Resident
+from gateway.core.names import ModelRef
+from gateway.providers import ProviderContext
+from gateway.providers.http1 import Reply
+from gateway.providers.http1_wire import TransportError
+from gateway.providers.openai_embed_wire import (
+    EMBEDDINGS,
+    encode_embed,
+    max_answer_bytes,
+    read_embeddings,
+)
+from gateway.providers.openai_fault_wire import Faults
+from gateway.providers.openai_listing_wire import (
+    Listed,
+    is_allowed,
+    list_literally,
+    read_listing,
+)
+from gateway.providers.openai_stream_wire import AnswerReader
+from gateway.providers.openai_wire import Dialect, encode_request
+from gateway.providers.replicas_wire import HeldReply, Replica, Replicas
+
+if TYPE_CHECKING:
+    from gateway.servers import OpenAIServer
+    from gateway.settings import Settings
+
+_MAX_ERROR_BYTES = 64 * 1024
+_MAX_LISTING_BYTES = 16 * 1024 * 1024
+_END_GRACE_S = 0.25
+_HEADERS = {
+    "Accept": "text/event-stream, application/json",
+    "Accept-Encoding": "identity",
+    "Content-Type": "application/json",
+    "User-Agent": "model-gateway",
+}
+
+Encode = Callable[[Dialect], tuple[str, bytes]]
+
+
+def create(settings: "Settings", context: ProviderContext) -> "OpenAIService":
+    """Return the provider for the servers that the settings know by the context's name."""
+    return OpenAIService(context.name, settings.openai[context.name])
+
+
+class OpenAIService:
+    """The servers of one name. Build it on the event loop that will use it."""
+
+    def __init__(self, name: str, server: "OpenAIServer") -> None:
+        self.name = name
+        self._server = server
+        key = server.key.get_secret_value()
+        headers = {**_HEADERS, "Authorization": f"Bearer {key}"} if key else _HEADERS
+        self._replicas = Replicas(server.urls, headers, connect_s=server.connect_timeout_s)
+        self._faults = Faults(name, server.urls, key)
+        self._dialect = Dialect()
+        self._listed: dict[ModelRef, Listed] = {}
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Return the models of all servers that answer within `control_timeout_s`.
+
+        Raises ProviderError when none of them does.
+        """
+        found: dict[ModelRef, Listed] = {}
+        errors: list[GatewayError] = []
+
+        async def look(replica: Replica) -> None:
+            try:
+                listed = await self._list(replica)
+            except GatewayError as error:
+                errors.append(error)
+            else:
+                replica.refs = frozenset(each.info.ref for each in listed)
+                for each in listed:
+                    found.setdefault(each.info.ref, each)
+
+        async with anyio.create_task_group() as tasks:
+            for replica in self._replicas:
+                tasks.start_soon(look, replica)
+        if len(errors) == len(self._server.urls):
+            raise errors[0]
+        self._listed = found
+        return [each.info for each in found.values()]
+
+    async def resident(self) -> Sequence[Resident]:
+        """Return nothing: what a server has in its memory it does not tell."""
+        return ()
+
+    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Generate; closing the generator closes the connection, the one way to cancel."""
+        model = self._require_allowed(ref)
+
+        def encode(dialect: Dialect) -> tuple[str, bytes]:
+            return encode_request(request, model, dialect)
+
+        reader = AnswerReader(self._faults, request.id, ref)
+        held = await self._open(encode, ref, in_thread=request.has_images)
+        try:
+            reply = held.reply
+            self._require_stream(reply)
+            while reader.finished is None:
+                lines, chunk = reader.lines, await self._read(reply)
+                for event in reader.feed(chunk) if chunk else reader.end():
+                    yield event
+                if reader.lines > lines:
+                    # Bytes that make no line are no progress: a peer may drip them for ever.
+                    reply.expect_within(self._server.idle_timeout_s)
+            await reply.finish(_END_GRACE_S)
+        finally:
+            held.close()
+        yield reader.finished
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Embed; being cancelled closes the connection."""
+        model = self._require_allowed(ref)
+
+        def encode(dialect: Dialect) -> tuple[str, bytes]:
+            return EMBEDDINGS, encode_embed(request, model, dialect)
+
+        held = await self._open(encode, ref, in_thread=True)
+        try:
+            held.reply.expect_within(self._server.first_byte_timeout_s)
+            answer = await self._read_whole(held.reply, max_answer_bytes(request))
+        finally:
+            held.close()
+        return await anyio.to_thread.run_sync(read_embeddings, answer, request, ref, self._faults)
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Raise UnsupportedCapability: nobody but the server decides what it has in memory."""
+        raise self._not_ours(ref)
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        """Raise UnsupportedCapability, as `load` does."""
+        raise self._not_ours(ref)
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        """Raise UnsupportedCapability, as `load` does."""
+        raise self._not_ours(ref)
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        """Return the models of the last listing, or the one of them that is asked for."""
+        return [
+            ModelStatus(each.info.ref, each.info.state)
+            for each in self._listed.values()
+            if ref in (None, each.info.ref)
+        ]
+
+    async def config(self, ref: ModelRef) -> ConfigReport:
+        """Return a config in which nothing is decided."""
+        return ConfigReport(ref, ModelConfig())
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        """Raise UnsupportedCapability, as `load` does."""
+        raise self._not_ours(ref)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._replicas.aclose()
+
+    def _not_ours(self, ref: ModelRef) -> UnsupportedCapability:
+        return UnsupportedCapability(
+            f"{ref} is loaded, unloaded and configured where '{self.name}' runs, not here.",
+            hint="Ask it for an answer as it is.",
+            param="model",
+        )
+
+    def _require_allowed(self, ref: ModelRef) -> str:
+        """Return the name by which the server knows a model; raises ModelNotFound."""
+        if not is_allowed(ref, self._server.models):
+            raise ModelNotFound(str(ref))
+        listed = self._listed.get(ref)
+        return ref.qualified_model if listed is None else listed.id
+
+    async def _list(self, replica: Replica) -> list[Listed]:
+        limit_s = self._server.control_timeout_s
+        try:
+            with anyio.fail_after(limit_s):
+                status, body = await self._fetch(replica, limit_s)
+        except TimeoutError as error:
+            raise ProviderTimeout(
+                self.name, f"{self.name} at {replica.url} did not answer within {limit_s:g} s."
+            ) from error
+        if status == 200:
+            try:
+                return read_listing(body, self.name, self._server.models)
+            except ValueError as error:
+                raise self._faults.wrong_server("answers no listing of models") from error
+        if status in (404, 405) and (named := list_literally(self.name, self._server.models)):
+            return named
+        raise self._faults.of_status(status, body, None)
+
+    async def _fetch(self, replica: Replica, limit_s: float) -> tuple[int, bytes]:
+        try:
+            reply = await self._replicas.get(replica, "/models", limit_s)
+        except TransportError as error:
+            raise self._faults.of_transport(error, started=False) from error
+        try:
+            self._require_plain(reply)
+            return reply.status, await self._read_whole(reply, _MAX_LISTING_BYTES)
+        finally:
+            reply.close()
+
+    async def _open(self, encode: Encode, ref: ModelRef, *, in_thread: bool) -> HeldReply:
+        """Ask, once more where the server refuses a field that it need not be sent; what it takes
+        is kept in mind."""
+        dialect = self._dialect
+        while True:
+            if in_thread:
+                path, body = await anyio.to_thread.run_sync(encode, dialect)
+            else:
+                path, body = encode(dialect)
+            held = await self._post(path, body, ref)
+            try:
+                self._require_plain(held.reply)
+                if held.reply.status == 200:
+                    if dialect != self._dialect:
+                        self._dialect = dialect
+                    return held
+                said = await self._read_error(held.reply)
+            except BaseException:
+                held.close()
+                raise
+            held.close()
+            status, headers = held.reply.status, held.reply.headers
+            other = dialect.after(self._faults.said(said)) if status in (400, 422) else None
+            if other is None:
+                raise self._faults.of_status(
+                    status, said, ref, path=path, retry_after=headers.get("retry-after")
+                )
+            dialect = other
+
+    async def _post(self, path: str, body: bytes, ref: ModelRef) -> HeldReply:
+        try:
+            return await self._replicas.post(path, body, ref, self._server.first_byte_timeout_s)
+        except TransportError as error:
+            raise self._faults.of_transport(error, started=False) from error
+
+    def _require_plain(self, reply: Reply) -> None:
+        if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):
+            raise self._faults.wrong_server("compressed its answer although that was not asked for")
+
+    def _require_stream(self, reply: Reply) -> None:
+        kind = reply.headers.get("content-type", "").lower()
+        if kind.startswith(("application/json", "text/html")):
+            raise self._faults.wrong_server(f"answered {kind.partition(';')[0]} and no stream")
+
+    async def _read_whole(self, reply: Reply, max_bytes: int) -> bytes:
+        answer = bytearray()
+        while chunk := await self._read(reply):
+            answer += chunk
+            if len(answer) > max_bytes:
+                raise self._faults.unreadable("sent an answer that is too long to be one")
+        return bytes(answer)
+
+    async def _read_error(self, reply: Reply) -> bytes:
+        """Return what there is of an error's body: the status tells the most, so none is fine."""
+        said = bytearray()
+        reply.expect_within(self._server.control_timeout_s)
+        with suppress(TransportError):
+            while len(said) < _MAX_ERROR_BYTES and (chunk := await reply.read()):
+                said += chunk
+        return bytes(said[:_MAX_ERROR_BYTES])
+
+    async def _read(self, reply: Reply) -> bytes:
+        try:
+            return await reply.read()
+        except TransportError as error:
+            raise self._faults.of_transport(error, started=True) from error
