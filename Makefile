@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-cuda test-gguf fuzz soak check format bench demo lock clean
+.PHONY: run test test-cuda test-gguf test-peers fuzz soak check format bench demo lock clean
 
 run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
@@ -22,6 +22,9 @@ coverage: $(VENV)/.installed-dev  ## the lines and branches that tests within on
 
 test-gguf: $(VENV)/.installed-gguf  ## the tests of GGUF files, with llama.cpp (compiles it)
 	$(BIN)/python -m pytest tests -m gguf
+
+test-peers: $(VENV)/.installed-dev  ## the tests against `transformers serve` and llama-cpp-python (installs them)
+	$(BIN)/python -m pytest -m peers --timeout 900 -rs tests/integration/providers/test_openai_real.py
 
 test-cuda: $(VENV)/.installed-dev  ## the tests on a CUDA GPU; they skip where there is none
 	$(BIN)/python -m pytest tests -m 'cuda or mps' -rs

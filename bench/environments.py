@@ -18,8 +18,10 @@ REQUIREMENTS = {
     "lm-proxy": ("lm-proxy==3.3.2",),
     "mlflow": ("mlflow[genai]==3.17.2",),
     "smg": ("smg==1.13.0",),
+    # Of the tests alone: its server, and what writes the model that it serves.
+    "llama-cpp-server": ("llama-cpp-python[server]==0.3.36", "gguf==0.19.0", "safetensors"),
 }
-OUR_VERSIONS = frozenset({"transformers", "llama-cpp"})
+OUR_VERSIONS = frozenset({"transformers", "llama-cpp", "llama-cpp-server"})
 """Those with the versions of torch and of everything else that we pin ourselves."""
 NODE_PACKAGES = {
     "portkey": {
