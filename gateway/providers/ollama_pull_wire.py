@@ -23,11 +23,11 @@ from gateway.core.errors import (
 from gateway.core.names import ModelRef
 from gateway.providers.ollama_fault_wire import (
     PROVIDER,
-    clean_text,
     describe_status,
     read_error_text,
     unreachable,
 )
+from gateway.providers.text_wire import clean_text
 
 MAX_LINE_BYTES = 2**20
 SILENCE_S = 600.0
