@@ -128,18 +128,6 @@ class HubClient:
         if session is not None:
             await session.aclose()
 
-    def open_blocking(self, token: str | None) -> httpx2.Client:
-        """Return a client for a thread that sends `token` under the same guard; the caller closes
-        it. Raises HubOffline. It knows no rate limits and raises httpx2's errors."""
-        self._require_online()
-
-        def authorize(request: httpx2.Request) -> None:
-            request.extensions[_TOKEN] = token
-            guard(request)
-
-        guard = partial(_authorize, origin_of(self.endpoint))
-        return httpx2.Client(event_hooks={"request": [authorize]}, **self._options())
-
     async def _open(self) -> httpx2.AsyncClient:
         async with self._lock:
             if self._session is None:

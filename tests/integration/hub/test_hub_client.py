@@ -145,18 +145,6 @@ async def test_a_listing_never_goes_on_at_another_host(hosts: tuple[Host, Host])
     await client.aclose()
 
 
-def test_the_blocking_client_has_the_same_guard(hosts: tuple[Host, Host]) -> None:
-    hub, other = hosts
-    hub.reply("/there", 302, Location=f"{other.url}/end")
-    other.reply("/end")
-    with HubClient(hub.url, token).open_blocking(TOKEN) as client:
-        assert client.get(f"{hub.url}/there", follow_redirects=True).status_code == 200
-        other_reply = client.get(f"{other.url}/end", headers={"Authorization": f"Bearer {TOKEN}"})
-        assert other_reply.status_code == 200
-    assert hub.seen == [("/there", f"Bearer {TOKEN}")]
-    assert other.seen == [("/end", None)] * 2
-
-
 async def test_without_a_token_nothing_is_sent(hosts: tuple[Host, Host]) -> None:
     hub, _ = hosts
     hub.reply("/x")
@@ -271,8 +259,6 @@ async def test_offline_nothing_is_sent(hosts: tuple[Host, Host]) -> None:
     client = HubClient(hub.url, token, offline=True)
     with pytest.raises(HubOffline):
         await client.get("/api/models")
-    with pytest.raises(HubOffline):
-        client.open_blocking(TOKEN)
     assert hub.seen == []
 
 
