@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PIECE_BYTES = 64 * 2**20
+"""Of weights that are packed at once: running streams wait so long, some 30 ms."""
+
 
 class Product(Protocol):
     """One product for one or several linear layers: their outputs side by side."""
@@ -47,6 +50,17 @@ class PackedProduct:
             tensor, self._weight, self._bias, "none", [], ""
         )
         return output
+
+
+class PiecedProduct:
+    """Products of one large layer's rows, piece by piece: each is packed in a short time."""
+
+    def __init__(self, pieces: list[Product]) -> None:
+        self._pieces = pieces
+        self.memory_bytes = sum(piece.memory_bytes for piece in pieces)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return torch.cat([piece(tensor) for piece in self._pieces], dim=-1)
 
 
 class JointProduct:
@@ -157,7 +171,7 @@ def pack_linears(
         for names in _groups(children):
             layers = [children.pop(name) for name in names]
             plain_bytes = sum(layer.weight.nbytes for layer in layers)
-            product = compute.run(partial(make, layers))
+            product = _make_product(layers, make, compute)
             shared = _Shared(product, [layer.out_features for layer in layers])
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))
@@ -166,6 +180,30 @@ def pack_linears(
             on_packed(plain_bytes)
     _leave_files(model)
     return packed_bytes
+
+
+def _make_product(
+    layers: list[nn.Linear], make: Callable[[list[nn.Linear]], Product], compute: Compute
+) -> Product:
+    """Make the layers' product in `compute`, which others want as well: a large one in pieces."""
+    if len(layers) > 1 or layers[0].weight.nbytes <= PIECE_BYTES:
+        return compute.run(partial(make, layers))
+    return PiecedProduct([compute.run(partial(make, [piece])) for piece in _pieces(layers[0])])
+
+
+def _pieces(layer: nn.Linear) -> list[nn.Linear]:
+    """Return layers of some of the rows each, which are views of the layer's own."""
+    rows = max(1, PIECE_BYTES // layer.weight[0].nbytes)
+    weights = torch.split(layer.weight.detach(), rows)
+    biases = torch.split(layer.bias.detach(), rows) if layer.bias is not None else None
+    pieces = []
+    for index, weight in enumerate(weights):
+        piece = nn.Linear(layer.in_features, len(weight), bias=biases is not None, device="meta")
+        piece.weight = nn.Parameter(weight, requires_grad=False)
+        if biases is not None:
+            piece.bias = nn.Parameter(biases[index], requires_grad=False)
+        pieces.append(piece)
+    return pieces
 
 
 def _leave_files(model: Any) -> None:

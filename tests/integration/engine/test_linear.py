@@ -9,6 +9,7 @@ from torch import nn
 
 from gateway.core.loading import LoadConfig
 from gateway.engine import linear
+from gateway.engine.compute import Inline
 from gateway.engine.linear import PackedLinear, can_pack, pack_linears
 from gateway.engine.loader import load_model
 from tests.tiny_models import build_model
@@ -65,6 +66,34 @@ def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None
                 assert isinstance(packed, PackedLinear)
                 expected = layers[index](inputs[index])
                 torch.testing.assert_close(packed(inputs[index]), expected, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_large_layer_is_packed_in_pieces_that_others_wait_for_one_by_one(
+    has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "PIECE_BYTES", 16 * 2 * 10)  # ten rows of sixteen numbers
+    layer = nn.Linear(16, 33, bias=has_bias, dtype=torch.bfloat16)
+    sizes = []
+
+    class Watched(Inline):
+        def run(self, work: Any) -> Any:
+            product = super().run(work)
+            sizes.append(product.memory_bytes)
+            return product
+
+    holder = nn.Module()
+    holder.add_module("head", layer)
+    try:
+        packed_bytes = pack_linears(holder, compute=Watched())
+    except (AttributeError, RuntimeError):
+        pytest.skip("this processor has no packed product for bfloat16")
+    assert packed_bytes == layer.weight.nbytes == sum(sizes)
+    assert sizes == [320, 320, 320, 96]
+    tensor = torch.randn(3, 16, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        found = holder.head(tensor)
+        torch.testing.assert_close(found, layer(tensor), rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.usefixtures("model")
