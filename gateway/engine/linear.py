@@ -185,8 +185,9 @@ def pack_linears(
 def _make_product(
     layers: list[nn.Linear], make: Callable[[list[nn.Linear]], Product], compute: Compute
 ) -> Product:
-    """Make the layers' product in `compute`, which others want as well: a large one in pieces."""
-    if len(layers) > 1 or layers[0].weight.nbytes <= PIECE_BYTES:
+    """Make the layers' product in `compute`, which others want as well: a large one in pieces, but
+    for what decides by the layer that it is given."""
+    if make is not PackedProduct or len(layers) > 1 or layers[0].weight.nbytes <= PIECE_BYTES:
         return compute.run(partial(make, layers))
     return PiecedProduct([compute.run(partial(make, [piece])) for piece in _pieces(layers[0])])
 
