@@ -1,0 +1,47 @@
+"""What the services need of the world: Protocols that providers, hub and store fulfil."""
+
+from gateway.core.ports.downloads import (
+    DownloadChange,
+    DownloadObserver,
+    DownloadSource,
+    DownloadStore,
+    Worker,
+)
+from gateway.core.ports.hub import HubCache, HubRevisions, HubSource, SecretStore
+from gateway.core.ports.keys import KeyStore
+from gateway.core.ports.library import (
+    CollectionStore,
+    FileStore,
+    LoadTester,
+    ModelLibrary,
+    ModelShelf,
+)
+from gateway.core.ports.providers import ModelObserver, ModelRemover, Provider
+from gateway.core.ports.sessions import SessionJournal, SessionMeter, SessionStore
+from gateway.core.ports.states import ModelStateStore, ProviderStore
+
+__all__ = [
+    "CollectionStore",
+    "DownloadChange",
+    "DownloadObserver",
+    "DownloadSource",
+    "DownloadStore",
+    "FileStore",
+    "HubCache",
+    "HubRevisions",
+    "HubSource",
+    "KeyStore",
+    "LoadTester",
+    "ModelLibrary",
+    "ModelObserver",
+    "ModelRemover",
+    "ModelShelf",
+    "ModelStateStore",
+    "Provider",
+    "ProviderStore",
+    "SecretStore",
+    "SessionJournal",
+    "SessionMeter",
+    "SessionStore",
+    "Worker",
+]

@@ -1,0 +1,94 @@
+"""Sources of models, and who is told of what they do."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol, runtime_checkable
+
+from gateway.core.embeddings import Embeddings, EmbedRequest
+from gateway.core.events import Event
+from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
+from gateway.core.messages import GenerateRequest
+from gateway.core.models import ModelInfo, ModelStateChange, Resident
+from gateway.core.names import ModelRef
+
+
+class Provider(Protocol):
+    """One source of models. A new provider is one file in `gateway/providers`.
+
+    Every method raises only `gateway.core.errors`: vendor exceptions stop at the provider.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """Return every model it could serve, with its present state. May hang: callers bound it."""
+        ...
+
+    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Generate; closing the generator stops the model within a token."""
+        ...
+
+    async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
+        """Return one vector for each input; being cancelled stops the model."""
+        ...
+
+    async def resident(self) -> Sequence[Resident]:
+        """Return the models in memory now."""
+        ...
+
+    async def load(
+        self,
+        ref: ModelRef,
+        config: LoadConfig | None = None,
+        *,
+        pinned: bool | None = None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Have the model in memory; returns once it is. What is None stays as it is.
+
+        A model that is loaded in another way than `config` is unloaded first, as `unload` does.
+        Cancelling the call stops the waiting, not a load that others wait for, too.
+        """
+        ...
+
+    async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
+        """Have the model out of memory; returns once it is.
+
+        Running streams may finish first; with `force` they end with ModelUnloaded. Who waits for
+        a load that is under way gets ModelUnloaded.
+        """
+        ...
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        """Return what `load` would do now. Its `ref` is the one spelling that stands for the
+        model. Raises ModelNotFound, UnsupportedCapability."""
+        ...
+
+    async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
+        """Return the status of one model, or of all that are or were asked for."""
+        ...
+
+    async def config(self, ref: ModelRef) -> ConfigReport: ...
+
+    async def configure(self, ref: ModelRef, change: ConfigChange) -> ConfigReport:
+        """Change the model's config; raises UnsupportedCapability for what cannot be set here."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections, threads and models. Called once, last."""
+        ...
+
+
+@runtime_checkable
+class ModelRemover(Protocol):
+    """A provider that keeps files of its own, and removes them when asked."""
+
+    async def delete(self, ref: ModelRef) -> None:
+        """Remove the model's files. Raises ModelNotFound."""
+        ...
+
+
+class ModelObserver(Protocol):
+    """Is told of every state change of a model, on the event loop, in order; must not block."""
+
+    def __call__(self, change: ModelStateChange) -> None: ...

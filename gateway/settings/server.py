@@ -1,0 +1,96 @@
+"""How the gateway listens, whom it lets in, and what it says."""
+
+import ipaddress
+import re
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from gateway.settings.values import Folder, Group, Names
+
+
+class ServerSettings(Group):
+    """The server and its doors."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8420, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    environment: Literal["development", "production"] = Field(
+        "development", description="development serves GraphiQL at /graphql."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Log level."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="One line or one JSON object.")
+    stall_warn_s: float = Field(
+        0.05,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds the event loop may stand still before that is logged; 0: not watched.",
+    )
+    cors_origins: Names = Field(
+        (), description="Origins of web pages that may call, as http://host:port; * is any."
+    )
+    allowed_hosts: Names = Field(
+        (),
+        description="Names that the gateway answers to beside addresses and localhost; empty: "
+        "none on loopback, any elsewhere.",
+    )
+    trusted_proxies: Names = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses and networks of proxies whose X-Forwarded-For is believed; * is "
+        "any.",
+    )
+    wrong_keys_per_minute: int = Field(
+        60, ge=0, description="Wrong keys that one address may try in a minute; 0: no limit."
+    )
+    key_pepper: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that API keys are stored with, 32 characters or more; several, "
+        "comma-separated, while it is being changed, the new one first.",
+    )
+    key_pepper_file: Folder | None = Field(
+        None,
+        description="File that holds it instead; default: key-pepper in the data folder, made at "
+        "the first start.",
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="Key that `gateway models` sends to the running gateway."
+    )
+
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Secret that stored tokens are encrypted with, 32 characters or more; several, "
+        "comma-separated, while it is being changed, the new one first.",
+    )
+    secret_key_file: Folder | None = Field(
+        None,
+        description="File that holds it instead; default: secret-key in the data folder, made at "
+        "the first start.",
+    )
+
+    @field_validator("key_pepper", "secret_key")
+    @classmethod
+    def _check_peppers(cls, value: SecretStr) -> SecretStr:
+        given = value.get_secret_value()
+        if given and min(map(len, given.replace(",", " ").split()), default=0) < 32:
+            raise ValueError("each has 32 characters or more")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin not in ("*", "null") and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"'{origin}' is not of the form http://host:port")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ipaddress.ip_network(proxy if proxy != "*" else "0.0.0.0")
+            except ValueError:
+                raise ValueError(f"'{proxy}' is neither an address nor a network") from None
+        return value

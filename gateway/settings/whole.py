@@ -1,0 +1,43 @@
+"""All settings as one."""
+
+import socket
+from functools import cached_property
+from pathlib import Path
+
+from gateway.settings.hub import HubSettings
+from gateway.settings.hugging_face import HuggingFaceSettings
+from gateway.settings.limits import LimitSettings
+from gateway.settings.ollama import OllamaSettings
+from gateway.settings.routing import RoutingSettings
+from gateway.settings.server import ServerSettings
+from gateway.settings.state import StateSettings
+from gateway.settings.streams import StreamSettings
+
+
+class Settings(
+    LimitSettings,
+    StreamSettings,
+    HuggingFaceSettings,
+    HubSettings,
+    OllamaSettings,
+    RoutingSettings,
+    StateSettings,
+    ServerSettings,
+):
+    """What the operator decided. Frozen; passed in, never looked up."""
+
+    @cached_property
+    def resolved_pepper_file(self) -> Path:
+        return self.key_pepper_file or self.data_dir / "key-pepper"
+
+    @cached_property
+    def resolved_secret_key_file(self) -> Path:
+        return self.secret_key_file or self.data_dir / "secret-key"
+
+    @cached_property
+    def resolved_model_path(self) -> Path:
+        return self.hf_model_path or self.data_dir / "models"
+
+    @cached_property
+    def resolved_node(self) -> str:
+        return self.node or f"{socket.gethostname()}:{self.port}"
