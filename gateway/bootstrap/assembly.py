@@ -1,0 +1,138 @@
+"""Puts the services together."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from anyio.abc import TaskGroup
+
+from gateway.bootstrap.downloads import build_downloads
+from gateway.bootstrap.hub import Hub
+from gateway.bootstrap.models import Models, build_models
+from gateway.bootstrap.stores import Stores
+from gateway.core.keys import Peppers
+from gateway.core.ports import Provider
+from gateway.services.collections import CollectionService
+from gateway.services.configs import ConfigService
+from gateway.services.embeddings import EmbeddingService
+from gateway.services.gatekeeper import Gatekeeper
+from gateway.services.gateway import Gateway
+from gateway.services.images import ImagePolicy
+from gateway.services.keys import KeyService
+from gateway.services.metrics import MetricsService
+from gateway.services.recorder import SessionRecorder
+from gateway.services.router import ModelRouterService
+from gateway.services.slots import CallerSlots
+from gateway.services.stream_tokens import StreamTokens
+from gateway.services.streams import StreamService, choose_limits
+from gateway.services.wrong_keys import WrongKeys
+from gateway.settings import Settings
+from gateway.store.journal import FileJournal
+from gateway.telemetry.meter import Meter
+from gateway.telemetry.watchdog import Stalls
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What requests go through once they are let in."""
+
+    recorder: SessionRecorder
+    router: ModelRouterService
+    streams: StreamService
+    embeddings: EmbeddingService
+
+
+def assemble(
+    settings: Settings,
+    stores: Stores,
+    journal: FileJournal,
+    peppers: Peppers,
+    hub: Hub,
+    boot: str,
+    tasks: TaskGroup,
+) -> tuple[Gateway, Mapping[str, Provider]]:
+    """Return the gateway, and its providers, which are the caller's to close.
+
+    What the gateway does by itself is not begun, but for what its providers do.
+    """
+    meter = Meter()
+    models = build_models(settings, stores, hub.service, meter, tasks)
+    requests = _build_requests(settings, stores, journal, models, meter, boot, tasks)
+    gatekeeper = Gatekeeper(
+        stores.keys,
+        peppers,
+        tasks,
+        end_streams=requests.streams.end_of,
+        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
+    )
+    configs = ConfigService(stores.collections, models.control)
+    gateway = Gateway(
+        node=settings.resolved_node,
+        provider_names=tuple(settings.provider_kinds),
+        catalog=models.catalog,
+        router=requests.router,
+        control=models.control,
+        streams=requests.streams,
+        embeddings=requests.embeddings,
+        recorder=requests.recorder,
+        tracker=models.tracker,
+        feed=models.feed,
+        sessions=stores.sessions,
+        model_states=stores.models,
+        provider_states=stores.providers,
+        keys=KeyService(stores.keys, peppers, changed=gatekeeper.look),
+        gatekeeper=gatekeeper,
+        library=models.library,
+        configs=configs,
+        collections=CollectionService(stores.collections, configs),
+        hub=hub.service,
+        hub_token=hub.tokens,
+        metrics=_build_metrics(models, requests, meter),
+        downloads=build_downloads(settings, stores, hub, models, boot),
+    )
+    return gateway, models.providers
+
+
+def _build_requests(
+    settings: Settings,
+    stores: Stores,
+    journal: FileJournal,
+    models: Models,
+    meter: Meter,
+    boot: str,
+    tasks: TaskGroup,
+) -> Requests:
+    node = settings.resolved_node
+    recorder = SessionRecorder(stores.sessions, journal, node=node, boot=boot)
+    router = ModelRouterService(
+        models.providers,
+        models.catalog,
+        aliases=settings.aliases,
+        images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+        rules=settings.virtual_models,
+    )
+    slots = CallerSlots()
+    streams = StreamService(
+        router,
+        recorder,
+        tasks,
+        node=node,
+        limits=choose_limits(settings),
+        tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
+        slots=slots,
+        meter=meter,
+    )
+    embeddings = EmbeddingService(router, max_open=settings.max_embeds, slots=slots, meter=meter)
+    return Requests(recorder, router, streams, embeddings)
+
+
+def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsService:
+    return MetricsService(
+        meter,
+        Stalls(),
+        providers=models.providers,
+        streams=requests.streams,
+        embeddings=requests.embeddings,
+        feed=models.feed,
+        recorder=requests.recorder,
+    )

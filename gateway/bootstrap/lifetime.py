@@ -1,0 +1,120 @@
+"""Starts a gateway from its settings, and takes it down."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from gateway.bootstrap.assembly import assemble
+from gateway.bootstrap.hub import Hub, open_hub
+from gateway.bootstrap.stores import Stores
+from gateway.core.ports import Provider
+from gateway.services.gateway import Gateway
+from gateway.services.lease import BootLease
+from gateway.services.retention import SessionPurger
+from gateway.services.usage_notes import UsageNotes
+from gateway.settings import Settings
+from gateway.store import migrate
+from gateway.store.claim import file_name
+from gateway.store.database import Database
+from gateway.store.journal import FileJournal
+from gateway.store.pepper import load_peppers
+from gateway.telemetry.watchdog import LoopWatchdog
+
+logger = logging.getLogger(__name__)
+
+
+FLUSH_S = 5.0
+"""How long a stopping gateway waits for its last records to be safe."""
+RECOVERY_S = 1.0
+"""How long a starting one waits until what it left open when it died is told; then it serves."""
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """Give a gateway that serves requests; at the exit its streams are drained and all is closed.
+
+    Raises WrongRevision or DatabaseUnavailable before anything is started.
+    """
+    url = settings.resolved_database_url
+    await anyio.to_thread.run_sync(migrate.require_head, url)
+    peppers = await anyio.to_thread.run_sync(
+        load_peppers, settings.key_pepper.get_secret_value(), settings.resolved_pepper_file
+    )
+    async with Database(url) as database:
+        stores = Stores.over(database)
+        journal = await _open_journal(settings)
+        async with anyio.create_task_group() as tasks:
+            hub = await open_hub(settings, database)
+            boot = secrets.token_hex(8)
+            gateway, providers = assemble(settings, stores, journal, peppers, hub, boot, tasks)
+            await gateway.gatekeeper.look()
+            await gateway.configs.restore()
+            _start(settings, gateway, boot, tasks)
+            if not await gateway.recorder.wait_recovered(RECOVERY_S):
+                logger.warning("records of an earlier run are still being written")
+            try:
+                yield gateway
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await _close(settings, gateway, providers, hub)
+                tasks.cancel_scope.cancel()
+
+
+def _start(settings: Settings, gateway: Gateway, boot: str, tasks: TaskGroup) -> None:
+    """Begin all that goes on by itself for as long as the gateway runs."""
+    sessions = gateway.sessions
+    tasks.start_soon(gateway.recorder.run, name="session recorder")
+    tasks.start_soon(gateway.tracker.run, name="model state tracker")
+    tasks.start_soon(gateway.router.health.watch, name="look at providers that are away")
+    tasks.start_soon(gateway.gatekeeper.run, name="gatekeeper")
+    lease = BootLease(sessions, node=gateway.node, boot=boot, lease_s=settings.lease_s)
+    tasks.start_soon(lease.run, name="boot lease")
+    notes = UsageNotes(sessions, gateway.streams.used)
+    tasks.start_soon(notes.run, name="usage notes")
+    tasks.start_soon(gateway.library.run, name="library")
+    tasks.start_soon(gateway.downloads.run, name="downloads")
+    tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
+    if settings.stall_warn_s:
+        watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
+        tasks.start_soon(watchdog.run, name="loop watchdog")
+
+
+async def _close(
+    settings: Settings, gateway: Gateway, providers: Mapping[str, Provider], hub: Hub
+) -> None:
+    was_drained = gateway.streams.draining
+    await gateway.drain(0 if was_drained else settings.drain_grace_s)
+    if not await gateway.recorder.flush(FLUSH_S):
+        logger.error("records are lost: %d", gateway.recorder.pending)
+    for provider in providers.values():
+        await provider.aclose()
+    await hub.client.aclose()
+    await gateway.tracker.write_last()
+    await gateway.library.write_last()
+
+
+async def _open_journal(settings: Settings) -> FileJournal:
+    folder = settings.resolved_journal_dir / file_name(settings.resolved_node)
+    journal = FileJournal(folder, max_bytes=settings.journal_max_bytes)
+    try:
+        await journal.open()
+    except OSError as error:
+        # Serving goes before records; what is there waits for a start that can read it.
+        logger.error("the journal in %s cannot be read: %s", folder, error.strerror)
+    if journal.backlog:
+        logger.warning("the journal holds %d bytes of an earlier run", journal.size_bytes)
+    return journal
+
+
+def _build_purger(settings: Settings, gateway: Gateway) -> SessionPurger:
+    return SessionPurger(
+        gateway.sessions,
+        keep_days=settings.records_keep_days,
+        batch=settings.records_purge_batch,
+        counts=gateway.recorder.counts,
+    )

@@ -1,0 +1,128 @@
+"""What knows of models, finds and loads them."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from anyio.abc import TaskGroup
+
+from gateway import demo, providers
+from gateway.bootstrap.stores import Stores
+from gateway.core.models import LocalModel, ModelStateChange
+from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
+from gateway.core.states import ModelState
+from gateway.hub.cache import FileLibrary
+from gateway.hub.health import Health
+from gateway.hub.library import DiskShelf
+from gateway.hub.trial import ChildLoadTester
+from gateway.services.catalog import Catalog
+from gateway.services.control import ModelControlService
+from gateway.services.feed import ModelFeed
+from gateway.services.library import LibraryService
+from gateway.services.tracker import ModelStateTracker
+from gateway.settings import Settings, child_environment
+from gateway.telemetry.meter import Meter
+
+
+@dataclass(frozen=True)
+class Models:
+    """What knows of models, and has them loaded."""
+
+    providers: Mapping[str, Provider]
+    catalog: Catalog
+    feed: ModelFeed
+    tracker: ModelStateTracker
+    control: ModelControlService
+    library: LibraryService
+
+
+def build_models(
+    settings: Settings,
+    stores: Stores,
+    revisions: HubRevisions,
+    meter: Meter,
+    tasks: TaskGroup,
+) -> Models:
+    built: dict[str, Provider] = {}
+    catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
+    feed = ModelFeed(max_subscribers=settings.max_subscriptions)
+    tracker = ModelStateTracker(
+        catalog,
+        stores.models,
+        stores.providers,
+        feed,
+        provider_names=tuple(settings.provider_kinds),
+        node=settings.resolved_node,
+        interval_s=settings.reconcile_interval_s,
+        kinds=settings.provider_kinds,
+    )
+
+    def observe(change: ModelStateChange) -> None:
+        if change.state is ModelState.LOADING and not meter.transitions:
+            gc.freeze()  # torch is here by now, and nothing of a model yet
+        meter.model_changed(change)
+        tracker.observe(change)
+
+    control = ModelControlService(
+        built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+    )
+    removers: dict[str, ModelRemover] = {}
+    files, library = _build_library(settings, stores, catalog, control, removers, revisions)
+    # Those above hold the mappings; they are filled now that there is somebody to observe the
+    # models.
+    built |= _build_providers(settings, files, observe, library.note_used, tasks)
+    removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
+    return Models(built, catalog, feed, tracker, control, library)
+
+
+def _build_library(
+    settings: Settings,
+    stores: Stores,
+    catalog: Catalog,
+    control: ModelControlService,
+    removers: Mapping[str, ModelRemover],
+    revisions: HubRevisions,
+) -> tuple[FileLibrary, LibraryService]:
+    models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
+    health = Health()
+    files = FileLibrary(models_folder, hub_cache, {"demo": demo.MODEL_PATH}, health=health)
+    service = LibraryService(
+        DiskShelf(files, health, models_folder, hub_cache),
+        stores.files,
+        catalog,
+        control,
+        node=settings.resolved_node,
+        test_load=ChildLoadTester(
+            environment=child_environment(),
+            memory_bytes=settings.hf_verify_memory_bytes,
+            timeout_s=settings.hf_verify_timeout_s,
+            threads=settings.hf_threads,
+        ),
+        removers=removers,
+        revisions=revisions,
+    )
+    return files, service
+
+
+def _build_providers(
+    settings: Settings,
+    files: FileLibrary,
+    observe: ModelObserver,
+    used: Callable[[LocalModel], None],
+    tasks: TaskGroup,
+) -> dict[str, Provider]:
+    return {
+        name: providers.load(kind)(
+            settings,
+            providers.ProviderContext(
+                library=files,
+                observe=observe,
+                task_group=tasks,
+                clock=time.monotonic,
+                used=used,
+                name=name,
+            ),
+        )
+        for name, kind in settings.provider_kinds.items()
+    }
