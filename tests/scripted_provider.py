@@ -66,7 +66,7 @@ class ScriptedProvider(Uncontrolled):
                 metadata=(("family", "parrot"),),
             )
         ]
-        self.listing_error: GatewayError | None = None
+        self.listing_error: Exception | None = None
         self.embed_requests: list[EmbedRequest] = []
         self.embed_gate: anyio.Event | None = None
         self.embed_error: GatewayError | None = None

@@ -2,8 +2,8 @@
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import anyio
 import anyio.to_thread
@@ -12,6 +12,8 @@ from anyio.abc import TaskGroup
 from gateway.bootstrap.assembly import assemble
 from gateway.bootstrap.hub import Hub, open_hub
 from gateway.bootstrap.stores import Stores
+from gateway.core.errors import GatewayError
+from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
 from gateway.services.gateway import Gateway
 from gateway.services.lease import BootLease
@@ -45,24 +47,47 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     peppers = await anyio.to_thread.run_sync(
         load_peppers, settings.key_pepper.get_secret_value(), settings.resolved_pepper_file
     )
-    async with Database(url) as database:
-        stores = Stores.over(database)
-        journal = await _open_journal(settings)
-        async with anyio.create_task_group() as tasks:
+    with _plain_errors():
+        async with Database(url) as database:
             hub = await open_hub(settings, database)
-            boot = secrets.token_hex(8)
-            gateway, providers = assemble(settings, stores, journal, peppers, hub, boot, tasks)
-            await gateway.gatekeeper.look()
-            await gateway.configs.restore()
-            _start(settings, gateway, boot, tasks)
-            if not await gateway.recorder.wait_recovered(RECOVERY_S):
-                logger.warning("records of an earlier run are still being written")
-            try:
-                yield gateway
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await _close(settings, gateway, providers, hub)
+            async with aclosing(hub.client), anyio.create_task_group() as tasks:
+                async with _assembled(settings, Stores.over(database), peppers, hub, tasks) as made:
+                    yield made
                 tasks.cancel_scope.cancel()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the one error of ours that a task group wrapped as what it is."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, GatewayError):
+            raise error from None
+        raise
+
+
+@asynccontextmanager
+async def _assembled(
+    settings: Settings, stores: Stores, peppers: Peppers, hub: Hub, tasks: TaskGroup
+) -> AsyncIterator[Gateway]:
+    """Give the gateway while it runs in `tasks`."""
+    journal = await _open_journal(settings)
+    boot = secrets.token_hex(8)
+    gateway, providers = assemble(settings, stores, journal, peppers, hub, boot, tasks)
+    try:
+        await gateway.gatekeeper.look()
+        await gateway.configs.restore()
+        _start(settings, gateway, boot, tasks)
+        if not await gateway.recorder.wait_recovered(RECOVERY_S):
+            logger.warning("records of an earlier run are still being written")
+        yield gateway
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _close(settings, gateway, providers)
 
 
 def _start(settings: Settings, gateway: Gateway, boot: str, tasks: TaskGroup) -> None:
@@ -84,18 +109,17 @@ def _start(settings: Settings, gateway: Gateway, boot: str, tasks: TaskGroup) ->
         tasks.start_soon(watchdog.run, name="loop watchdog")
 
 
-async def _close(
-    settings: Settings, gateway: Gateway, providers: Mapping[str, Provider], hub: Hub
-) -> None:
+async def _close(settings: Settings, gateway: Gateway, providers: Mapping[str, Provider]) -> None:
     was_drained = gateway.streams.draining
     await gateway.drain(0 if was_drained else settings.drain_grace_s)
     if not await gateway.recorder.flush(FLUSH_S):
         logger.error("records are lost: %d", gateway.recorder.pending)
-    for provider in providers.values():
-        await provider.aclose()
-    await hub.client.aclose()
-    await gateway.tracker.write_last()
-    await gateway.library.write_last()
+    last = [each.aclose for each in providers.values()]
+    for finish in (*last, gateway.tracker.write_last, gateway.library.write_last):
+        try:
+            await finish()
+        except Exception:  # the others have something to lose, too
+            logger.exception("something could not be closed well")
 
 
 async def _open_journal(settings: Settings) -> FileJournal:

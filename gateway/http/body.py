@@ -21,9 +21,10 @@ from gateway.http.headers import find_header
 OFF_LOOP_BYTES = 32 * 2**10
 """Bodies above it are decoded in a thread: the loop must not stall for their many values."""
 BODY_DEADLINE_S = 60.0
+"""How long a body may take to arrive."""
 MAX_DISCARD_BYTES = 256 * 2**20
 DISCARD_S = 10.0
-"""Bodies above it are decoded in a thread."""
+"""How much of a refused body is read, and for how long, so that its sender reads the answer."""
 
 MAX_DEPTH = 100
 MAX_VALUES = 200_000

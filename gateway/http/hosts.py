@@ -1,7 +1,10 @@
 """Which names a request may call this gateway by. Pure."""
 
 import ipaddress
+import re
 from collections.abc import Collection
+
+_HOST = re.compile(r"(?:\[(?P<address>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
 
 
 def is_loopback(host: str) -> bool:
@@ -18,9 +21,13 @@ def may_be_called(host_header: str, allowed: Collection[str]) -> bool:
     A page that made its own name point to this machine (DNS rebinding) calls by that name; those
     who mean this machine say an address, localhost, or a name that the operator allowed.
     """
-    name = host_header.rpartition("]")[0].lstrip("[") or host_header.partition(":")[0]
+    named = _HOST.fullmatch(host_header)
+    if named is None:
+        return False
     try:
-        ipaddress.ip_address(name)
+        ipaddress.ip_address(named["address"] or named["name"])
     except ValueError:
-        return is_loopback(name.lower()) or name.lower() in allowed or "*" in allowed
+        name = named["name"] or ""
+        name = name.lower().removesuffix(".")
+        return is_loopback(name) or name in allowed or "*" in allowed
     return True

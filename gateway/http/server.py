@@ -1,9 +1,12 @@
 """The uvicorn server, which drains the gateway's streams before it stops."""
 
 import asyncio
+import fcntl
 import logging
 import signal
 import socket
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
@@ -17,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 BACKLOG = 2048
-FROZEN_S = 0.1
+FROZEN_S = 0.15
 """How long a client may take nothing of what it is sent at the exit."""
 
 
@@ -114,8 +117,22 @@ class DrainingServer(uvicorn.Server):
 
 
 def _unsent_bytes(connection: Any) -> int:
+    """Return how much the client did not take yet: what waits here, and what the kernel holds,
+    which becomes less with everything that a slow client takes."""
     transport = connection.transport
-    return 0 if transport is None else int(transport.get_write_buffer_size())
+    if transport is None:
+        return 0
+    waiting = int(transport.get_write_buffer_size())
+    return waiting and waiting + _held_by_kernel(transport.get_extra_info("socket"))
+
+
+def _held_by_kernel(connected: socket.socket) -> int:
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, size)
+    except OSError:
+        return 0
+    return int.from_bytes(size, sys.byteorder)
 
 
 def _url_of(listener: socket.socket) -> str:

@@ -49,6 +49,8 @@ from gateway.settings import Settings, child_environment
 
 logger = logging.getLogger(__name__)
 
+SCAN_S = 0.5
+"""How long a listing waits for a look at the files, less than others wait for the listing."""
 LACKS_LLAMA_CPP = "GGUF files need llama.cpp, which is not installed."
 
 
@@ -75,6 +77,7 @@ class HuggingFaceService:
         self._usual = usual
         self._gguf_context_length = gguf_context_length
         self._used = used
+        self._scanned: Sequence[LocalModel] | None = None
 
     def warm_up(self, tasks: TaskGroup) -> None:
         """Import torch in the background, so that the first request need not wait for it."""
@@ -100,9 +103,13 @@ class HuggingFaceService:
             logger.exception("torch cannot be imported; models in this process will not load")
 
     async def models(self) -> Sequence[ModelInfo]:
-        # A scan of a slow disk may outlast the listing, which does not wait for it.
-        found = await anyio.to_thread.run_sync(self._library.scan, abandon_on_cancel=True)
-        return [self._describe(model) for model in found]
+        """Return the models whose files are here; where looking takes long (a slow disk, all cores
+        compute), those that the last look found."""
+        with anyio.move_on_after(None if self._scanned is None else SCAN_S):
+            self._scanned = await anyio.to_thread.run_sync(
+                self._library.scan, abandon_on_cancel=True
+            )
+        return [self._describe(model) for model in self._scanned or ()]
 
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         """Yield the model's answer; loads it first, together with others who wait for it.

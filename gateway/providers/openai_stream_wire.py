@@ -32,6 +32,8 @@ from gateway.providers.text_wire import read_count
 _ABSENT = msgspec.Raw(b"")
 _NOTHING = (b"", b"null")
 _LAST = b"[DONE]"
+PIECE_BYTES = 64
+"""What a piece of a tool call is counted as beside its text, so that empty ones end, too."""
 
 # What is not here is an end like any other: "stop", "eos_token", "stop_sequence".
 _REASONS: dict[str, FinishReason] = {
@@ -226,7 +228,7 @@ class AnswerReader:
             self._join(piece, tokens, logprobs)
             self._tokens += tokens
             tokens, logprobs = 0, ()
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some servers say "" where they mean null
             deltas += self._conclude(choice.finish_reason)
         return deltas
 
@@ -240,7 +242,7 @@ class AnswerReader:
         call.arguments.append(text)
         call.tokens += tokens
         call.logprobs += logprobs
-        self._held += len(text)
+        self._held += len(text) + PIECE_BYTES
         if self._held > self._max_bytes:
             raise self._too_long()
 

@@ -62,7 +62,7 @@ class EventParser:
             name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value[1:] if value[:1] == b" " else value)
-                self._held += len(value)
+                self._held += len(value) + 1
                 self._require_bounded(self._held)
             return None
         if not self._data:

@@ -143,6 +143,9 @@ async def _is_back(provider: Provider) -> bool:
             await provider.models()
     except (GatewayError, TimeoutError):
         return False
+    except Exception:
+        logger.exception("%s failed to list its models", provider.name)
+        return False
     return True
 
 

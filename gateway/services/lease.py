@@ -45,4 +45,6 @@ class BootLease:
                     logger.warning("streams of gateways that are gone interrupted: %d", count)
             except DatabaseUnavailable as error:
                 logger.debug("the lease is not renewed: %s", error.message)  # the recorder tells
+            except Exception:
+                logger.exception("the lease is not renewed")
             await self._sleep(self._lease_s / RENEWALS)

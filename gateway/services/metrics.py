@@ -4,8 +4,8 @@ What is counted as it happens is in `telemetry.meter`; the rest is asked for her
 OpenTelemetry's for generative AI where it has one.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import anyio
 import msgspec
@@ -20,6 +20,8 @@ from gateway.services.streams import StreamService
 from gateway.telemetry.figures import Family, Row, Sample
 from gateway.telemetry.meter import Meter
 from gateway.telemetry.watchdog import Stalls
+
+logger = logging.getLogger(__name__)
 
 STATUS_WAIT_S = 1.0
 """How long a look waits for a provider to tell which models it has in memory."""
@@ -193,8 +195,12 @@ class MetricsService:
         found: dict[str, Sequence[ModelStatus] | None] = dict.fromkeys(self._providers)
 
         async def ask(name: str, provider: Provider) -> None:
-            with suppress(GatewayError):
+            try:
                 found[name] = await provider.status()
+            except GatewayError:
+                pass  # the metric of it says so
+            except Exception:
+                logger.exception("%s failed to tell its models' states", name)
 
         with anyio.move_on_after(STATUS_WAIT_S):
             async with anyio.create_task_group() as tasks:
@@ -216,7 +222,12 @@ def _of_models(statuses: Mapping[str, Sequence[ModelStatus] | None]) -> Iterator
 
 
 def _rows(models: Sequence[ModelStatus], field: str) -> Iterator[Row]:
-    return ((_names(model), getattr(model, field)) for model in models if model.memory_bytes)
+    return ((_names(model), getattr(model, field)) for model in models if _is_busy(model))
+
+
+def _is_busy(model: ModelStatus) -> bool:
+    """Tell whether it holds memory, or somebody waits for it to."""
+    return bool(model.memory_bytes or model.leases or model.queued)
 
 
 def _names(model: ModelStatus) -> tuple[str, str]:

@@ -85,9 +85,19 @@ class ServerSettings(Group):
                 raise ValueError(f"'{origin}' is not of the form http://host:port")
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"\*|[\w.-]+", name):
+                raise ValueError(f"'{name}' is not the plain name of a host: no scheme, no port")
+        return tuple(name.lower().removesuffix(".") for name in value)
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in value and len(value) > 1:
+            raise ValueError("'*' is any address: it stands alone")
         for proxy in value:
             try:
                 ipaddress.ip_network(proxy if proxy != "*" else "0.0.0.0")

@@ -198,8 +198,16 @@ def test_what_the_parts_say_is_among_the_mistakes_of_the_settings(tmp_path: Path
 
 
 def test_proxies_are_addresses_or_networks(tmp_path: Path) -> None:
-    given = "10.0.0.0/8,::1,*"
+    given = "10.0.0.0/8,::1"
     settings = load(tmp_path, {"GATEWAY_TRUSTED_PROXIES": given})
-    assert settings.trusted_proxies == ("10.0.0.0/8", "::1", "*")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
     [mistake] = mistakes(tmp_path, {"GATEWAY_TRUSTED_PROXIES": "10.0.0.1,proxy.example"})
     assert "'proxy.example' is neither an address nor a network" in mistake
+    [mistake] = mistakes(tmp_path, {"GATEWAY_TRUSTED_PROXIES": "10.0.0.1,*"})
+    assert "stands alone" in mistake
+
+
+def test_names_of_this_gateway_are_plain_and_in_any_case(tmp_path: Path) -> None:
+    assert load(tmp_path, {"GATEWAY_ALLOWED_HOSTS": "GPU.Lan.,*"}).allowed_hosts == ("gpu.lan", "*")
+    [mistake] = mistakes(tmp_path, {"GATEWAY_ALLOWED_HOSTS": "gpu:8000"})
+    assert "no port" in mistake

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from gateway.core.errors import ModelNotFound
 from gateway.core.events import Started, Waiting, collect
 from gateway.core.loading import ConfigChange, LoadConfig
-from gateway.core.models import ModelStateChange
+from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.states import ModelState
 from gateway.hub.cache import FileLibrary
@@ -42,10 +43,12 @@ OpenService = Callable[..., AbstractAsyncContextManager[HuggingFaceService]]
 @pytest.fixture
 def open_service(tmp_path: Path, hub: Path) -> OpenService:
     @asynccontextmanager
-    async def open_(changes: list[ModelStateChange]) -> AsyncIterator[HuggingFaceService]:
+    async def open_(
+        changes: list[ModelStateChange], library: type[FileLibrary] = FileLibrary
+    ) -> AsyncIterator[HuggingFaceService]:
         async with anyio.create_task_group() as tasks:
             context = ProviderContext(
-                library=FileLibrary(tmp_path / "models", hub),
+                library=library(tmp_path / "models", hub),
                 observe=changes.append,
                 task_group=tasks,
                 clock=anyio.current_time,
@@ -80,6 +83,27 @@ async def test_the_wait_for_a_load_is_told_and_measured(open_service: OpenServic
         assert started.load_ms > 0
         again = [event async for event in service.stream(ask(max_tokens=1), ref)]
     assert Waiting("loading") not in again
+
+
+async def test_while_a_look_at_the_files_takes_long_the_last_one_counts(
+    open_service: OpenService,
+) -> None:
+    is_slow, may_go_on = threading.Event(), threading.Event()
+
+    class SlowLibrary(FileLibrary):
+        def scan(self) -> Sequence[LocalModel]:
+            if is_slow.is_set():
+                may_go_on.wait(30)
+            return super().scan()
+
+    async with open_service([], SlowLibrary) as service:
+        before = await service.models()
+        is_slow.set()
+        try:
+            with anyio.fail_after(20):
+                assert await service.models() == before != []
+        finally:
+            may_go_on.set()
 
 
 async def test_a_model_that_is_not_there_is_not_found(open_service: OpenService) -> None:

@@ -11,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.core.errors import ProviderUnavailable
 from gateway.core.events import Started, TextDelta
 from gateway.core.keys import KeyScope
+from gateway.core.loading import ModelStatus
+from gateway.core.states import ModelState
 from gateway.services.keys import KeyOrder
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
@@ -101,6 +103,21 @@ async def test_a_provider_that_hangs_delays_the_figures_by_a_second_at_most() ->
         with anyio.fail_after(10):
             found = await scrape(served)
     assert found["gateway_provider_up"][labels(provider="scripted")] == 0
+
+
+async def test_one_that_waits_to_be_loaded_is_shown_and_a_defect_elsewhere_hides_nothing() -> None:
+    class Waiting(ScriptedProvider):
+        async def status(self, ref=None):  # type: ignore[no-untyped-def]
+            return [ModelStatus(ECHO, ModelState.LOADING, queued=7)]
+
+    class Broken(ScriptedProvider):
+        async def status(self, ref=None):  # type: ignore[no-untyped-def]
+            raise ValueError("a defect")
+
+    async with serving(Waiting(), Broken(name="other")) as served:
+        found = await scrape(served)
+    assert found["gateway_model_queued"][labels(provider="scripted", model="echo")] == 7
+    assert found["gateway_provider_up"][labels(provider="other")] == 0
 
 
 async def test_a_scrape_needs_a_key_with_the_scope_manage_once_there_are_keys() -> None:

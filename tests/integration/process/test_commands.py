@@ -73,6 +73,19 @@ def test_a_server_without_its_database_says_so(environment: dict[str, str]) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_a_start_that_fails_half_way_is_a_sentence(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    run_gateway(environment, "db", "upgrade")
+    short = tmp_path / "short-key"
+    short.write_text("short")
+    short.chmod(0o600)
+    done = run_gateway(environment | {"GATEWAY_SECRET_KEY_FILE": str(short)}, "serve")
+    assert done.returncode == 2
+    assert str(short) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_taken_port_is_said(environment: dict[str, str]) -> None:
     run_gateway(environment, "db", "upgrade")
     with socket.create_server(("127.0.0.1", 0)) as taken:

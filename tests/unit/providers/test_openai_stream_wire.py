@@ -226,6 +226,14 @@ def test_calls_make_a_stop_an_end_for_them() -> None:
     assert read(part, delta(finish="stop"), DONE)[1].reason == "tool_calls"
 
 
+def test_an_empty_reason_to_end_is_none() -> None:
+    first = call_part(0, name="f", arguments='{"a":')
+    told = event(choices=[{"index": 0, "delta": {"tool_calls": [first]}, "finish_reason": ""}])
+    rest = delta(tool_calls=[call_part(0, arguments=" 1}")])
+    assert isinstance(fail(told)[1], IncompleteStream)
+    assert read(told, rest, delta(finish="tool_calls"), DONE)[1].reason == "tool_calls"
+
+
 def test_a_call_that_the_limit_cut_is_left_out() -> None:
     assert calls_of(call_part(0, name="f", arguments='{"x": "lon'), finish="length") == []
 
@@ -348,8 +356,10 @@ def test_any_bytes_have_one_end_and_only_our_errors(pieces: list[bytes]) -> None
         [b"data: " + b"x" * 5000, b"x" * 5001],
         [b"data: " + b"x" * 900 + b"\n"] * 12,
         [delta(tool_calls=[call_part(0, name="f", arguments="x" * 900)])] * 12,
+        [b"data:\n" * 10_002],
+        [delta(tool_calls=[call_part(each, name="f", arguments="")]) for each in range(200)],
     ],
-    ids=["a line", "an event", "a call"],
+    ids=["a line", "an event", "a call", "empty lines", "empty calls"],
 )
 def test_what_has_no_end_is_bounded(pieces: list[bytes]) -> None:
     _, _, error = play(pieces)

@@ -128,13 +128,14 @@ async def test_an_outage_is_not_amplified_by_retries() -> None:
     assert requests < house.asked[0] <= requests * 1.2 + 10
 
 
-async def test_a_provider_that_is_back_is_seen_without_a_request() -> None:
+@pytest.mark.parametrize("fault", [away(), ValueError("a defect of its own")])
+async def test_a_provider_that_is_back_is_seen_without_a_request(fault: Exception) -> None:
     house = House([away()])
     while not house.router.health.view().providers:
         with pytest.raises(ProviderUnavailable):
             await house.hear()
     provider = house.providers[0]
-    provider.listing_error = away()
+    provider.listing_error = fault
     looks = 0
 
     async def sleep(seconds: float) -> None:
