@@ -482,7 +482,7 @@ async def test_kill_9_tells_every_reader_at_once_and_leaves_nothing(
             while len(engine._inboxes) < 13:
                 await anyio.lowlevel.checkpoint()
             os.kill(engine.pid, signal.SIGKILL)
-            with anyio.fail_after(3):
+            with anyio.fail_after(15):
                 with pytest.raises(EngineFailed, match="killed by SIGKILL"):
                     async for _ in running:
                         pass

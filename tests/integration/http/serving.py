@@ -81,7 +81,9 @@ async def serving(
     **values: Any,
 ) -> AsyncIterator[Served]:
     """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
-    settings = Settings(providers=tuple(p.name for p in providers), node="test", **values)
+    # A listing may take long on a machine that is busy with other things.
+    chosen = {"catalog_timeout_s": 20.0} | values
+    settings = Settings(providers=tuple(p.name for p in providers), node="test", **chosen)
     with _listen() as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
@@ -126,7 +128,7 @@ def build_gateway(
         MemoryProviderStore(),
     )
     by_name = {provider.name: provider for provider in providers}
-    catalog = Catalog(by_name, timeout_s=0.5, ttl_s=0)
+    catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
     router = ModelRouterService(
         by_name,

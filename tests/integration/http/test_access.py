@@ -316,7 +316,7 @@ async def test_revoking_a_key_ends_its_live_stream_with_an_error_and_no_other(pa
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(revoke)
-            with anyio.fail_after(2):
+            with anyio.fail_after(10):
                 text = "".join([chunk async for chunk in ends.aiter_text()])
             assert '"code":"key_revoked"' in text
             async for chunk in stays.aiter_text():
@@ -343,7 +343,7 @@ async def test_revoking_a_key_cuts_what_cannot_be_told() -> None:
                 await served.client.post("/v1/embeddings", json=body, headers={"x-api-key": key})
             )
 
-        with anyio.fail_after(2):
+        with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(embed)
                 await began.wait()
@@ -459,7 +459,7 @@ async def test_revoking_a_key_ends_its_detached_streams_and_forgets_those_that_e
         done = (await served.client.post("/api/v1/streams", json=HELLO, headers=headers)).json()
         await served.client.get(done["url"], headers=headers)
         await served.gateway.keys.revoke(key.split("-")[1])
-        with anyio.fail_after(2):
+        with anyio.fail_after(10):
             await served.gateway.streams.wait_idle()
         for opened in (live, done):
             reply = await served.client.get(opened["url"], params={"token": opened["token"]})

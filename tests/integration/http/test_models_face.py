@@ -79,7 +79,7 @@ async def test_silent_and_dead_providers_are_labelled_and_do_not_hold_up_the_res
         return []
 
     silent.models = hang  # type: ignore[method-assign]
-    async with serving(good, dead, silent) as served:
+    async with serving(good, dead, silent, catalog_timeout_s=1) as served:
         with anyio.fail_after(5):
             native = await served.client.get(URL)
             openai = await served.client.get("/v1/models")

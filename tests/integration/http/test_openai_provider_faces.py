@@ -26,7 +26,7 @@ ASK = {"model": "lab/m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def lab(*urls: str) -> OpenAIService:
-    return OpenAIService("lab", OpenAIServer(urls=urls, key=KEY, control_timeout_s=0.4))
+    return OpenAIService("lab", OpenAIServer(urls=urls, key=KEY, control_timeout_s=15))
 
 
 def client_of(served: Served) -> openai.AsyncOpenAI:

@@ -117,6 +117,9 @@ def environment_of(folder: Path, models_folder: Path) -> dict[str, str]:
         "GATEWAY_PORT": "0",
         "GATEWAY_NODE": "test",
         "GATEWAY_DRAIN_GRACE_S": "0.2",
+        # Machines that run tests are busy with other things, too.
+        "GATEWAY_CATALOG_TIMEOUT_S": "20",
+        "GATEWAY_OLLAMA_CONTROL_TIMEOUT_S": "19",
         "HF_MODEL_PATH": str(models_folder),
         "HF_HOME": str(folder / "hf"),
         "OLLAMA_HOST": DEAD_OLLAMA,

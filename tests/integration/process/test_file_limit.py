@@ -48,7 +48,7 @@ def test_a_gateway_out_of_files_refuses_and_recovers(environment: dict[str, str]
                 replies = [client.get("/health/live").status_code for _ in range(100)]
             assert set(replies) == {503}
             spent = cpu_ticks(gateway) - before
-        assert spent < 50, "refusing took half a second of the processor"
+        assert spent < 150, "refusing took more than a second of the processor"
         with httpx.Client(base_url=gateway.url, trust_env=False, timeout=20) as client:
             while client.get("/health/live").status_code != 200:
                 pass

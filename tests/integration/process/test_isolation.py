@@ -80,7 +80,7 @@ def kill_at(
     killed_at = time.monotonic()
     os.kill(child, signal.SIGKILL)
     last = list(events)[-1]
-    assert time.monotonic() - killed_at < 1
+    assert time.monotonic() - killed_at < 5
     return last
 
 

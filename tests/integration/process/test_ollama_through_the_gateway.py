@@ -163,7 +163,12 @@ async def test_a_hanging_server_holds_up_neither_a_listing_nor_other_models(
     never = asyncio.Event()
     ollama_peer.script_route("/api/tags", chunks([never]))
     ollama_peer.script_route("/api/ps", chunks([never]))
-    gateway = await served(serve, ollama_peer)
+    gateway = await served(
+        serve,
+        ollama_peer,
+        GATEWAY_CATALOG_TIMEOUT_S="3",
+        GATEWAY_OLLAMA_CONTROL_TIMEOUT_S="2",
+    )
     async with client_of(gateway) as client:
         names, [fault] = await models(client)
         assert names == {"huggingface/demo", "huggingface/smol"}
@@ -172,7 +177,7 @@ async def test_a_hanging_server_holds_up_neither_a_listing_nor_other_models(
             "/api/v1/generate", json=chat("huggingface/smol", "hi", max_tokens=1)
         )
         assert reply.status_code == 200
-        assert reply.json()["timings"]["queue_ms"] < 500
+        assert reply.json()["timings"]["queue_ms"] < 2000
 
 
 async def test_a_server_that_hangs_in_an_answer_times_out(
@@ -180,7 +185,7 @@ async def test_a_server_that_hangs_in_an_answer_times_out(
 ) -> None:
     ollama_peer.add_model("slow")
     ollama_peer.script("slow", chunks([chat_line("a"), asyncio.Event()]))
-    gateway = await served(serve, ollama_peer, GATEWAY_OLLAMA_IDLE_TIMEOUT_S="0.2")
+    gateway = await served(serve, ollama_peer, GATEWAY_OLLAMA_IDLE_TIMEOUT_S="0.5")
     async with client_of(gateway) as client:
         reply = await client.post("/api/v1/stream", json=chat("ollama/slow", "hi"))
         assert reply.status_code == 200

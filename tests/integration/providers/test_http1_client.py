@@ -276,10 +276,10 @@ async def test_who_does_not_read_holds_the_server_back() -> None:
         reply = await client.post("/", b"", 60.0)
         await anyio.wait_all_tasks_blocked()
         sent, stalls = -1, 0
-        while stalls < 50:  # until nothing moves any more, whatever the kernel's buffers hold
+        while stalls < 10:  # until nothing moves any more, whatever the kernel's buffers hold
             stalls = stalls + 1 if server.sent == sent else 0
             sent = server.sent
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(0.02)
         assert sent < 32 * 2**20
         first = await reply.read()
         assert len(first) <= MAX_HELD_BYTES + 2**18
@@ -319,10 +319,10 @@ async def test_a_deadline_can_be_put_off_as_often_as_there_is_progress() -> None
         return serve
 
     async with serving(make) as (_, client):
-        reply = await client.post("/", b"", 0.2)
+        reply = await client.post("/", b"", 0.6)
         for step in steps:
-            asyncio.get_running_loop().call_later(0.1, step.set)
-            reply.expect_within(0.2)
+            asyncio.get_running_loop().call_later(0.4, step.set)
+            reply.expect_within(0.6)
             assert await reply.read() == b"x"
         assert await read_all(reply) == b""
 

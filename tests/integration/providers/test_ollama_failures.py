@@ -328,7 +328,7 @@ async def test_dripping_headers_time_out(ollama_peer: OllamaPeer) -> None:
 async def test_silence_between_lines_times_out(ollama_peer: OllamaPeer) -> None:
     """F2: and not after the long time that a first byte may take."""
     steps = [chat_line("a"), asyncio.Event()]
-    events, error = await fail(ollama_peer, steps, idle_s=0.05, first_byte_s=300.0)
+    events, error = await fail(ollama_peer, steps, idle_s=0.3, first_byte_s=300.0)
     assert events == [Started(REF), TextDelta("a")]
     assert isinstance(error, ProviderTimeout)
     await ollama_peer.requests[0].until_closed()
@@ -340,11 +340,11 @@ async def test_headers_alone_may_wait_for_the_first_line_as_long_as_a_load_takes
     """F2: the idle deadline starts with the first line."""
     more = asyncio.Event()
     ollama_peer.script("llama3.2", chunks([b" ", more, chat_line("a"), chat_end()]))
-    async with serving(ollama_peer.url, idle_s=0.01, first_byte_s=300.0) as service:
+    async with serving(ollama_peer.url, idle_s=0.3, first_byte_s=300.0) as service:
         seen = asyncio.create_task(read(service))
         await ollama_peer.request()
         # Longer than the idle deadline, so that one which began too early would have passed.
-        asyncio.get_running_loop().call_later(0.05, more.set)
+        asyncio.get_running_loop().call_later(0.4, more.set)
         assert len(await seen) == 3
 
 
@@ -358,7 +358,7 @@ async def test_a_dripping_peer_times_out(ollama_peer: OllamaPeer) -> None:
             await exchange.write(b"1\r\n \r\n")
 
     ollama_peer.script("llama3.2", drip)
-    events, error = await fail(ollama_peer, idle_s=0.05)
+    events, error = await fail(ollama_peer, idle_s=0.3)
     assert events == [Started(REF), TextDelta("a")]
     assert isinstance(error, ProviderTimeout)
 
@@ -369,10 +369,10 @@ async def test_a_reader_who_takes_his_time_is_no_silence_of_the_peer(
     """The deadline counts while the server is waited for, and at no other time."""
     ollama_peer.script("llama3.2", chunks([chat_line("a"), chat_line("b"), chat_end()]))
     events = []
-    async with serving(ollama_peer.url, idle_s=0.02, first_byte_s=0.02) as service:
+    async with serving(ollama_peer.url, idle_s=0.3, first_byte_s=0.3) as service:
         async for event in service.stream(ask(), REF):
             events.append(event)
             passed = asyncio.Event()
-            asyncio.get_running_loop().call_later(0.05, passed.set)
+            asyncio.get_running_loop().call_later(0.4, passed.set)
             await passed.wait()
     assert isinstance(events[-1], Finished)

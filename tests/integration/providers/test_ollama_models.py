@@ -176,7 +176,7 @@ async def test_looking_at_models_is_bounded_in_time_and_number(ollama_peer: Olla
         await asyncio.Event().wait()
 
     ollama_peer.script_route("/api/show", show)
-    async with serving(ollama_peer.url, control_s=0.3) as service:
+    async with serving(ollama_peer.url, control_s=1.5) as service:
         infos = await service.models()
     assert len(infos) == 20
     assert sum(bool(info.capabilities) for info in infos) == 1

@@ -135,7 +135,7 @@ async def test_a_provider_that_hangs_or_fails_costs_only_its_own_models(
     await ask(graphql_client, "{ version }")
     began = time.monotonic()
     page = (await ask(graphql_client, PLAIN))["availableModels"]
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
     assert page["models"] == []
     errors = {error["provider"]: error for error in page["providerErrors"]}
     assert errors["ollama"]["code"] == "provider_timeout"

@@ -147,7 +147,7 @@ async def test_a_lock_that_is_not_let_go_is_unavailable(sqlite_url: str) -> None
     migrate.upgrade(sqlite_url)
     file = make_url(sqlite_url).database
     assert file
-    async with Database(sqlite_url, timeout_s=0.2) as database:
+    async with Database(sqlite_url, timeout_s=1.0) as database:
         store = DatabaseSessionStore(database)
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -273,7 +273,7 @@ async def test_an_error_in_a_transaction_undoes_it(database: Database) -> None:
 
 
 async def test_waiting_for_a_connection_is_bounded(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, timeout_s=0.2) as database:
+    async with Database(database_url, pool_size=1, timeout_s=1.0) as database:
         with pytest.raises(DatabaseUnavailable):
             async with database.reading(), database.reading():
                 raise AssertionError("there is but one connection")

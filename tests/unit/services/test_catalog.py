@@ -43,7 +43,7 @@ def catalog_of(
     *providers: ScriptedProvider, ttl_s: float = 1.0, clock: Clock | None = None
 ) -> Catalog:
     named = {provider.name: provider for provider in providers}
-    return Catalog(named, timeout_s=0.05, ttl_s=ttl_s, clock=clock or Clock())
+    return Catalog(named, timeout_s=0.5, ttl_s=ttl_s, clock=clock or Clock())
 
 
 async def test_a_dead_and_a_hanging_provider_are_named_and_the_others_are_listed() -> None:

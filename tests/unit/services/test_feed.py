@@ -30,7 +30,7 @@ def filled(*changes: ModelStateChange, max_subscribers: int = 4) -> ModelFeed:
 
 async def told(subscription: Subscription) -> Told:
     """Return what the next update says; it must be there already."""
-    with anyio.fail_after(1):
+    with anyio.fail_after(10):
         update = await subscription.read()
     return update.is_snapshot, [(each.ref.model, each.state) for each in update.states]
 

@@ -49,10 +49,9 @@ async def test_a_stall_is_counted_and_its_place_is_told(
     assert stalls.worst_s > 3 * WARN_S
     assert stalls.seconds.total >= stalls.worst_s
     told = [record.getMessage() for record in caplog.records if "stood still" in record.message]
-    assert hold.__name__ in told[0]
-    assert sum(hold.__name__ in text for text in told) == 1
+    [ours] = [text for text in told if hold.__name__ in text]  # the machine may stall, too
     # Not how the loop came to be run.
-    assert "run_until_complete" not in told[0]
+    assert "run_until_complete" not in ours
 
 
 async def test_a_loop_that_waits_is_described_as_one_that_does_nothing() -> None:
