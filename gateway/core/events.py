@@ -1,6 +1,7 @@
 """What a stream says, and its grammar.
 
-`(Routed? Waiting*)+ Started Delta* (Switched Delta*)* Finished`; Routed is the router's.
+`(Routed? Waiting*)+ Started Delta* ((Routed? Waiting*)+ Switched Delta*)* Finished`; Routed is the
+router's, and so is Switched.
 
 Exactly one `Finished` ends a stream, or an exception does: errors are raised, never events.
 """
@@ -79,18 +80,21 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 class TextDelta(msgspec.Struct, frozen=True, tag="text"):
     """More of the answer; `tokens` is how many tokens it took (0 when held back text is let go).
 
-    `logprobs` holds one entry for each of them where they were asked for.
+    `logprobs` holds one entry for each of them where they were asked for, and so does `ids`, in the
+    vocabulary of the model, where the provider knows them.
     """
 
     text: str
     tokens: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
     text: str
     tokens: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
@@ -100,19 +104,27 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
     call: ToolCall
     tokens: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Switched(msgspec.Struct, frozen=True, tag="switched"):
-    """The stream goes on with another model after a failure."""
+    """The stream goes on with another model after a failure, whose code is `reason`.
+
+    `prompt_tokens` are what the target read: the prompt and what was said; None as in Started.
+    """
 
     source: ModelRef
     target: ModelRef
     reason: str
+    prompt_tokens: int | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The end. `truncated`: the provider cut the prompt to what the model has room for."""
+
     reason: FinishReason
     usage: Usage
+    truncated: bool = False
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
@@ -127,7 +139,8 @@ def count_tokens(event: Event) -> int:
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A whole answer: a stream, collected. `logprobs` are those of the tokens of `text`."""
+    """A whole answer: a stream, collected. `logprobs` are those of the tokens of `text`, `ref` is
+    the model that said its end."""
 
     ref: ModelRef
     text: str
@@ -136,6 +149,8 @@ class Generation(msgspec.Struct, frozen=True):
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
+    truncated: bool = False
+    switches: tuple[Switched, ...] = ()
 
 
 async def collect(events: AsyncIterable[Event]) -> Generation:
@@ -148,6 +163,7 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
     reasoning: list[str] = []
     calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
+    switches: list[Switched] = []
     ref: ModelRef | None = None
     finished: Finished | None = None
     async for event in events:
@@ -163,6 +179,7 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
                 ref = event.ref
             case Switched():
                 ref = event.target
+                switches.append(event)
             case Finished():
                 finished = event
             case Routed() | Waiting():
@@ -178,4 +195,6 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
         finish_reason=finished.reason,
         usage=finished.usage,
         logprobs=tuple(logprobs),
+        truncated=finished.truncated,
+        switches=tuple(switches),
     )

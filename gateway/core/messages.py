@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.core.errors import InvalidText
+from gateway.core.names import ModelRef
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -97,6 +98,34 @@ class ResponseFormat(msgspec.Struct, frozen=True):
     schema: dict[str, Any] | None = None
 
 
+class Said(msgspec.Struct, frozen=True):
+    """The beginning of an answer, which is to be gone on with: what its readers have.
+
+    `calls` counts tool calls, `tokens` what all of it took. `ids` are these tokens where they are
+    known, of the model `source` that said them last.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    calls: int = 0
+    tokens: int = 0
+    source: ModelRef | None = None
+    ids: tuple[int, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.reasoning or self.calls)
+
+    def after(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Return `messages` with the text as the last one, which is to be gone on with; what the
+        caller had begun himself is its beginning."""
+        part = TextPart(self.text)
+        last = messages[-1] if messages else None
+        if last is not None and last.role == "assistant" and not last.tool_calls:
+            return (*messages[:-1], msgspec.structs.replace(last, parts=(*last.parts, part)))
+        return (*messages, Message("assistant", (part,), reasoning=self.reasoning or None))
+
+
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One generation. Either `messages` (a chat) or `prompt` is given.
 
@@ -104,6 +133,11 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     `tool_choice` is auto, none, required or the name of a tool.
     `think` asks for (or forbids) reasoning, `keep_alive` is seconds (negative: for ever).
     `caller` is whose request it is: callers take turns where they wait, and share no prompts.
+
+    `continue_on_failure`: an answer that breaks goes on with another model, or does not; None: as
+    the rule of the name has it. `said` is what was said then, `tells_ids` asks for the tokens of
+    deltas. `truncate` allows a provider that cuts prompts to do so, and to tell it; None: as the
+    provider is set.
     """
 
     id: str
@@ -119,10 +153,20 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     think: bool | str | None = None
     keep_alive_s: float | None = None
     caller: str = ""
+    continue_on_failure: bool | None = None
+    said: Said | None = None
+    tells_ids: bool = False
+    truncate: bool | None = None
 
     @property
     def has_images(self) -> bool:
         return any(message.images for message in self.messages)
+
+    @property
+    def max_tokens_left(self) -> int | None:
+        """How many tokens the answer may still have; None: nobody says."""
+        most = self.options.max_tokens
+        return most if most is None or self.said is None else max(1, most - self.said.tokens)
 
     @property
     def text_length(self) -> int:

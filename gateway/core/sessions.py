@@ -25,7 +25,11 @@ class SessionOpened(msgspec.Struct, frozen=True, tag="opened"):
 
 
 class SessionClosed(msgspec.Struct, frozen=True, tag="closed"):
-    """The terminal record: there is exactly one for every SessionOpened."""
+    """The terminal record: there is exactly one for every SessionOpened.
+
+    `served_by` are the full names of the models that made the answer, in their order, where it went
+    on after a failure; else it is empty.
+    """
 
     id: str
     provider: str | None
@@ -35,6 +39,7 @@ class SessionClosed(msgspec.Struct, frozen=True, tag="closed"):
     usage: Usage
     timings: Timings
     error_code: str | None = None
+    served_by: tuple[str, ...] = ()
 
 
 SessionRecord = SessionOpened | SessionClosed

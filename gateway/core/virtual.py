@@ -24,12 +24,15 @@ class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `order` tells who is asked first of those that can do what a request needs: "listed" the first,
     "weighted" one by lot, "warm_first" one that is in memory. The others follow as they are listed,
-    for when the first fails before it said anything.
+    for when the first fails before it said anything. With `continue_on_failure` an answer that
+    breaks goes on with the next, `max_continuations` times (None: as often as the operator allows).
     """
 
     name: str
     candidates: tuple[Candidate, ...]
     order: Order = "listed"
+    continue_on_failure: bool = False
+    max_continuations: int | None = None
 
 
 def check_rules(
@@ -43,6 +46,8 @@ def check_rules(
             raise InvalidRequest(f"'{name}' already means something else.")
         if not 1 <= len(rule.candidates) <= MAX_CANDIDATES:
             raise InvalidRequest(f"'{name}' needs 1 to {MAX_CANDIDATES} candidates.")
+        if rule.max_continuations is not None and rule.max_continuations < 0:
+            raise InvalidRequest(f"'max_continuations' of '{name}' must not be negative.")
         models = [candidate.model for candidate in rule.candidates]
         if len(set(models)) < len(models):
             raise InvalidRequest(f"'{name}' names a candidate twice.")

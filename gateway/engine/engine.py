@@ -20,7 +20,7 @@ from gateway.engine.memory import Memory, Unlimited
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Sequence
-from gateway.engine.speech import prepare_speech
+from gateway.engine.speech import prepare_speech, take_up
 
 CHANNEL_EVENTS = 64
 
@@ -160,16 +160,18 @@ class TransformersEngine:
             raise EngineFailed("The model was unloaded.")
         require_in_range(request.options)
         prompt = loaded.encoder.prompt(request)
-        room = _require_room(prompt.ids, loaded)
         speech = prepare_speech(request, prompt.ids, loaded)
+        begun = take_up(request, self._ref, prompt.ids, speech, loaded)
+        room = _require_room([*prompt.ids, *begun.ids], loaded)
         return Sequence(
             self._ref,
             caller=request.caller,
             prompt=prompt,
+            begun=begun,
             sampler=Sampler(loaded.sampling(request.options), prompt.ids, speech.constraint),
             speech=speech,
             end_ids=loaded.eos_ids | frozenset(request.options.stop_ids),
-            max_tokens=min(request.options.max_tokens or room, room),
+            max_tokens=min(request.max_tokens_left or room, room),
             channel=channel,
         )
 

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.core.dialects import CallFormat, Dialect
 from gateway.core.messages import Tool, ToolCall
-from gateway.engine.stopping import held_length
+from gateway.core.stopping import held_length
 from gateway.engine.tool_calls import (
     Call,
     is_inside_string,
@@ -58,6 +58,11 @@ class Interpreter:
         self._read: Callable[[bool], list[Piece]] = (
             self._read_reasoning if is_reasoning and dialect.reasoning else self._read_text
         )
+
+    def follow_text(self) -> None:
+        """Go on inside the text of an answer, of which this has read nothing."""
+        self._has_spoken, self._trims = True, False
+        self._read = self._read_text
 
     def push(self, text: str) -> list[Piece]:
         """Return the pieces that are certain now."""

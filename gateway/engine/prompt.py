@@ -10,11 +10,13 @@ import msgspec
 
 from gateway.core.dialects import read_dialect
 from gateway.core.errors import InvalidRequest, UnsupportedCapability
-from gateway.core.messages import GenerateRequest, Message
+from gateway.core.messages import GenerateRequest, Message, Said
 from gateway.engine.chat import describe_message, describe_tools, template_settings
 
 _TAIL_TOKENS = 16
 """Where a template that begins the reasoning itself must have done so."""
+_LEAD = "\n"
+"""Text that stands apart from what follows it in nearly every tokenizer."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -22,6 +24,20 @@ class Prompt(msgspec.Struct, frozen=True):
 
     ids: list[int]
     inputs: Mapping[str, Any] | None = None
+
+    def extended(self, count: int) -> "Prompt":
+        """Return a prompt whose tensors by token reach `count` tokens of text further; its ids are
+        as they were."""
+        if not (count and self.inputs):
+            return self
+        from torch.nn.functional import pad
+
+        by_token = (1, len(self.ids))
+        inputs = {
+            name: pad(value, (0, count)) if value.shape[:2] == by_token else value
+            for name, value in self.inputs.items()
+        }
+        return Prompt(self.ids, inputs)
 
 
 class Piece(NamedTuple):
@@ -75,6 +91,25 @@ class PromptEncoder:
         if self.is_raw(request):
             return Prompt(self._ids(request.prompt or "", special=True))
         return self._encode_chat(request)
+
+    def encode_said(self, said: Said, prompt: Sequence[int], *, is_raw: bool) -> list[int]:
+        """Return the ids of an answer's beginning that follows `prompt`; see `take_up` in speech.
+
+        What was thought before it stands between the model's own marks.
+        """
+        form = self.dialect.reasoning
+        if is_raw or form is None:
+            return self._ids_within(said.text)
+        is_thinking = self.begins_reasoning(prompt)
+        if not (is_thinking or said.reasoning):
+            return self._ids_within(said.text)
+        lead = [] if is_thinking else self._ids(form.begin, special=False)
+        return [
+            *lead,
+            *self._ids_within(f"\n{said.reasoning}\n"),
+            *self._ids(form.end, special=False),
+            *self._ids_within(f"\n\n{said.text}"),
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, control tokens left out."""
@@ -160,6 +195,22 @@ class PromptEncoder:
     def _ids(self, text: str, *, special: bool) -> list[int]:
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _ids_within(self, text: str) -> list[int]:
+        """Encode text in the middle of a longer one, the control strings in it as text."""
+        pieces = self._specials.split(text) if self._specials else [text]
+        spelled = [*(self._specials.findall(text) if self._specials else ()), ""]
+        ids: list[int] = []
+        for piece, control in zip(pieces, spelled, strict=True):
+            ids += self._unled_ids(piece) if piece else []
+            ids += self._literal_ids(control) if control else []
+        return ids
+
+    def _unled_ids(self, text: str) -> list[int]:
+        """Encode text without the space that some tokenizers set before every text."""
+        lead, led = self._ids(_LEAD, special=False), self._ids(_LEAD + text, special=False)
+        is_apart = led[: len(lead)] == lead
+        return led[len(lead) :] if is_apart else self._ids(text, special=False)
 
     def _literal_ids(self, text: str) -> list[int]:
         """Encode text that spells a control token: cut in two, neither part is one any more."""

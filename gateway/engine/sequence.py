@@ -7,16 +7,17 @@ from gateway.core.names import ModelRef
 from gateway.engine.bridge import Channel
 from gateway.engine.prompt import Prompt
 from gateway.engine.sampler import Sampled, Sampler
-from gateway.engine.speech import Speech
+from gateway.engine.speech import Begun, Speech
 
 
 class Sequence:
     """Takes the tokens that are drawn for it by `accept`, until `finished`. Computes nothing.
 
     `tokens` are the prompt and the answer so far; the first `fed` of them are in the model, at
-    `place`, where the runner keeps it once it is admitted. A sequence whose place is taken away
-    starts over with `fed` 0, and nothing that was said is drawn again; one that has seen its images
-    cannot. `inputs` go to the runner with a prompt that has images.
+    `place`, where the runner keeps it once it is admitted. What had `begun` before is prompt here.
+    A sequence whose place is taken away starts over with `fed` 0, and nothing that was said is
+    drawn again; one that has seen its images cannot. `inputs` go to the runner with a prompt that
+    has images.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Sequence:
         *,
         caller: str,
         prompt: Prompt,
+        begun: Begun,
         sampler: Sampler,
         speech: Speech,
         end_ids: frozenset[int],
@@ -34,8 +36,8 @@ class Sequence:
         self.caller = caller
         self.sampler = sampler
         self.channel = channel
-        self.tokens = list(prompt.ids)
-        self.inputs = prompt.inputs
+        self.tokens = [*prompt.ids, *begun.ids]
+        self.inputs = prompt.extended(len(begun.ids)).inputs
         self._has_images = prompt.inputs is not None
         self.fed = 0
         self.place: Any = None
@@ -51,6 +53,9 @@ class Sequence:
         self._end_ids = end_ids
         self._max_tokens = max_tokens
         self._is_started = False
+        self._untold = begun.untold
+        for token in begun.ids:
+            sampler.accept(token)
 
     @property
     def remaining(self) -> int:
@@ -83,6 +88,7 @@ class Sequence:
         if not self._is_started:
             self._is_started = True
             events.append(Started(self._ref, self._prompt_tokens, queue_ms=self.queue_ms))
+            events += self._untold
         if token in self._end_ids:
             return events + self._finish("stop")
         self.tokens.append(token)

@@ -1,13 +1,15 @@
 """Prepares what listens to a model's answer, and what binds it. Blocking; never in the worker."""
 
 import secrets
+from collections.abc import Sequence
 
 import msgspec
 
 from gateway.core.dialects import Dialect
-from gateway.core.errors import InvalidRequest
+from gateway.core.errors import InvalidRequest, UnsupportedCapability
 from gateway.core.events import Delta
 from gateway.core.messages import GenerateRequest, Options
+from gateway.core.names import ModelRef
 from gateway.engine.chat import fit_id
 from gateway.engine.constraint import Constraint
 from gateway.engine.grammar import GrammarWriter, is_bound, schemas_of, write_schema
@@ -39,6 +41,33 @@ class Speech(msgspec.Struct, frozen=True):
         return self.transcript.push(token, known)
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """The beginning of an answer that is gone on with: its tokens, and what is untold of it."""
+
+    ids: Sequence[int] = ()
+    untold: Sequence[Delta] = ()
+
+
+def take_up(
+    request: GenerateRequest, ref: ModelRef, prompt: list[int], speech: Speech, loaded: LoadedModel
+) -> Begun:
+    """Have `speech` go on from what was said of the answer to `prompt`, if anything was: from the
+    tokens of the model `ref` where they are its own, else from the text.
+
+    Raises UnsupportedCapability for what is no text and was said by another model.
+    """
+    said = request.said
+    if said is None:
+        return Begun()
+    if said.source == ref and said.ids and max(said.ids) < loaded.vocabulary_size:
+        return Begun(said.ids, speech.transcript.replay(said.ids, said))
+    if said.calls or not said.text:
+        raise UnsupportedCapability(f"{ref} cannot go on with what another model began.")
+    ids = loaded.encoder.encode_said(said, prompt, is_raw=loaded.encoder.is_raw(request))
+    speech.transcript.follow(ids, said.text)
+    return Begun(ids)
+
+
 def prepare_speech(request: GenerateRequest, prompt: list[int], loaded: LoadedModel) -> Speech:
     """Return how the answer to `prompt` is to be read and bound.
 
@@ -64,6 +93,7 @@ def prepare_speech(request: GenerateRequest, prompt: list[int], loaded: LoadedMo
         options.stop,
         one_call=not request.parallel_tool_calls,
         byte_tokens=encoder.byte_tokens,
+        tells_ids=request.tells_ids,
     )
     constraint = None
     if is_bound(request):

@@ -16,12 +16,13 @@ from gateway.core.ports.library import (
     ModelLibrary,
     ModelShelf,
 )
-from gateway.core.ports.providers import ModelObserver, ModelRemover, Provider
+from gateway.core.ports.providers import Continuer, ModelObserver, ModelRemover, Provider
 from gateway.core.ports.sessions import SessionJournal, SessionMeter, SessionStore
 from gateway.core.ports.states import ModelStateStore, ProviderStore
 
 __all__ = [
     "CollectionStore",
+    "Continuer",
     "DownloadChange",
     "DownloadObserver",
     "DownloadSource",

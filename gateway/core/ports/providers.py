@@ -80,6 +80,16 @@ class Provider(Protocol):
 
 
 @runtime_checkable
+class Continuer(Protocol):
+    """A provider that goes on with an answer that another one began."""
+
+    def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
+        """Tell whether `stream` would take a `request` like this one with a text that was `said`,
+        and tell only what follows it."""
+        ...
+
+
+@runtime_checkable
 class ModelRemover(Protocol):
     """A provider that keeps files of its own, and removes them when asked."""
 

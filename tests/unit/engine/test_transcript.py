@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core import dialects
@@ -17,7 +17,7 @@ from gateway.core.events import (
     TokenLogprob,
     ToolCallDelta,
 )
-from gateway.core.messages import Tool
+from gateway.core.messages import Said, Tool
 from gateway.engine.interpreter import Interpreter
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.transcript import Transcript
@@ -69,6 +69,66 @@ def tell(tokenizer: Any, text: str, *stops: str, **options: Any) -> Told:
     decode = PromptEncoder(tokenizer).decode_chat
     transcript = Transcript(decode, interpreter, stops, **options)
     return Told(transcript, tokenizer(text)["input_ids"])
+
+
+SPOKEN = (
+    f"<think>\nWhät time?\n</think>\n\nI löok. {CALL}",
+    f"No thöught STOP {CALL}\n{CALL} and möre",
+    "Text that STO goes on ST",
+    "<think>\nHm</think>A",
+    "a <tool_call> that is none </tool_call> b",
+)
+
+
+@settings(deadline=None)  # the first of them imports the tokenizers
+@given(text=st.sampled_from(SPOKEN), place=st.integers(0, 80), spelled=st.booleans())
+def test_what_is_replayed_is_told_once_wherever_it_was_cut(
+    text: str, place: int, spelled: bool
+) -> None:
+    tokenizer = byte_tokenizer() if spelled else qwen_tokenizer()
+    decode = PromptEncoder(tokenizer).decode_chat
+
+    def begin() -> Transcript:
+        interpreter = Interpreter(QWEN, TOOLS, new_id=lambda: "id")
+        return Transcript(decode, interpreter, ["STOP"], tells_ids=True)
+
+    tokens = tokenizer(text)["input_ids"]
+    whole = Told(begin(), tokens)
+    # Deltas of one token may be cut apart, and what is told lags behind what was said.
+    heard = whole.deltas[:place]
+    ids = [token for delta in heard for token in delta.ids]
+    assert ids == tokens[: len(ids)]
+    said = Said(
+        text="".join(delta.text for delta in heard if isinstance(delta, TextDelta)),
+        reasoning="".join(delta.text for delta in heard if isinstance(delta, ReasoningDelta)),
+        calls=sum(isinstance(delta, ToolCallDelta) for delta in heard),
+    )
+    transcript = begin()
+    untold = transcript.replay(ids, said)
+    assert not any(delta.tokens or delta.ids for delta in untold)
+    rest = Told(transcript, [] if transcript.is_over else tokens[len(ids) :])
+    rest.deltas[:0] = [*heard, *untold]
+    for kind in (TextDelta, ReasoningDelta):
+        assert rest.of(kind) == whole.of(kind)
+    assert rest.calls == whole.calls
+    assert (rest.tokens, rest.reason) == (whole.tokens, whole.reason)
+
+
+@settings(deadline=None)
+@given(said=st.text(alphabet="aSTOP ü", max_size=12), rest=st.text(alphabet="aSTOP ü", max_size=12))
+def test_after_the_text_of_another_model_only_what_follows_is_told(said: str, rest: str) -> None:
+    if "STOP" in said:
+        return
+    tokenizer = byte_tokenizer()
+    decode = PromptEncoder(tokenizer).decode_chat
+    interpreter = Interpreter(QWEN, TOOLS, new_id=lambda: "id")
+    transcript = Transcript(decode, interpreter, ["STOP"])
+    transcript.follow(tokenizer(said)["input_ids"] if said else [], said)
+    told = Told(transcript, tokenizer(rest)["input_ids"] if rest else [])
+    end = (said + rest).find("STOP")
+    expected = said + rest if end < 0 else (said + rest)[: max(end, len(said))]
+    assert said + told.of(TextDelta) == expected
+    assert told.reason == "stop"
 
 
 @pytest.mark.parametrize("spelled", [True, False])

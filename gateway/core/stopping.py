@@ -6,12 +6,12 @@ from collections.abc import Sequence
 class StopMatcher:
     """Lets text through until one of the stop strings appears, which it never lets through.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be one.
+    Text that may be the beginning of a stop string is `held` back until it is known not to be one.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
-        self._held = ""
+        self.held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
@@ -20,19 +20,19 @@ class StopMatcher:
             return ""
         if not self._stops:
             return text
-        pending = self._held + text
+        pending = self.held + text
         cut = _first_stop(pending, self._stops)
         if cut is not None:
             self.stopped = True
-            self._held = ""
+            self.held = ""
             return pending[:cut]
         keep = held_length(pending, self._stops)
-        self._held = pending[len(pending) - keep :]
+        self.held = pending[len(pending) - keep :]
         return pending[: len(pending) - keep]
 
     def flush(self) -> str:
         """Return the text held back, at the end of the answer."""
-        held, self._held = self._held, ""
+        held, self.held = self.held, ""
         return held
 
 

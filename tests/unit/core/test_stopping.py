@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.stopping import StopMatcher
+from gateway.core.stopping import StopMatcher
 
 letters = st.text(alphabet="ab<|é", max_size=40)
 
