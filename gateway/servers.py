@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -47,6 +47,9 @@ def parse_base_url(value: str) -> str:
 
 Url = Annotated[str, AfterValidator(parse_base_url)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Continuation = Literal["no", "assistant", "continue_final_message", "prefix"]
+"""How a server goes on with a last message of the assistant: in no way, told by nothing but the
+message, by vLLM's fields, or by those of DeepSeek and Mistral."""
 
 
 class OpenAIServer(BaseModel):
@@ -54,6 +57,7 @@ class OpenAIServer(BaseModel):
 
     `key` goes to those URLs and nowhere else; `key_env` and `key_file` tell where it is instead.
     `models` are the names that may be asked for, `*` and `?` as in file names; empty: all.
+    `continues` is how it is told to go on with an answer that broke.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +67,7 @@ class OpenAIServer(BaseModel):
     key_env: str = ""
     key_file: Path | None = None
     models: tuple[str, ...] = ()
+    continues: Continuation = "no"
     connect_timeout_s: Seconds = 2.0
     first_byte_timeout_s: Seconds = 300.0
     idle_timeout_s: Seconds = 60.0

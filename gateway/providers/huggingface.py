@@ -138,6 +138,10 @@ class HuggingFaceService:
                         event = replace(event, load_ms=load_ms)
                     yield event
 
+    def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
+        """Every model here goes on from a text: it is put after the prompt."""
+        return True
+
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
         """Return the model's vectors; loads it first, together with others who wait for it.
 

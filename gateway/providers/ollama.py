@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import (
+    ContextLengthExceeded,
     GatewayError,
     ProviderProtocolError,
     ProviderTimeout,
@@ -55,6 +56,7 @@ from gateway.providers.ollama_listing_wire import (
     read_resident,
 )
 from gateway.providers.ollama_states_wire import ModelStates
+from gateway.providers.ollama_truncation_wire import TruncationGuard, is_longer, too_long
 from gateway.providers.ollama_wire import AnswerReader, encode_request
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         settings.ollama_host,
         timeouts,
         num_ctx=settings.ollama_num_ctx or None,
+        truncate=settings.ollama_truncate,
         observe=context.observe,
     )
 
@@ -102,7 +105,8 @@ class OllamaService:
     """One Ollama server. Build it on the event loop that will use it.
 
     `num_ctx` is sent with every request when the operator sets it, and never otherwise: a value
-    that changes makes Ollama load the model anew.
+    that changes makes Ollama load the model anew. `truncate` is whether it may cut prompts of
+    requests that do not say.
     """
 
     name = PROVIDER
@@ -113,6 +117,7 @@ class OllamaService:
         timeouts: OllamaTimeouts | None = None,
         *,
         num_ctx: int | None = None,
+        truncate: bool = False,
         now: Callable[[], float] = time,
         observe: ModelObserver = lambda change: None,
     ) -> None:
@@ -123,7 +128,9 @@ class OllamaService:
         self._states = ModelStates(observe)
         self._now = now
         self._control = ControlPlane(self._base_url, self._timeouts.control_s)
+        self._guard = TruncationGuard(self._control)
         self._http = Http1Client(self._base_url, _HEADERS, connect_s=self._timeouts.connect_s)
+        self._truncate = truncate
         self._traits: dict[str, Traits] = {}
         self._listed: dict[str, ModelInfo] = {}
 
@@ -141,6 +148,7 @@ class OllamaService:
         tags, running = await self._control.tags_and_running()
         await self._learn_traits(tags, deadline)
         in_memory = index_running(running)
+        self._guard.learn(in_memory)
         infos = {}
         for tag in tags:
             ref = read_ref(tag.model or tag.name)
@@ -163,9 +171,9 @@ class OllamaService:
         # Ollama's own refusal comes after it has loaded the model: look first.
         if known := self._listed.get(name_key(ref)):
             require_capabilities(request, known)
-        path, body = encode_request(request, ref, self._configs.num_ctx(ref))
+        may_cut = self._truncate if request.truncate is None else request.truncate
         reader = AnswerReader(request.id, ref)
-        reply = await self._open(path, body, ref)
+        reply, is_cut = await self._ask(request, ref, may_cut)
         try:
             while reader.finished is None:
                 lines, chunk = reader.lines, await self._read(reply, started=reader.lines > 0)
@@ -177,7 +185,34 @@ class OllamaService:
             await reply.finish(_END_GRACE_S)
         finally:
             reply.close()
-        yield reader.finished
+        counted, num_ctx = reader.finished.usage.prompt_tokens, self._configs.num_ctx(ref)
+        is_cut = is_cut or await self._guard.was_cut(request, ref, counted, num_ctx)
+        if is_cut and not may_cut:
+            raise too_long(ref)
+        yield replace(reader.finished, truncated=True) if is_cut else reader.finished
+
+    async def _ask(
+        self, request: GenerateRequest, ref: ModelRef, may_cut: bool
+    ) -> tuple[Reply, bool]:
+        """Return the answer, and whether Ollama cut the prompt for it.
+
+        It is always told not to: only so it tells that it would have to.
+        """
+        num_ctx = self._configs.num_ctx(ref)
+        if num_ctx is not None and not may_cut and is_longer(request, num_ctx):
+            raise too_long(ref)
+        try:
+            body = encode_request(request, ref, num_ctx, truncate=False)
+            return await self._open(*body, ref), False
+        except ContextLengthExceeded:
+            if not may_cut:
+                raise
+        body = encode_request(request, ref, num_ctx, truncate=True)
+        return await self._open(*body, ref), True
+
+    def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
+        """Every model there goes on from a text: a last message of the assistant is open."""
+        return True
 
     async def delete(self, ref: ModelRef) -> None:
         """Have Ollama remove the model's files; raises ModelNotFound and ProviderError."""

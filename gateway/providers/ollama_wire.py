@@ -31,7 +31,6 @@ from gateway.core.events import (
 from gateway.core.messages import (
     GenerateRequest,
     Message,
-    Options,
     ResponseFormat,
     Tool,
     ToolCall,
@@ -93,6 +92,7 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     think: bool | str | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    truncate: bool | None = None
 
 
 class _FunctionLine(msgspec.Struct):
@@ -139,29 +139,37 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 
 def encode_request(
-    request: GenerateRequest, ref: ModelRef, num_ctx: int | None = None
+    request: GenerateRequest,
+    ref: ModelRef,
+    num_ctx: int | None = None,
+    *,
+    truncate: bool | None = None,
 ) -> tuple[str, bytes]:
     """Return the route (`/api/chat` or `/api/generate`) and the body for `request`.
 
     `num_ctx` must be the same for every request to a model: a change makes Ollama load it anew.
+    `truncate` is whether it may cut a prompt that is too long; by itself it does.
     Raises InvalidRequest for what Ollama would refuse or cannot be told.
     """
     body = _Body(
         model=ref.model,
         stream=True,
         format=_encode_format(request.response_format),
-        options=_encode_options(request.options, num_ctx),
+        options=_encode_options(request, num_ctx),
         keep_alive=encode_keep_alive(request.keep_alive_s),
         think=_require_think(request.think),
         logprobs=request.options.logprobs is not None,
         top_logprobs=request.options.logprobs or 0,
+        truncate=truncate,
     )
-    messages = request.messages
-    if request.prompt is not None and request.tools and not request.raw:
-        messages = (Message.user(request.prompt),)  # generate takes no tools
+    messages, said = request.messages, request.said
+    if request.prompt is not None and not request.raw and (request.tools or said):
+        messages = (Message.user(request.prompt),)  # generate takes neither
     elif request.prompt is not None:
-        body.prompt, body.raw = request.prompt, request.raw
+        body.prompt, body.raw = request.prompt + (said.text if said else ""), request.raw
         return "/api/generate", _encode_body(body)
+    if said is not None:
+        messages = said.after(messages)
     body.messages = [_encode_message(message) for message in messages]
     body.tools = _encode_tools(request.tools, request.tool_choice)
     return "/api/chat", _encode_body(body)
@@ -307,7 +315,8 @@ def _encode_format(wanted: ResponseFormat | None) -> str | dict[str, Any] | None
     return wanted.schema
 
 
-def _encode_options(options: Options, num_ctx: int | None) -> _OptionsBody:
+def _encode_options(request: GenerateRequest, num_ctx: int | None) -> _OptionsBody:
+    options = request.options
     for param, given in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_ids)):
         if given:
             raise UnsupportedCapability(
@@ -322,7 +331,7 @@ def _encode_options(options: Options, num_ctx: int | None) -> _OptionsBody:
         frequency_penalty=options.frequency_penalty,
         presence_penalty=options.presence_penalty,
         seed=options.seed,
-        num_predict=options.max_tokens,
+        num_predict=request.max_tokens_left,
         stop=options.stop,
         num_ctx=num_ctx,
     )

@@ -121,7 +121,7 @@ class OpenAIService:
         model = self._require_allowed(ref)
 
         def encode(dialect: Dialect) -> tuple[str, bytes]:
-            return encode_request(request, model, dialect)
+            return encode_request(request, model, dialect, self._server.continues)
 
         reader = AnswerReader(self._faults, request.id, ref)
         held = await self._open(encode, ref, in_thread=request.has_images)
@@ -139,6 +139,11 @@ class OpenAIService:
         finally:
             held.close()
         yield reader.finished
+
+    def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
+        """Tell whether the server goes on from a text: always with a prompt that is continued as it
+        stands, with a chat where the operator says how."""
+        return request.raw or self._server.continues != "no"
 
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
         """Embed; being cancelled closes the connection."""

@@ -15,11 +15,11 @@ from gateway.core.messages import (
     GenerateRequest,
     ImagePart,
     Message,
-    Options,
     ResponseFormat,
     TextPart,
     Tool,
 )
+from gateway.servers import Continuation
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
@@ -63,6 +63,7 @@ class _MessageBody(msgspec.Struct, omit_defaults=True):
     tool_calls: list[_CallBody] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    prefix: bool | None = None
 
 
 class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -95,13 +96,18 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, bool] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_request(request: GenerateRequest, model: str, dialect: Dialect) -> tuple[str, bytes]:
-    """Return the route and the body for `request`; `model` is the name that the server knows.
+def encode_request(
+    request: GenerateRequest, model: str, dialect: Dialect, continuation: Continuation = "no"
+) -> tuple[str, bytes]:
+    """Return the route and the body for `request`; `model` is the name that the server knows, and
+    `continuation` how it is told to go on with a message.
 
     Raises InvalidRequest for what has no form in JSON.
     """
@@ -110,15 +116,19 @@ def encode_request(request: GenerateRequest, model: str, dialect: Dialect) -> tu
         stream=True,
         stream_options={"include_usage": True} if dialect.tells_usage else None,
     )
-    _put_options(body, request.options, dialect)
+    _put_options(body, request, dialect)
     if request.prompt is not None and request.raw:
-        body.prompt = request.prompt
+        body.prompt = request.prompt + (request.said.text if request.said else "")
         body.logprobs = request.options.logprobs
         return COMPLETIONS, encode_body(body)
     messages = request.messages
     if request.prompt is not None:
         messages = (Message.user(request.prompt),)
+    if request.said is not None:
+        messages = request.said.after(messages)
     body.messages = [_encode_message(message) for message in messages]
+    if request.said is not None:
+        _put_continuation(body, continuation)
     if request.options.logprobs is not None:
         body.logprobs = True
         body.top_logprobs = request.options.logprobs or None
@@ -142,7 +152,16 @@ def encode_body(body: object) -> bytes:
         raise InvalidRequest("The request nests too deep.") from None
 
 
-def _put_options(body: _Body, options: Options, dialect: Dialect) -> None:
+def _put_continuation(body: _Body, continuation: Continuation) -> None:
+    assert body.messages, "there is the message to go on with"
+    if continuation == "continue_final_message":
+        body.add_generation_prompt, body.continue_final_message = False, True
+    elif continuation == "prefix":
+        body.messages[-1].prefix = True
+
+
+def _put_options(body: _Body, request: GenerateRequest, dialect: Dialect) -> None:
+    options = request.options
     body.temperature, body.top_p = options.temperature, options.top_p
     body.top_k, body.min_p = options.top_k, options.min_p
     # llama.cpp calls it by the other name, and passes over what it does not know.
@@ -150,7 +169,7 @@ def _put_options(body: _Body, options: Options, dialect: Dialect) -> None:
     body.frequency_penalty = options.frequency_penalty
     body.presence_penalty = options.presence_penalty
     body.seed, body.stop, body.stop_token_ids = options.seed, options.stop, options.stop_ids
-    setattr(body, dialect.limit, options.max_tokens)
+    setattr(body, dialect.limit, request.max_tokens_left)
     body.logit_bias = {str(token): bias for token, bias in options.logit_bias} or None
 
 

@@ -16,6 +16,9 @@ class OllamaSettings(Group):
     ollama_num_ctx: int = Field(
         0, ge=0, description="Context length asked of Ollama with every request; 0: Ollama decides."
     )
+    ollama_truncate: bool = Field(
+        False, description="Whether Ollama may cut prompts that are too long; requests may differ."
+    )
     ollama_connect_timeout_s: Positive = Field(2.0, description="Seconds to connect.")
     ollama_first_byte_timeout_s: Positive = Field(
         300.0, description="Seconds to the first byte of an answer; covers a model load."

@@ -26,6 +26,9 @@ class RoutingSettings(Group):
         {},
         description="Names that stand for several models, as a JSON object; see docs/routing.md.",
     )
+    max_continuations: int = Field(
+        3, ge=0, description="Times an answer may go on with another model; 0: never."
+    )
     catalog_timeout_s: Positive = Field(0.8, description="Seconds a listing waits for a provider.")
     catalog_ttl_s: float = Field(1.0, ge=0, description="Seconds a listing is reused.")
     reconcile_interval_s: Positive = Field(15.0, description="Seconds between looks at providers.")

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import socket
 import struct
 import sys
@@ -29,6 +30,9 @@ from gateway.core.names import normalise_ollama_name
 FOREVER = "2318-03-01T12:34:56.123456789Z"
 SOON = "2027-01-01T00:05:00.987654321+01:00"
 CREATED = "2026-11-20T10:11:12.123456789Z"
+
+
+TEMPLATE_TOKENS = 10
 
 
 class Do(Enum):
@@ -240,6 +244,8 @@ class OllamaPeer:
         self.models: dict[str, Model] = {}
         self.loaded: dict[str, str] = {}
         self.version = "0.33.0"
+        self.default_context = 4096
+        self.windows: dict[str, int] = {}
         self.connections = 0
         self._port = port
         self._token_delay_s = token_delay_s
@@ -332,6 +338,15 @@ class OllamaPeer:
         async with self._arrived:
             await self._arrived.wait_for(lambda: len(found()) > index)
         return found()[index]
+
+    @property
+    def knows_truncate(self) -> bool:
+        """Whether this version refuses prompts that are too long when it is told to."""
+        return tuple(map(int, self.version.split("."))) >= (0, 12, 6)
+
+    def _window(self, body: dict[str, Any], model: Model) -> int:
+        asked = (body.get("options") or {}).get("num_ctx") or self.default_context
+        return min(int(asked), model.context_length)
 
     def seen(self, path: str) -> list[Seen]:
         return [seen for seen in self.requests if seen.path == path]
@@ -440,7 +455,7 @@ class OllamaPeer:
                 "details": _details(model),
                 "expires_at": self.loaded[key],
                 "size_vram": 0,
-                "context_length": 4096,
+                "context_length": self.windows.get(key, self.default_context),
             }
             for key, model in self.models.items()
             if key in self.loaded
@@ -489,7 +504,14 @@ class OllamaPeer:
             return await exchange.error(404, f"model '{asked}' not found")
         if refusal := _refusal(body, model, asked, verb):
             return await exchange.error(*refusal)
+        window = self._window(body, model)
+        used = _count_prompt(body, verb)
+        if used > window and body.get("truncate") is False and self.knows_truncate:
+            return await exchange.error(400, _refuse_length(used, window))
+        if used > window:
+            used = _cut_prompt(body, verb, window)
         key = model.name.lower()
+        self.windows[key] = window
         if body.get("keep_alive") == 0:
             self.loaded.pop(key, None)
         else:
@@ -498,10 +520,10 @@ class OllamaPeer:
         if not body.get(prompt_key):
             reason = "unload" if body.get("keep_alive") == 0 else "load"
             return await exchange.json(200, _last(asked, verb, reason))
-        await self._stream(exchange, body, model, verb)
+        await self._stream(exchange, body, model, verb, used)
 
     async def _stream(
-        self, exchange: Exchange, body: dict[str, Any], model: Model, verb: str
+        self, exchange: Exchange, body: dict[str, Any], model: Model, verb: str, used: int
     ) -> None:
         asked = body["model"]
         words = _words(body, model, verb)
@@ -509,7 +531,7 @@ class OllamaPeer:
         cut = 0 <= limit < len(words)
         words = words[:limit] if cut else words
         if body.get("stream") is False:
-            whole = _last(asked, verb, "length" if cut else "stop", len(words))
+            whole = _last(asked, verb, "length" if cut else "stop", len(words), used)
             _put(whole, verb, "".join(words))
             return await exchange.json(200, whole)
         await exchange.head(
@@ -522,7 +544,7 @@ class OllamaPeer:
         if body.get("tools"):
             called = tool_call(body["tools"][0]["function"]["name"], {"city": "Paris"})
             lines.append(_put(_head(asked, False), verb, "", tool_calls=[called]))
-        lines.append(_last(asked, verb, "length" if cut else "stop", len(words)))
+        lines.append(_last(asked, verb, "length" if cut else "stop", len(words), used))
         for entry in lines:
             data = line(**entry)
             await exchange.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -598,6 +620,39 @@ def _refusal(body: dict[str, Any], model: Model, asked: str, verb: str) -> tuple
     return None
 
 
+def _count_prompt(body: dict[str, Any], verb: str) -> int:
+    """Return the tokens of a prompt: one a word, and those of the template."""
+    texts = [body.get("prompt") or ""]
+    if verb == "chat":
+        texts = [message.get("content", "") for message in body.get("messages") or ()]
+    return TEMPLATE_TOKENS + sum(len(text.split()) for text in texts)
+
+
+def _cut_prompt(body: dict[str, Any], verb: str, window: int) -> int:
+    """Cut a prompt to the window as Ollama does, without a word; return its tokens then.
+
+    The oldest messages go but for the system's and the newest; what is still too long loses its
+    middle, and fills the window.
+    """
+    messages = body.get("messages") or []
+    while verb == "chat" and _count_prompt(body, verb) > window:
+        old = [each for each in messages[:-1] if each.get("role") != "system"]
+        if not old:
+            break
+        messages.remove(old[0])
+    return min(_count_prompt(body, verb), window)
+
+
+def _refuse_length(used: int, window: int) -> str:
+    """Return the text of the refusal: the body of the inner server, JSON as it is."""
+    text = (
+        f"the request exceeds the available context size ({used} tokens, {window} are there), "
+        "try increasing it"
+    )
+    inner = {"code": 400, "message": text, "type": "exceed_context_size_error"}
+    return json.dumps({"error": {**inner, "n_prompt_tokens": used, "n_ctx": window}})
+
+
 def _unit(numbers: Sequence[float]) -> list[float]:
     length = math.hypot(*numbers)
     return [number / length for number in numbers]
@@ -609,10 +664,20 @@ def _words(body: dict[str, Any], model: Model, verb: str) -> list[str]:
     elif model.answer is not None:
         text = model.answer
     else:
-        asked = body["prompt"] if verb == "generate" else body["messages"][-1].get("content", "")
-        text = f"You said: {asked[:2000]}"
+        text = f"You said: {_asked(body, verb)[:2000]}"
+    if verb == "chat" and body["messages"][-1].get("role") == "assistant":
+        # The message is open: the model goes on with it.
+        return re.findall(r"\s*\S+|\s+", text.removeprefix(body["messages"][-1]["content"]))
     head, *tail = text.split(" ")
     return [head, *(f" {word}" for word in tail)]
+
+
+def _asked(body: dict[str, Any], verb: str) -> str:
+    if verb == "generate":
+        return str(body["prompt"])
+    messages = body["messages"]
+    is_open = messages[-1].get("role") == "assistant" and len(messages) > 1
+    return str(messages[-2 if is_open else -1].get("content", ""))
 
 
 def _head(asked: str, done: bool) -> dict[str, Any]:
@@ -627,11 +692,13 @@ def _put(entry: dict[str, Any], verb: str, text: str, **fields: Any) -> dict[str
     return entry
 
 
-def _last(asked: str, verb: str, reason: str, tokens: int = 0) -> dict[str, Any]:
+def _last(
+    asked: str, verb: str, reason: str, tokens: int = 0, used: int = TEMPLATE_TOKENS
+) -> dict[str, Any]:
     entry = _put(_head(asked, True), verb, "") | {"done_reason": reason}
     if reason in ("stop", "length"):
         entry |= {"total_duration": 5_000_000, "load_duration": 1_000_000}
-        entry |= {"prompt_eval_count": 11, "eval_count": tokens, "eval_duration": 3_000_000}
+        entry |= {"prompt_eval_count": used, "eval_count": tokens, "eval_duration": 3_000_000}
     return entry
 
 

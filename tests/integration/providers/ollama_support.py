@@ -23,6 +23,7 @@ async def serving(
     url: str,
     *,
     num_ctx: int | None = None,
+    truncate: bool = False,
     patience_s: float = PATIENCE_S,
     observe: ModelObserver = lambda change: None,
     **timeouts: float,
@@ -32,6 +33,7 @@ async def serving(
         url,
         OllamaTimeouts(**{"control_s": 5.0, **timeouts}),
         num_ctx=num_ctx,
+        truncate=truncate,
         observe=observe,
     )
     try:

@@ -79,7 +79,7 @@ async def test_a_plan_tells_what_is_known(ollama_peer: OllamaPeer) -> None:
 async def test_defaults_and_the_context_length_go_with_every_request(
     ollama_peer: OllamaPeer,
 ) -> None:
-    ollama_peer.add_model("llama3.2")
+    ollama_peer.add_model("llama3.2", context_length=4096)
     async with serving(ollama_peer.url, num_ctx=2048) as service:
         change = ConfigChange(
             load=LoadConfig(context_length=8192), defaults=Options(top_k=3), keep_alive_s=60

@@ -54,7 +54,7 @@ async def test_a_prompt_goes_to_generate_and_streams_the_same(ollama_peer: Ollam
         " One",
         " two",
     ]
-    assert events[-1] == Finished("stop", Usage(11, 4))
+    assert events[-1] == Finished("stop", Usage(12, 4))
     (seen,) = ollama_peer.requests
     assert seen.path == "/api/generate"
     assert seen.body == {
@@ -63,6 +63,7 @@ async def test_a_prompt_goes_to_generate_and_streams_the_same(ollama_peer: Ollam
         "raw": True,
         "stream": True,
         "options": {},
+        "truncate": False,
     }
 
 
@@ -250,6 +251,7 @@ async def test_everything_asked_for_reaches_ollama_and_no_more(ollama_peer: Olla
         },
         "keep_alive": -1,
         "think": False,
+        "truncate": False,
     }
 
 

@@ -25,6 +25,7 @@ from gateway.core.messages import (
     Message,
     Options,
     ResponseFormat,
+    Said,
     TextPart,
     Tool,
     ToolCall,
@@ -37,6 +38,23 @@ REF = ModelRef("ollama", "llama3.2:latest")
 
 def reader(max_line_bytes: int = MAX_LINE_BYTES) -> AnswerReader:
     return AnswerReader("r1", REF, max_line_bytes)
+
+
+def test_an_answer_is_gone_on_with_as_an_open_message() -> None:
+    said = Said(text="Hel", reasoning="Hm", tokens=3)
+    path, data = encode_request(chat(said=said, options=Options(max_tokens=10)), REF)
+    body = json.loads(data)
+    assert path == "/api/chat"
+    assert body["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hel", "thinking": "Hm"},
+    ]
+    assert body["options"] == {"num_predict": 7}
+    # A prompt goes through the template as a message of a user would.
+    path, data = encode_request(chat(messages=(), prompt="Hi", said=said), REF)
+    assert (path, json.loads(data)["messages"]) == ("/api/chat", body["messages"])
+    path, data = encode_request(chat(messages=(), prompt="Hi", raw=True, said=said), REF)
+    assert (path, json.loads(data)["prompt"]) == ("/api/generate", "HiHel")
 
 
 def chat(**fields: object) -> GenerateRequest:

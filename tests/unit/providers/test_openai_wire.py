@@ -20,6 +20,7 @@ from gateway.core.messages import (
     Message,
     Options,
     ResponseFormat,
+    Said,
     TextPart,
     Tool,
     ToolCall,
@@ -30,6 +31,7 @@ from gateway.providers.openai_embed_wire import encode_embed, read_embeddings
 from gateway.providers.openai_fault_wire import Faults
 from gateway.providers.openai_listing_wire import list_literally, read_listing
 from gateway.providers.openai_wire import CHAT, COMPLETIONS, Dialect, encode_request
+from gateway.servers import Continuation
 
 REF = ModelRef("lab", "m")
 FAULTS = Faults("lab", ["http://lab/v1"])
@@ -49,6 +51,42 @@ def body(dialect: Dialect = PLAIN, **fields: Any) -> dict[str, Any]:
 def test_what_is_not_set_is_not_sent() -> None:
     assert body() == {"messages": [{"role": "user", "content": "Hello"}]}
     assert body(Dialect())["stream_options"] == {"include_usage": True}
+
+
+SAID = Said(text="Hel", reasoning="Hm", tokens=3)
+OPEN = {"role": "assistant", "content": "Hel", "reasoning_content": "Hm"}
+
+
+@pytest.mark.parametrize(
+    ("way", "message", "beside"),
+    [
+        ("assistant", OPEN, {}),
+        ("prefix", OPEN | {"prefix": True}, {}),
+        (
+            "continue_final_message",
+            OPEN,
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ),
+    ],
+)
+def test_an_answer_is_gone_on_with_as_the_server_is_told(
+    way: Continuation, message: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    request = GenerateRequest(
+        id="r",
+        model="x",
+        messages=(Message.user("Hello"),),
+        said=SAID,
+        options=Options(max_tokens=10),
+    )
+    _, data = encode_request(request, "m", PLAIN, way)
+    sent = json.loads(data)
+    assert sent.pop("messages") == [{"role": "user", "content": "Hello"}, message]
+    assert sent == {"model": "m", "stream": True, "max_tokens": 7} | beside
+
+
+def test_a_prompt_that_is_continued_as_it_stands_goes_on_behind_what_was_said() -> None:
+    assert body(messages=(), prompt="Once ", raw=True, said=SAID) == {"prompt": "Once Hel"}
 
 
 def test_options_have_the_names_that_servers_know() -> None:
