@@ -123,6 +123,13 @@ class GenerateInput:
     detached: bool = strawberry.field(
         default=False, description="Go on when the subscription ends; GET /api/v1/streams reads it."
     )
+    continue_on_failure: bool | None = strawberry.field(
+        default=None,
+        description="Go on with another model if the answer breaks; null: as the rule has it.",
+    )
+    truncate: bool | None = strawberry.field(
+        default=None, description="Let Ollama cut a prompt that is too long; null: as it is set."
+    )
 
     def to_core(self, request_id: str, read_body: ReadBody) -> GenerateRequest:
         """Return the request; raise InvalidRequest, and its kind, for what is wrong in it."""
@@ -143,6 +150,8 @@ class GenerateInput:
             "response_format": format_.to_values() if format_ else None,
             "think": level.name.lower() if level else self.think,
             "keep_alive": require_seconds(self.keep_alive_seconds),
+            "continue_on_failure": self.continue_on_failure,
+            "truncate": self.truncate,
         }
 
 

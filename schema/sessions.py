@@ -58,10 +58,15 @@ class Session:
     timings: Timings | None = strawberry.field(description="Where its time went.")
     error_code: str | None = strawberry.field(description="What went wrong, for programs.")
     face: str = strawberry.field(description="The API it came in by, such as native or openai.")
+    served_by: list[str] = strawberry.field(
+        description="The models that made an answer which went on after a failure, in their order."
+    )
+    switched: int = strawberry.field(description="How often it went on after a failure.")
 
     @classmethod
     def of(cls, session: core.Session) -> "Session":
         opened, closed = session.opened, session.closed
+        served_by = closed.served_by if closed else ()
         return cls(
             id=strawberry.ID(opened.id),
             request_id=opened.request_id,
@@ -75,6 +80,8 @@ class Session:
             timings=Timings.of(closed.timings) if closed else None,
             error_code=closed.error_code if closed else None,
             face=opened.face,
+            served_by=list(served_by),
+            switched=max(0, len(served_by) - 1),
         )
 
 

@@ -93,11 +93,11 @@ class DeltaEvent(StreamEvent):
     )
 
 
-@strawberry.type(description="The stream goes on with another model after a failure.")
+@strawberry.type(description="The stream goes on with another model, or anew, after a failure.")
 class SwitchedEvent(StreamEvent):
     source: str = strawberry.field(description="The full name of the model that failed.")
     target: str = strawberry.field(description="The full name of the model that goes on.")
-    reason: str = strawberry.field(description="Why.")
+    reason: str = strawberry.field(description="The code of its error.")
 
 
 @strawberry.type(description="The end; nothing follows.")
@@ -105,6 +105,7 @@ class FinishedEvent(StreamEvent):
     end: StreamEnd = strawberry.field(description="Why it ended.")
     usage: Usage = strawberry.field(description="What it used.")
     timings: Timings = strawberry.field(description="Where its time went.")
+    truncated: bool = strawberry.field(description="Whether the prompt was cut to fit.")
 
 
 EVENT_TYPES = (WaitingEvent, StartedEvent, DeltaEvent, SwitchedEvent, FinishedEvent)
@@ -141,6 +142,7 @@ def describe_event(stream: live.LiveStream, number: int, event: events.Event) ->
                 end=StreamEnd[event.reason.upper()],
                 usage=Usage.of(event.usage),
                 timings=Timings.of(stream.timings),
+                truncated=event.truncated,
             )
         case events.TextDelta() | events.ReasoningDelta() | events.ToolCallDelta():
             return _describe_delta(stream_id, number, event)

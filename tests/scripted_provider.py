@@ -115,6 +115,23 @@ class ScriptedProvider(Uncontrolled):
         pass
 
 
+class TurnProvider(ScriptedProvider):
+    """Plays one script after the other; goes on from any text."""
+
+    takes_text = True
+
+    def __init__(self, turns: Sequence[Iterable[Step]], *, name: str = "scripted") -> None:
+        super().__init__(name=name)
+        self._turns = turns
+
+    def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
+        return self.takes_text
+
+    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        self.script = self._turns[min(len(self.requests), len(self._turns) - 1)]
+        return super().stream(request, ref)
+
+
 def answer(*texts: str, reasoning: str = "") -> list[Step]:
     """Return the script of an answer that just works."""
     thoughts: list[Step] = [ReasoningDelta(reasoning)] if reasoning else []

@@ -110,6 +110,7 @@ def _build_requests(
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
         rules=settings.virtual_models,
+        max_continuations=settings.max_continuations,
     )
     slots = CallerSlots()
     streams = StreamService(

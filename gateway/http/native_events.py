@@ -6,7 +6,7 @@ from typing import Any
 from gateway.core.events import (
     Event,
     Finished,
-    FinishReason,
+    Generation,
     ReasoningDelta,
     Routed,
     Started,
@@ -15,7 +15,6 @@ from gateway.core.events import (
     Timings,
     TokenLogprob,
     ToolCallDelta,
-    Usage,
     Waiting,
 )
 from gateway.core.messages import ToolCall
@@ -64,10 +63,9 @@ class NativeEvents:
             case Started():
                 return self._frame(b"started", self._started(event))
             case Switched():
-                data = {"from": str(event.source), "to": str(event.target), "reason": event.reason}
-                return self._frame(b"switched", data)
+                return self._frame(b"switched", describe_switch(event))
             case Finished():
-                return self._finish(event.reason, event.usage)
+                return self._finish(event)
             case Routed():
                 raise AssertionError("what is not shown has no number")
 
@@ -83,9 +81,11 @@ class NativeEvents:
             "decision_id": self._live.id,
         }
 
-    def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
+    def _finish(self, event: Finished) -> bytes:
         timings = round_timings(self._live.timings)
-        data = {"reason": reason, "usage": usage, "timings": timings}
+        data: dict[str, Any] = {"reason": event.reason, "usage": event.usage, "timings": timings}
+        if event.truncated:
+            data["truncated"] = True
         return self._frame(b"finished", data)
 
     def _frame(self, name: bytes, data: dict[str, Any]) -> bytes:
@@ -95,6 +95,20 @@ class NativeEvents:
 
 def tool_call(call: ToolCall) -> dict[str, str]:
     return {"id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def describe_switch(event: Switched) -> dict[str, str]:
+    return {"from": str(event.source), "to": str(event.target), "reason": event.reason}
+
+
+def describe_marks(answer: Generation) -> dict[str, Any]:
+    """Return what became of a whole answer on its way, where anything did."""
+    marks: dict[str, Any] = {}
+    if answer.switches:
+        marks["switched"] = [describe_switch(event) for event in answer.switches]
+    if answer.truncated:
+        marks["truncated"] = True
+    return marks
 
 
 def round_timings(timings: Timings) -> dict[str, float | None]:

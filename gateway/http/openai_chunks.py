@@ -27,7 +27,7 @@ from gateway.core.messages import ToolCall
 from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
 from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
-from gateway.http.native_events import describe_waiting
+from gateway.http.native_events import describe_marks, describe_switch, describe_waiting
 from gateway.problems import Problem
 from gateway.services.live import LiveStream
 
@@ -70,9 +70,9 @@ class _Chunks(ABC):
                 return self._start()
             case Switched():
                 self._model = str(event.target)
-                return b""
+                return self._switch(event)
             case Finished():
-                return self._finish(event.reason, event.usage)
+                return self._finish(event)
             case Waiting():
                 # A comment: clients skip it, and whoever watches the bytes sees what is going on.
                 return b": waiting %b\n\n" % encode_json(describe_waiting(event))
@@ -88,21 +88,29 @@ class _Chunks(ABC):
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes: ...
 
     @abstractmethod
-    def _last_choice(self, reason: str) -> dict[str, Any]: ...
+    def _empty_choice(self, reason: str | None) -> dict[str, Any]: ...
 
-    def _finish(self, reason: FinishReason, usage: Usage) -> bytes:
-        frames = self._chunk([self._last_choice(_FINISH_REASONS[reason])])
+    def _switch(self, event: Switched) -> bytes:
+        # A chunk that says nothing, which clients are used to, and a field that they pass over.
+        return self._chunk([self._empty_choice(None)], switched=describe_switch(event))
+
+    def _finish(self, event: Finished) -> bytes:
+        marks: dict[str, Any] = {"truncated": True} if event.truncated else {}
+        frames = self._chunk([self._empty_choice(_FINISH_REASONS[event.reason])], **marks)
         if self._includes_usage:
-            frames += self._chunk([], usage)
+            frames += self._chunk([], event.usage)
         return frames + DONE
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
+    def _chunk(
+        self, choices: list[dict[str, Any]], usage: Usage | None = None, **beyond: Any
+    ) -> bytes:
         chunk = {
             "id": f"{self.prefix}-{self._live.id}",
             "object": self.kind,
             "created": self._created,
             "model": self._model or str(self._live.tally.ref or ""),
             "choices": choices,
+            **beyond,
         }
         if self._includes_usage:
             chunk["usage"] = None if usage is None else describe_usage(usage)
@@ -126,7 +134,7 @@ class ChatChunks(_Chunks):
                 call = {"index": event.index, **_describe_call(event.call)}
                 return self._delta_chunk({"tool_calls": [call]})
 
-    def _last_choice(self, reason: str) -> dict[str, Any]:
+    def _empty_choice(self, reason: str | None) -> dict[str, Any]:
         return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
 
     def _text(self, event: TextDelta) -> bytes:
@@ -152,7 +160,7 @@ class CompletionChunks(_Chunks):
         self._told += len(event.text)
         return self._chunk([choice])
 
-    def _last_choice(self, reason: str) -> dict[str, Any]:
+    def _empty_choice(self, reason: str | None) -> dict[str, Any]:
         return _text_choice("", reason)
 
 
@@ -196,6 +204,7 @@ def _whole(answer_id: str, kind: str, answer: Generation, choice: dict[str, Any]
         "model": str(answer.ref),
         "choices": [choice],
         "usage": describe_usage(answer.usage),
+        **describe_marks(answer),
     }
 
 

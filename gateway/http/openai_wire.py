@@ -2,8 +2,8 @@
 
 Source: the OpenAI API reference for chat completions and completions; what would change
 the answer and is not supported is refused (`openai_unsupported`), what is not named is ignored, and
-null is the same as absent. `options`, `keep_alive`, `top_k`, `min_p` and `repetition_penalty` are
-taken beyond it.
+null is the same as absent. `options`, `keep_alive`, `continue_on_failure`, `truncate`, `top_k`,
+`min_p` and `repetition_penalty` are taken beyond it.
 """
 
 import msgspec
@@ -40,6 +40,8 @@ class CommonBody(UnsupportedBody, kw_only=True):
     n: int | None = None
     options: NativeOptionsBody | None = None
     keep_alive: float | str | None = None
+    continue_on_failure: bool | None = None
+    truncate: bool | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -89,6 +91,8 @@ def parse_chat(data: bytes, request_id: str) -> Completion:
         response_format=wire.to_response_format(body.response_format),
         think=_read_effort(body.reasoning_effort),
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        continue_on_failure=body.continue_on_failure,
+        truncate=body.truncate,
     )
     return Completion(request, bool(body.stream), body.includes_usage)
 
@@ -103,6 +107,8 @@ def parse_completion(data: bytes, request_id: str) -> Completion:
         raw=True,
         options=_read_options(body),
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        continue_on_failure=body.continue_on_failure,
+        truncate=body.truncate,
     )
     return Completion(request, bool(body.stream), body.includes_usage)
 

@@ -21,7 +21,7 @@ from gateway.http.caller import caller_of
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.logprobs import describe_logprobs
-from gateway.http.native_events import NativeEvents, round_timings, tool_call
+from gateway.http.native_events import NativeEvents, describe_marks, round_timings, tool_call
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
 from gateway.http.sse import StreamReply
 from gateway.services.gateway import Gateway
@@ -48,6 +48,8 @@ class StreamBody(msgspec.Struct, kw_only=True):
     think: bool | Literal["low", "medium", "high"] | None = None
     keep_alive: float | str | None = None
     detached: bool | None = None
+    continue_on_failure: bool | None = None
+    truncate: bool | None = None
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -125,6 +127,8 @@ def _to_request(body: StreamBody, request_id: str) -> GenerateRequest:
         response_format=wire.to_response_format(body.response_format),
         think=body.think,
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        continue_on_failure=body.continue_on_failure,
+        truncate=body.truncate,
     )
 
 
@@ -164,4 +168,5 @@ def _describe_answer(live: LiveStream, answer: Generation) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "usage": answer.usage,
         "timings": round_timings(live.timings),
+        **describe_marks(answer),
     }

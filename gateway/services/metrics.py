@@ -61,6 +61,12 @@ REQUESTS = Family(
 REFUSALS = Family(
     "gateway_refusals_total", "counter", "Requests for work that were not let in.", ("error",)
 )
+CONTINUATIONS = Family(
+    "gateway_continuations_total",
+    "counter",
+    "Answers that broke and were gone on with, by the providers before and after.",
+    ("source", "target"),
+)
 RESPONSES = Family(
     "gateway_http_responses_total", "counter", "Replies that began, by status.", ("status",)
 )
@@ -123,7 +129,7 @@ FAMILIES = (
     *(REQUEST_DURATION, FIRST_TOKEN, TOKEN_TIME, TOKENS, REQUESTS, REFUSALS, RESPONSES, QUEUE),
     *(LOAD, OPEN_STREAMS, OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, PROVIDER_UP, MODEL_BYTES),
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
-    *(JOURNAL_UP, STALLS, WORST_STALL),
+    *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS),
 )
 """All there are."""
 
@@ -179,6 +185,7 @@ class MetricsService:
         yield LOAD.of((key, each.load.copy()) for key, each in series)
         yield REQUESTS.of((key, account.count) for key, account in meter.accounts.items())
         yield REFUSALS.of(((code,), count) for code, count in meter.refusals.items())
+        yield CONTINUATIONS.of(meter.continuations.items())
         yield RESPONSES.of(((str(status),), count) for status, count in meter.responses.items())
         yield TRANSITIONS.of(meter.transition_rows())
 

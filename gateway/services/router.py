@@ -7,19 +7,27 @@ from contextlib import aclosing
 
 import anyio
 
+from gateway.core.continuation import (
+    Relay,
+    can_continue,
+    count_continuations,
+    may_continue,
+    may_recover,
+)
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, IncompleteStream, ModelNotFound, ProviderUnavailable
 from gateway.core.events import Event, Finished, Generation, Routed, Waiting, collect
-from gateway.core.messages import GenerateRequest
+from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, plan_routes
-from gateway.core.ports import Provider
+from gateway.core.ports import Continuer, Provider
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route
 from gateway.core.virtual import VirtualModel
 from gateway.services.catalog import Catalog, Listing
 from gateway.services.health import HealthBoard
 from gateway.services.images import ImagePolicy
+from gateway.services.tries import Tries
 
 AnyRequest = GenerateRequest | EmbedRequest
 
@@ -38,16 +46,19 @@ class ModelRouterService:
         aliases: Mapping[str, str],
         images: ImagePolicy,
         rules: Mapping[str, VirtualModel] | None = None,
+        max_continuations: int = 3,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
+        """`max_continuations` is how often an answer that may go on after a failure does."""
         self._providers = providers
         self._catalog = catalog
         self._aliases = aliases
         self._images = images
         self.health = HealthBoard(providers, clock)
         self._rules = rules or {}
+        self._max_continuations = max_continuations
         self._budget = RetryBudget()
         self._draw = draw
         self._sleep = sleep
@@ -58,10 +69,11 @@ class ModelRouterService:
             return await collect(events)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Yield `(Routed Waiting*)+ Started Delta* Finished`, with exactly one Finished at the end.
+        """Yield the grammar of `core.events`, with exactly one Finished at the end.
 
         Who fails before he said anything is asked again, or the next candidate is, as
-        `core.retry` has it; after that nothing is repeated.
+        `core.retry` has it; after that nothing is repeated. An answer that breaks later is gone on
+        with where the caller, or the rule of the name, wants that (`core.continuation`).
 
         Raises a GatewayError before the first event for a request that nobody can serve, and at
         any later point for a provider that fails; a stream that just stops is IncompleteStream.
@@ -70,20 +82,30 @@ class ModelRouterService:
         await self._images.check(request)
         plan = await self._plan(request)
         self._budget.earn()
-        tries = _Tries(plan)
+        tries = Tries(plan.routes)
+        relay = self._relay(request)
         while True:
+            if relay is not None and relay.is_full:
+                yield relay.end()
+                return
             route = tries.route
             yield Routed(route.ref, tries.after)
             has_begun = False
             try:
-                async with aclosing(self._ask(request, route)) as events:
+                asked = request if relay is None else relay.begin()
+                async with aclosing(self._ask(asked, route)) as events:
                     async for event in events:
                         has_begun = has_begun or not isinstance(event, Waiting)
-                        yield event
-                        if isinstance(event, Finished):
-                            return
+                        for told in (event,) if relay is None else relay.tell(event):
+                            yield told
+                            if isinstance(told, Finished):
+                                return
             except GatewayError as error:
-                if not has_begun and await self._goes_on(tries, error):
+                if not has_begun:
+                    is_taken_on = await self._goes_on(tries, error)
+                else:
+                    is_taken_on = relay is not None and self._goes_over(relay, tries, error)
+                if is_taken_on:
                     continue
                 described = await self._in_words(request, route, error)
                 if described is error:
@@ -110,7 +132,7 @@ class ModelRouterService:
         """
         plan = await self._plan(request)
         self._budget.earn()
-        tries = _Tries(plan)
+        tries = Tries(plan.routes)
         while True:
             ref = tries.route.ref
             try:
@@ -126,7 +148,7 @@ class ModelRouterService:
                     raise
                 raise described from error
 
-    async def _goes_on(self, tries: "_Tries", error: GatewayError) -> bool:
+    async def _goes_on(self, tries: Tries, error: GatewayError) -> bool:
         """Turn to the same candidate again or to the next one; False: it ends with the error."""
         tries.after = error.code
         wait_s = retry_in_s(error, tries.count, self._draw)
@@ -135,6 +157,34 @@ class ModelRouterService:
             tries.count += 1
             return True
         return helps_elsewhere(error) and tries.turn()
+
+    def _relay(self, request: GenerateRequest) -> Relay | None:
+        most = count_continuations(request, self._rules.get(request.model), self._max_continuations)
+        return Relay(request, most) if most else None
+
+    def _goes_over(self, relay: Relay, tries: Tries, error: GatewayError) -> bool:
+        """Turn to whoever may go on with an answer that broke; False: it ends with the error.
+
+        The other candidates come first. To ask the one again that broke is a repetition, and paid
+        for as one where nobody else is left.
+        """
+        if not (relay.left and may_continue(error)):
+            return False
+        said = relay.said
+        able = [route for route in tries.others if self._can_continue(relay.request, said, route)]
+        again = may_recover(error) and self._can_continue(relay.request, said, tries.route)
+        if again and (able or self._budget.spend()):
+            able.append(tries.route)
+        if not able and not relay.is_full:
+            return False
+        relay.break_off(error.code)
+        tries.restart(able, error.code)
+        return True
+
+    def _can_continue(self, request: GenerateRequest, said: Said, route: Route) -> bool:
+        provider = self._providers[route.ref.provider]
+        takes_text = isinstance(provider, Continuer) and provider.continues(request, route.ref)
+        return can_continue(request, said, route.ref, takes_text=takes_text)
 
     async def _plan(self, request: AnyRequest) -> Plan:
         try:
@@ -185,21 +235,3 @@ class ModelRouterService:
             f"it, is away: {error.message}",
             hint=f"{guess}Models are named provider/name; GET /v1/models lists them.",
         )
-
-
-class _Tries:
-    """Where a request is in its plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._routes = iter(plan.routes)
-        self.route = next(self._routes)
-        self.count = 1
-        self.after: str | None = None
-
-    def turn(self) -> bool:
-        """Go on to the next candidate; False when there is none."""
-        route = next(self._routes, None)
-        if route is None:
-            return False
-        self.route, self.count = route, 1
-        return True

@@ -268,6 +268,7 @@ class StreamService:
             usage=stream.usage,
             timings=stream.timings,
             error_code=error.code if error and finished is None else None,
+            served_by=tally.served_by,
         )
         self._recorder.closed(closed)
         self._meter.stream_ended(stream.opened.face, closed)

@@ -26,6 +26,7 @@ class Tally:
         self._first_at: float | None = None
         self._ended_at: float | None = None
         self._started: Started | None = None
+        self._switches: list[Switched] = []
 
     def observe(self, event: Event, at: float) -> None:
         match event:
@@ -40,6 +41,7 @@ class Tally:
                 self.ref = event.ref
             case Switched():
                 self.ref = event.target
+                self._switches.append(event)
             case Finished():
                 self.finished = event
                 self._ended_at = at
@@ -54,8 +56,16 @@ class Tally:
         """The model's own count once it finished, else what was seen go by."""
         if self.finished is not None:
             return self.finished.usage
-        prompt_tokens = (self._started.prompt_tokens if self._started else None) or 0
+        begun = [self._started, *self._switches]
+        prompt_tokens = sum((each.prompt_tokens or 0) for each in begun if each is not None)
         return Usage(prompt_tokens, self.said_tokens)
+
+    @property
+    def served_by(self) -> tuple[str, ...]:
+        """The models that made the answer, in their order, if there was more than one part."""
+        if not self._switches:
+            return ()
+        return (str(self._switches[0].source), *(str(each.target) for each in self._switches))
 
     def timings(self, at: float) -> Timings:
         """Return the timings up to the stream's end, or up to `at` while it runs."""

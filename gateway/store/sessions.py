@@ -35,6 +35,7 @@ _ENDING = (
     "ttft_ms",
     "total_ms",
     "closed_at",
+    "served_by",
 )
 
 
@@ -179,6 +180,7 @@ def _ending_row(record: SessionClosed) -> dict[str, object]:
         "ttft_ms": record.timings.ttft_ms,
         "total_ms": record.timings.total_ms,
         "closed_at": record.closed_at,
+        "served_by": list(record.served_by) or None,
     }
 
 
@@ -226,4 +228,5 @@ def _closed(row: Row[Any]) -> SessionClosed:
             total_ms=row.total_ms or 0.0,
         ),
         error_code=row.error_code,
+        served_by=tuple(row.served_by or ()),
     )

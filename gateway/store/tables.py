@@ -163,6 +163,7 @@ stream_sessions = Table(
     Column("ttft_ms", Double()),
     Column("total_ms", Double()),
     Column("closed_at", UnixTime()),
+    Column("served_by", JSON(none_as_null=True)),
     _one_of("end_reason", StreamEnd, "end_reason"),
     CheckConstraint("(end_reason IS NULL) = (closed_at IS NULL)", name="closed"),
 )

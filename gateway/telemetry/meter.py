@@ -4,6 +4,7 @@ what a request costs must not show in what it measures.
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 from gateway.core.events import Timings, Usage
 from gateway.core.models import ModelStateChange
@@ -82,6 +83,8 @@ class Meter:
         self.refusals: Counter[str] = Counter()
         self.responses: Counter[int] = Counter()
         self.transitions: Counter[tuple[str, str]] = Counter()
+        self.continuations: Counter[tuple[str, str]] = Counter()
+        """By the providers that broke off and went on."""
         self._max_models = max_models
         self._models: set[tuple[str, str]] = set()
 
@@ -95,6 +98,8 @@ class Meter:
         account.duration.add(timings.total_ms / 1000)
         if has_begun:
             account.series.add(timings, closed.usage, is_whole=not error)
+        for pair in pairwise(name.partition("/")[0] for name in closed.served_by):
+            self.continuations[pair] += 1
 
     def embedded(
         self, face: str, ref: ModelRef | None, usage: Usage | None, error: str, seconds: float

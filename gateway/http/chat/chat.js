@@ -85,6 +85,10 @@ function draw(turn, answer, { type, data }) {
       if (data.text) addPart(turn, "text", data.text);
       answer.text += data.text ?? "";
       break;
+    case "switched":
+      say("");
+      addPart(turn, "note", `${data.from} broke off; ${data.to} goes on.`);
+      break;
     case "finished":
       say("");
       addPart(turn, "note", describeEnd(data));

@@ -135,6 +135,8 @@ def build_gateway(
         catalog,
         aliases=settings.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+        rules=settings.virtual_models,
+        max_continuations=settings.max_continuations,
         sleep=retry_sleep,
     )
     slots, meter = CallerSlots(), Meter()

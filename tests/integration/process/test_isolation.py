@@ -112,6 +112,29 @@ def test_kill_9_in_each_phase_costs_the_streams_of_that_model_and_nothing_else(
     assert gateway.wait() == 0
 
 
+def test_an_answer_goes_on_after_kill_9_as_if_nothing_had_been(isolated: GatewayProcess) -> None:
+    """F22: the model is loaded anew and goes on from its own tokens, drawn by the same chance."""
+    body = chat("huggingface/long", "Tell", temperature=1.0, seed=11, max_tokens=400)
+    whole = isolated.client.post("/api/v1/generate", json=body).json()
+    body["continue_on_failure"] = True
+    with isolated.client.stream("POST", "/api/v1/stream", json=body) as reply:
+        events = events_of(reply)
+        heard: list[Event] = []
+        for event in events:
+            heard.append(event)
+            if len([name for name, _ in heard if name == "delta"]) == 20:
+                break
+        os.kill(wait_for_child(isolated), signal.SIGKILL)
+        heard += events
+    names = [name for name, _ in heard]
+    assert names[-1] == "finished" and names.count("switched") == 1
+    assert "".join(data.get("text", "") for name, data in heard if name == "delta") == whole["text"]
+    usage = heard[-1][1]["usage"]
+    assert usage["completion_tokens"] == whole["usage"]["completion_tokens"]
+    # The second prompt has what was said of the answer, too.
+    assert usage["prompt_tokens"] > 2 * whole["usage"]["prompt_tokens"]
+
+
 def test_an_unload_by_force_ends_the_streams_and_the_process(isolated: GatewayProcess) -> None:
     gateway = isolated
     with stream(gateway, "huggingface/long", "go on") as reply:

@@ -41,6 +41,8 @@ BODIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
             "parallelToolCalls": False,
             "thinkLevel": "HIGH",
             "keepAliveSeconds": 60,
+            "continueOnFailure": True,
+            "truncate": False,
             "options": {"temperature": 0.5, "maxTokens": 9, "stop": ["a", "b"], "seed": 7},
         },
         {
@@ -61,6 +63,8 @@ BODIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
             "parallel_tool_calls": False,
             "think": "high",
             "keep_alive": 60,
+            "continue_on_failure": True,
+            "truncate": False,
             "options": {"temperature": 0.5, "max_tokens": 9, "stop": ["a", "b"], "seed": 7},
         },
     ),

@@ -15,7 +15,7 @@ from tests.integration.schema.graphql_server import NODE, GraphQLServer
 
 SESSIONS = """{ sessions(first: 2) { id requestId requestedModel provider model end openedAt
     closedAt usage { promptTokens completionTokens } timings { queueMs loadMs ttftMs totalMs }
-    errorCode face } }"""
+    errorCode face servedBy switched } }"""
 
 
 async def ask(http: httpx.AsyncClient, query: str) -> dict[str, Any]:
@@ -90,6 +90,7 @@ async def test_sessions_are_the_newest_first_and_running_ones_have_no_end(
         closed_at=1_700_000_009.0,
         usage=Usage(prompt_tokens=7, completion_tokens=11),
         timings=Timings(queue_ms=1.5, load_ms=0.0, ttft_ms=20.25, total_ms=8000.0),
+        served_by=("ollama/smol", "huggingface/smol"),
     )
     await graphql_server.sessions.write(opened, [closed])
     reply = await ask(http, SESSIONS)
@@ -108,7 +109,10 @@ async def test_sessions_are_the_newest_first_and_running_ones_have_no_end(
         "timings": {"queueMs": 1.5, "loadMs": 0.0, "ttftMs": 20.25, "totalMs": 8000.0},
         "errorCode": None,
         "face": "openai",
+        "servedBy": ["ollama/smol", "huggingface/smol"],
+        "switched": 1,
     }
+    assert (running["servedBy"], running["switched"]) == ([], 0)
 
 
 async def test_sessions_out_of_range_are_refused(http: httpx.AsyncClient) -> None:

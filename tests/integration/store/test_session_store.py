@@ -39,6 +39,7 @@ def closed(session_id: str = "s1", end: StreamEnd = StreamEnd.STOP) -> SessionCl
         usage=Usage(prompt_tokens=7, completion_tokens=11),
         timings=Timings(queue_ms=1.5, load_ms=2.25, ttft_ms=30.125, total_ms=2500.5),
         error_code="engine_failed" if end is StreamEnd.ERROR else None,
+        served_by=("huggingface/demo", "ollama/llama3:latest") if end is StreamEnd.STOP else (),
     )
 
 

@@ -1,5 +1,7 @@
 """What is counted of a request, under which names, and that names are bounded."""
 
+from msgspec.structs import replace
+
 from gateway.core.events import Timings, Usage
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed
@@ -35,6 +37,13 @@ def test_an_answer_is_counted_under_its_model() -> None:
     # Four gaps lie between five tokens.
     assert series.token_time.total == (0.5 - 0.1) / 4
     assert meter.durations["chat", "p", "m", ""].total == 0.5
+
+
+def test_answers_that_were_gone_on_with_are_counted_by_their_providers() -> None:
+    meter = Meter()
+    meter.stream_ended("native", replace(closed(), served_by=("a/m", "b/m", "b/n")))
+    meter.stream_ended("native", replace(closed(), served_by=("a/x/y", "b/m")))
+    assert meter.continuations == {("a", "b"): 2, ("b", "b"): 1}
 
 
 def test_a_cut_answer_counts_its_tokens_and_no_pace() -> None:

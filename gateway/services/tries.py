@@ -1,0 +1,34 @@
+"""Where a request is in its plan: whom it was sent to, how often, and who comes next."""
+
+from collections.abc import Sequence
+
+from gateway.core.routing import Route
+
+
+class Tries:
+    """Walks routes from the first on; `after` is the code of the error that led to the present."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._all = routes
+        self._left = list(routes)
+        self.route = self._left.pop(0)
+        self.count = 1
+        self.after: str | None = None
+
+    @property
+    def others(self) -> list[Route]:
+        """All but the present one, beginning with those that come after it."""
+        at = self._all.index(self.route)
+        return [*self._all[at + 1 :], *self._all[:at]]
+
+    def turn(self) -> bool:
+        """Go on to the next candidate; False when there is none."""
+        if not self._left:
+            return False
+        self.route, self.count = self._left.pop(0), 1
+        return True
+
+    def restart(self, routes: Sequence[Route], after: str) -> None:
+        """Go on to the first of `routes`, then to the others of them."""
+        self._left, self.after = list(routes), after
+        self.turn()
