@@ -18,24 +18,36 @@ from gateway.core.virtual import Candidate, VirtualModel
 CHARACTERS_A_TOKEN = 8
 """No tokenizer in use makes fewer tokens of ordinary text: a prompt is surely longer than that."""
 
+TOO_LONG = "context_too_small"
+"""The code of a candidate that was skipped because the prompt is too long for it."""
+
 Verdict = Literal["chosen", "next", "skipped"]
 
 
 class Considered(msgspec.Struct, frozen=True):
-    """What became of one candidate, and why, in words for a person."""
+    """What became of one candidate, and why: in words for a person, and as a code for programs,
+    which for one that was skipped is mostly that of the error it would have been."""
 
     model: str
     verdict: Verdict
     reason: str
+    code: str
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The routes to try, in their order, and how each candidate came to its place."""
+    """The routes to try, in their order, and how each candidate came to its place.
+
+    `considered` begins with those of `routes`, in the same order. Without a route there is an
+    `error`. `rule` is the order of the virtual model that was asked for, "alias" or "name";
+    `rule_version` is there for a virtual model only.
+    """
 
     asked: str
     rule: str
     routes: tuple[Route, ...]
     considered: tuple[Considered, ...]
+    rule_version: int | None = None
+    error: GatewayError | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -61,24 +73,32 @@ def plan_routes(
     health: Health = WELL,
     draw: Callable[[], float],
 ) -> Plan:
-    """Return who may answer `request`, best first; there is at least one.
+    """Return who may answer `request`, best first; at least one, or an error that says why not:
+    what `resolve_route` raises, or UnsupportedCapability when no candidate can do what is asked.
 
     `draw` returns a number from 0 to 1, and is asked only where weights decide. Whoever is not
     well is asked last: better a slow error than none that was tried.
-
-    Raises what `resolve_route` does, and UnsupportedCapability when no candidate can do what is
-    asked.
     """
     resolve = partial(resolve_route, providers=providers, catalogue=catalogue, aliases=aliases)
     rule = rules.get(request.model)
     if rule is not None:
         return _plan_rule(request, rule, resolve, catalogue, health, draw)
-    route = resolve(request.model)
-    if route.info is not None:
-        require_capabilities(request, route.info)
-    reason = "It is the model that the name means."
-    considered = (Considered(str(route.ref), "chosen", reason),)
-    return Plan(request.model, "name", (route,), considered)
+    kind = "alias" if request.model in aliases else "name"
+    try:
+        route = resolve(request.model)
+        if route.info is not None:
+            require_capabilities(request, route.info)
+    except GatewayError as error:
+        skipped = Considered(request.model, "skipped", error.message, error.code)
+        return Plan(request.model, kind, (), (skipped,), error=error.renewed())
+    considered = (Considered(str(route.ref), "chosen", _NAMED[kind], kind),)
+    return Plan(request.model, kind, (route,), considered)
+
+
+_NAMED = {
+    "name": "It is the model that the name means.",
+    "alias": "It is the model that the alias stands for.",
+}
 
 
 def _plan_rule(
@@ -98,21 +118,45 @@ def _plan_rule(
             _require(request, route)
         except GatewayError as error:
             errors.append(error)
-            skipped.append(Considered(candidate.model, "skipped", error.message))
+            code = TOO_LONG if isinstance(error, _SurelyTooLong) else error.code
+            skipped.append(Considered(candidate.model, "skipped", error.message, code))
         else:
             able.append((candidate, route))
     if not able:
-        raise _none_is_able(rule, errors, catalogue)
+        none = _none_is_able(rule, errors, catalogue)
+        return Plan(request.model, rule.order, (), tuple(skipped), rule.version, none)
     well = [pair for pair in able if health.objection(pair[1].ref) is None]
     ill = [pair for pair in able if health.objection(pair[1].ref) is not None]
-    first, reason = _first(rule, well, draw)
+    first, why = _first(rule, well, draw)
     ordered = [*([first] if first else []), *(pair for pair in well if pair is not first), *ill]
-    considered = []
-    for place, (_, route) in enumerate(ordered):
-        said = health.objection(route.ref) or (reason if place == 0 else "It can do what is asked.")
-        considered.append(Considered(str(route.ref), "next" if place else "chosen", said))
+    considered = [
+        _placed(route, place, rule, why, health) for place, (_, route) in enumerate(ordered)
+    ]
     routes = tuple(route for _, route in ordered)
-    return Plan(request.model, rule.order, routes, (*considered, *skipped))
+    return Plan(request.model, rule.order, routes, (*considered, *skipped), rule.version)
+
+
+def _placed(
+    route: Route, place: int, rule: VirtualModel, why: tuple[str, str], health: Health
+) -> Considered:
+    verdict: Verdict = "next" if place else "chosen"
+    objection = health.objection(route.ref)
+    if objection is not None:
+        return Considered(str(route.ref), verdict, objection, "resting")
+    if place == 0:
+        return Considered(str(route.ref), verdict, *why)
+    if rule.order == "warm_first" and route.info and route.info.state is not ModelState.LOADED:
+        return Considered(
+            str(route.ref),
+            verdict,
+            "It can do what is asked, but is not in memory.",
+            "not_resident",
+        )
+    return Considered(str(route.ref), verdict, "It can do what is asked.", "able")
+
+
+class _SurelyTooLong(UnsupportedCapability):
+    """The prompt cannot fit the context of a model."""
 
 
 def _require(request: GenerateRequest | EmbedRequest, route: Route) -> None:
@@ -123,7 +167,7 @@ def _require(request: GenerateRequest | EmbedRequest, route: Route) -> None:
     if isinstance(request, GenerateRequest) and info.context_length:
         least = request.text_length // CHARACTERS_A_TOKEN
         if least > info.context_length:
-            raise UnsupportedCapability(
+            raise _SurelyTooLong(
                 f"The prompt has more than {least:,} tokens; {info.id} has room for "
                 f"{info.context_length:,}."
             )
@@ -133,25 +177,26 @@ def _first(
     rule: VirtualModel,
     well: list[tuple[Candidate, Route]],
     draw: Callable[[], float],
-) -> tuple[tuple[Candidate, Route] | None, str]:
+) -> tuple[tuple[Candidate, Route] | None, tuple[str, str]]:
+    """Return who of those who are well is asked first, and why, in words and as a code."""
     if not well:
-        return None, ""
+        return None, ("", "")
     if rule.order == "weighted":
         total = sum(candidate.weight for candidate, _ in well)
         if total > 0:
-            return _by_lot(well, draw() * total), "Drawn by its weight."
+            return _by_lot(well, draw() * total), ("Drawn by its weight.", "weight")
     if rule.order == "warm_first":
-        for state, reason in _WARMTH:
+        for state, why in _WARMTH:
             for pair in well:
                 info = pair[1].info
                 if info is not None and info.state is state:
-                    return pair, reason
-    return well[0], "The first that can do what is asked."
+                    return pair, why
+    return well[0], ("The first that can do what is asked.", "first")
 
 
 _WARMTH = (
-    (ModelState.LOADED, "It is in memory."),
-    (ModelState.LOADING, "It is being loaded."),
+    (ModelState.LOADED, ("It is in memory.", "resident")),
+    (ModelState.LOADING, ("It is being loaded.", "loading")),
 )
 
 
@@ -170,7 +215,7 @@ def _none_is_able(
     rule: VirtualModel, errors: list[GatewayError], catalogue: Catalogue
 ) -> GatewayError:
     if len(errors) == 1:
-        return errors[0]
+        return errors[0].renewed()
     reasons = " ".join(error.message for error in errors)
     if all(isinstance(error, ModelNotFound) for error in errors):
         nearest = nearest_names(rule.candidates[0].model, catalogue.refs)

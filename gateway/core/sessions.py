@@ -10,7 +10,8 @@ class SessionOpened(msgspec.Struct, frozen=True, tag="opened"):
     """An accepted stream, as soon as it is known where it goes (or that it goes nowhere).
 
     `requested_model` is the name as the caller wrote it; times are Unix seconds; `boot` is the one
-    run of the gateway `node` that has the stream, so that a later one knows what died with it.
+    run of the gateway `node` that has the stream, so that a later one knows what died with it;
+    `caller` is the id of the key that opened it.
     """
 
     id: str
@@ -22,6 +23,7 @@ class SessionOpened(msgspec.Struct, frozen=True, tag="opened"):
     provider: str | None = None
     model: str | None = None
     boot: str = ""
+    caller: str = ""
 
 
 class SessionClosed(msgspec.Struct, frozen=True, tag="closed"):

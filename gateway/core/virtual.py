@@ -26,6 +26,7 @@ class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "weighted" one by lot, "warm_first" one that is in memory. The others follow as they are listed,
     for when the first fails before it said anything. With `continue_on_failure` an answer that
     breaks goes on with the next, `max_continuations` times (None: as often as the operator allows).
+    `version` counts the writings of rules in the database; 0 is one of the configuration.
     """
 
     name: str
@@ -33,6 +34,7 @@ class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: Order = "listed"
     continue_on_failure: bool = False
     max_continuations: int | None = None
+    version: int = 0
 
 
 def check_rules(
@@ -40,23 +42,39 @@ def check_rules(
 ) -> None:
     """Raise InvalidRequest for a rule that can never work, or would lead to another rule."""
     for name, rule in rules.items():
-        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-            raise InvalidRequest("A virtual model's name has 1 to 512 printable characters.")
-        if name in aliases or name.partition("/")[0] in providers:
-            raise InvalidRequest(f"'{name}' already means something else.")
-        if not 1 <= len(rule.candidates) <= MAX_CANDIDATES:
-            raise InvalidRequest(f"'{name}' needs 1 to {MAX_CANDIDATES} candidates.")
-        if rule.max_continuations is not None and rule.max_continuations < 0:
-            raise InvalidRequest(f"'max_continuations' of '{name}' must not be negative.")
-        models = [candidate.model for candidate in rule.candidates]
-        if len(set(models)) < len(models):
-            raise InvalidRequest(f"'{name}' names a candidate twice.")
-        for candidate in rule.candidates:
-            if candidate.model in rules:
-                raise InvalidRequest(
-                    f"'{name}' leads to '{candidate.model}', which is a virtual model itself."
-                )
-            if not 0 <= candidate.weight < float("inf"):
-                raise InvalidRequest(f"The weight of '{candidate.model}' must not be negative.")
-        if not any(candidate.weight for candidate in rule.candidates):
-            raise InvalidRequest(f"All weights of '{name}' are 0.")
+        check_name(name, providers)
+        if name in aliases:
+            raise InvalidRequest(f"'{name}' already means something else.", param="name")
+        check_candidates(rule, rules)
+
+
+def check_name(name: str, providers: Collection[str]) -> None:
+    """Raise InvalidRequest for what can be no name of a rule."""
+    if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+        raise InvalidRequest(
+            "A virtual model's name has 1 to 512 printable characters.", param="name"
+        )
+    if name.partition("/")[0] in providers:
+        raise InvalidRequest(f"'{name}' already means something else.", param="name")
+
+
+def check_candidates(rule: VirtualModel, virtual: Collection[str]) -> None:
+    """Raise InvalidRequest for candidates that can never work; `virtual` are the names of all
+    virtual models."""
+    name = rule.name
+    if not 1 <= len(rule.candidates) <= MAX_CANDIDATES:
+        raise InvalidRequest(f"'{name}' needs 1 to {MAX_CANDIDATES} candidates.")
+    if rule.max_continuations is not None and rule.max_continuations < 0:
+        raise InvalidRequest(f"'max_continuations' of '{name}' must not be negative.")
+    models = [candidate.model for candidate in rule.candidates]
+    if len(set(models)) < len(models):
+        raise InvalidRequest(f"'{name}' names a candidate twice.")
+    for candidate in rule.candidates:
+        if candidate.model in virtual:
+            raise InvalidRequest(
+                f"'{name}' leads to '{candidate.model}', which is a virtual model itself."
+            )
+        if not 0 <= candidate.weight < float("inf"):
+            raise InvalidRequest(f"The weight of '{candidate.model}' must not be negative.")
+    if not any(candidate.weight for candidate in rule.candidates):
+        raise InvalidRequest(f"All weights of '{name}' are 0.")

@@ -23,6 +23,7 @@ from gateway.core.plan import Plan, plan_routes
 from gateway.core.ports import Continuer, Provider
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route
+from gateway.core.trail import Trail
 from gateway.core.virtual import VirtualModel
 from gateway.services.catalog import Catalog, Listing
 from gateway.services.health import HealthBoard
@@ -57,8 +58,9 @@ class ModelRouterService:
         self._aliases = aliases
         self._images = images
         self.health = HealthBoard(providers, clock)
-        self._rules = rules or {}
+        self._rules = {} if rules is None else rules
         self._max_continuations = max_continuations
+        self._clock = clock
         self._budget = RetryBudget()
         self._draw = draw
         self._sleep = sleep
@@ -68,7 +70,18 @@ class ModelRouterService:
         async with aclosing(self.stream(request)) as events:
             return await collect(events)
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def explain(self, request: AnyRequest) -> Plan:
+        """Return what would be decided now, with its error where nobody could serve the request.
+        Nobody is asked to answer, and nothing is counted."""
+        plan = self._draft(request, await self._catalog.known())
+        if isinstance(plan.error, ModelNotFound):
+            # It may have come since the last look.
+            plan = self._draft(request, await self._catalog.listing())
+        return plan
+
+    async def stream(
+        self, request: GenerateRequest, trail: Trail | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yield the grammar of `core.events`, with exactly one Finished at the end.
 
         Who fails before he said anything is asked again, or the next candidate is, as
@@ -77,10 +90,11 @@ class ModelRouterService:
 
         Raises a GatewayError before the first event for a request that nobody can serve, and at
         any later point for a provider that fails; a stream that just stops is IncompleteStream.
-        Closing the generator stops the model within a token.
+        Closing the generator stops the model within a token. What happens is noted in `trail`.
         """
+        trail = trail or Trail(self._clock)
         await self._images.check(request)
-        plan = await self._plan(request)
+        plan = await self._plan(request, trail)
         self._budget.earn()
         tries = Tries(plan.routes)
         relay = self._relay(request)
@@ -89,6 +103,7 @@ class ModelRouterService:
                 yield relay.end()
                 return
             route = tries.route
+            trail.ask(tries.place)
             yield Routed(route.ref, tries.after)
             has_begun = False
             try:
@@ -101,6 +116,7 @@ class ModelRouterService:
                             if isinstance(told, Finished):
                                 return
             except GatewayError as error:
+                trail.fail(error)
                 if not has_begun:
                     is_taken_on = await self._goes_on(tries, error)
                 else:
@@ -125,22 +141,26 @@ class ModelRouterService:
                         return
             raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
 
-    async def embed(self, request: EmbedRequest) -> Embeddings:
+    async def embed(self, request: EmbedRequest, trail: Trail | None = None) -> Embeddings:
         """Return one vector for each input; being cancelled stops the model.
 
         Raises a GatewayError for a request that nobody can serve and for a provider that fails.
+        What happens is noted in `trail`.
         """
-        plan = await self._plan(request)
+        trail = trail or Trail(self._clock)
+        plan = await self._plan(request, trail)
         self._budget.earn()
         tries = Tries(plan.routes)
         while True:
             ref = tries.route.ref
+            trail.ask(tries.place)
             try:
                 with self.health.attempt(ref) as attempt:
                     embeddings = await self._providers[ref.provider].embed(request, ref)
                     attempt.answered()
                     return embeddings
             except GatewayError as error:
+                trail.fail(error)
                 if await self._goes_on(tries, error):
                     continue
                 described = await self._in_words(request, tries.route, error)
@@ -186,14 +206,14 @@ class ModelRouterService:
         takes_text = isinstance(provider, Continuer) and provider.continues(request, route.ref)
         return can_continue(request, said, route.ref, takes_text=takes_text)
 
-    async def _plan(self, request: AnyRequest) -> Plan:
-        try:
-            return self._choose(request, await self._catalog.known())
-        except ModelNotFound:
-            # It may have come since the last look.
-            return self._choose(request, await self._catalog.listing())
+    async def _plan(self, request: AnyRequest, trail: Trail) -> Plan:
+        """Return a plan with a route; raises the error of one without."""
+        trail.plan = plan = await self.explain(request)
+        if plan.error is not None:
+            raise plan.error.renewed()  # the plan is kept, and must not keep what is raised
+        return plan
 
-    def _choose(self, request: AnyRequest, listing: Listing) -> Plan:
+    def _draft(self, request: AnyRequest, listing: Listing) -> Plan:
         return plan_routes(
             request,
             providers=self._providers,

@@ -16,9 +16,14 @@ class Tries:
         self.after: str | None = None
 
     @property
+    def place(self) -> int:
+        """The place of the present one in the plan."""
+        return self._all.index(self.route)
+
+    @property
     def others(self) -> list[Route]:
         """All but the present one, beginning with those that come after it."""
-        at = self._all.index(self.route)
+        at = self.place
         return [*self._all[at + 1 :], *self._all[:at]]
 
     def turn(self) -> bool:

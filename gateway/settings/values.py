@@ -74,6 +74,8 @@ def _parse_rules(value: dict[str, Any]) -> dict[str, VirtualModel]:
     for name, rule in value.items():
         fields = {"candidates": rule} if isinstance(rule, list) else rule
         try:
+            if "version" in fields:
+                raise TypeError("there is no such field as 'version'")
             candidates = [
                 each if isinstance(each, dict) else {"model": each} for each in fields["candidates"]
             ]

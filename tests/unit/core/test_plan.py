@@ -33,7 +33,7 @@ def plan(
 ) -> Plan:
     candidates = tuple(each if isinstance(each, Candidate) else Candidate(each) for each in models)
     fields = {"messages": (Message.user("hi"),), **asked}
-    return plan_routes(
+    made = plan_routes(
         GenerateRequest(id="r", model="any", **fields),  # type: ignore[arg-type]
         providers=PROVIDERS,
         catalogue=CATALOGUE,
@@ -42,6 +42,11 @@ def plan(
         health=health or Health(),
         draw=lambda: draw,
     )
+    if made.error is not None:
+        assert not made.routes
+        assert {each.verdict for each in made.considered} == {"skipped"}
+        raise made.error
+    return made
 
 
 def order_of(plan: Plan) -> list[str]:
@@ -149,3 +154,32 @@ def test_every_candidate_is_considered_once_and_the_well_come_first(
 def test_rules_that_can_never_work_are_refused(rules: list[VirtualModel], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         check_rules({rule.name: rule for rule in rules}, providers=PROVIDERS, aliases=("little",))
+
+
+def test_each_candidate_says_why_it_has_its_place_for_programs_too() -> None:
+    ill = Health(models={EYES.ref: "It broke."})
+    made = plan("small", "eyes", "warm", order="warm_first", health=ill)
+    codes = {each.model: each.code for each in made.considered}
+    assert codes == {
+        "huggingface/warm": "resident",
+        "ollama/small:latest": "not_resident",
+        "ollama/eyes:latest": "resting",
+    }
+    long = plan("small", "warm", messages=(Message.user("a" * 1000),))
+    assert [each.code for each in long.considered] == ["first", "context_too_small"]
+    drawn = plan("small", "warm", order="weighted", messages=(Message.user("hi"),))
+    assert [each.code for each in drawn.considered] == ["weight", "able"]
+
+
+def test_a_plan_keeps_nothing_of_how_its_error_came_about() -> None:
+    """It is kept for long, and a traceback would keep the request with it."""
+    made = plan_routes(
+        GenerateRequest(id="r", model="nobody", messages=(Message.user("hi"),)),
+        providers=PROVIDERS[:1],
+        catalogue=CATALOGUE,
+        aliases={},
+        rules={},
+        draw=lambda: 0.0,
+    )
+    assert made.error is not None
+    assert made.error.__traceback__ is None

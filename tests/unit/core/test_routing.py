@@ -29,7 +29,10 @@ def route(request: GenerateRequest | EmbedRequest, **fields: object) -> ModelRef
         "rules": {},
         **fields,
     }
-    return plan_routes(request, draw=lambda: 0.0, **settings).routes[0].ref  # type: ignore[arg-type]
+    plan = plan_routes(request, draw=lambda: 0.0, **settings)  # type: ignore[arg-type]
+    if plan.error is not None:
+        raise plan.error
+    return plan.routes[0].ref
 
 
 def ask(model: str, **rest: object) -> GenerateRequest:
