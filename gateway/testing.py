@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import asdict, replace
 
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
+from gateway.core.decision_records import DecisionFilter, DecisionRecord, describe_session
 from gateway.core.downloads import LEGAL_SOURCES, Download, DownloadState, Progress
 from gateway.core.errors import CollectionExists
 from gateway.core.events import Timings, Usage
@@ -15,10 +16,12 @@ from gateway.core.library import FileRecord
 from gateway.core.loading import ModelConfig
 from gateway.core.models import ModelStateChange, ProviderStatus
 from gateway.core.names import ModelRef
-from gateway.core.ports import DownloadChange, Worker
+from gateway.core.ports import DownloadChange, SessionStore, Worker
+from gateway.core.rules import RuleDraft, StoredRule
 from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 from gateway.core.states import StreamEnd
 from gateway.store.hub_cache import MAX_ENTRIES
+from gateway.store.rules import require_version
 from gateway.store.sessions import UNKNOWN_NODE, UNSEEN_S, opening_of
 from gateway.store.tables import MAX_ID_LENGTH, MAX_MESSAGE_LENGTH, clean_count, clean_text
 
@@ -102,6 +105,76 @@ class MemorySessionStore:
             usage=self._noted.get(opened.id, Usage()),
             timings=Timings(),
         )
+
+
+class MemoryDecisionStore:
+    """A DecisionStore that forgets everything with the process."""
+
+    def __init__(self, sessions: SessionStore | None = None) -> None:
+        self._sessions = sessions or MemorySessionStore()
+        self._records: dict[str, DecisionRecord] = {}
+
+    async def write(self, records: Sequence[DecisionRecord]) -> None:
+        for record in records:
+            assert record.id is not None
+            self._records.setdefault(record.id, replace(record, source="database"))
+
+    async def find(self, decision_id: str) -> DecisionRecord | None:
+        if decision_id in self._records:
+            return self._records[decision_id]
+        session = await self._sessions.find(decision_id)
+        return describe_session(session) if session else None
+
+    async def recent(self, wanted: DecisionFilter) -> Sequence[DecisionRecord]:
+        found = list(self._records.values())
+        for session in await self._sessions.recent(2**31):
+            if session.opened.id not in self._records and session.opened.node != UNKNOWN_NODE:
+                found.append(describe_session(session))
+        fitting = [each for each in found if _is_wanted(each, wanted)]
+        fitting.sort(key=lambda each: (each.opened_at, each.id), reverse=True)
+        return fitting[: wanted.limit]
+
+    async def purge(self, opened_before: float, limit: int) -> int:
+        by_age = sorted(self._records.values(), key=lambda record: record.opened_at)
+        old = [each.id for each in by_age if each.opened_at < opened_before][:limit]
+        for decision_id in old:
+            assert decision_id is not None
+            del self._records[decision_id]
+        return len(old)
+
+
+class MemoryRuleStore:
+    """A RuleStore that forgets everything with the process."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, StoredRule] = {}
+        self._version = 0
+
+    async def put(
+        self,
+        draft: RuleDraft,
+        check: Callable[[Sequence[StoredRule]], None],
+        *,
+        expected: int | None,
+        at: float,
+        by: str,
+    ) -> StoredRule:
+        require_version(list(self._rules.values()), draft.name, expected)
+        check(await self.all())
+        self._version += 1
+        written = self._rules[draft.name] = StoredRule(draft, self._version, at, by)
+        return written
+
+    async def remove(self, name: str, *, expected: int | None) -> bool:
+        require_version(list(self._rules.values()), name, expected)
+        self._version += 1
+        return self._rules.pop(name, None) is not None
+
+    async def all(self) -> Sequence[StoredRule]:
+        return sorted(self._rules.values(), key=lambda rule: rule.draft.name)
+
+    async def stamp(self) -> int:
+        return self._version
 
 
 class MemoryJournal:
@@ -419,6 +492,18 @@ class MemoryDownloadStore:
             return False
         by, _ = self._workers[download.id]
         return (by.node, by.boot) == (worker.node, worker.boot)
+
+
+def _is_wanted(record: DecisionRecord, wanted: DecisionFilter) -> bool:
+    opened = SessionOpened(
+        record.id or "",
+        record.request_id,
+        record.node,
+        record.requested_model,
+        record.opened_at,
+        caller=record.caller,
+    )
+    return wanted.admits_opening(opened) and wanted.admits(record)
 
 
 def _as_stored(closed: SessionClosed) -> SessionClosed:

@@ -22,7 +22,8 @@ _DOCUMENT_FAULTS = (CannotGetOperationTypeError, InvalidOperationTypeError)
 
 def render_error(error: GraphQLError) -> dict[str, Any]:
     """Return `error` as the reply shows it."""
-    problem = problems.describe(_shown_cause(error))
+    cause = _shown_cause(error)
+    problem = problems.describe(cause)
     rendered: dict[str, Any] = {"message": problem.message}
     if error.locations:
         rendered["locations"] = [location.formatted for location in error.locations]
@@ -33,6 +34,8 @@ def render_error(error: GraphQLError) -> dict[str, Any]:
         "hint": problem.hint,
         "retryable": problem.retryable,
     }
+    if isinstance(cause, GatewayError) and cause.decision_id is not None:
+        rendered["extensions"]["decisionId"] = cause.decision_id
     return rendered
 
 

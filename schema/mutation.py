@@ -43,6 +43,7 @@ from schema.library import (
     delete_model,
     verify_model,
 )
+from schema.routes import ModelRoute, delete_route, set_route
 
 _Load = Annotated[LoadModelInput, strawberry.argument(description="Which model, and how.")]
 _Unload = Annotated[UnloadModelInput, strawberry.argument(description="Which model, and how.")]
@@ -157,6 +158,14 @@ class Mutation:
         description="Stop it for good and delete what is not whole.",
     )
 
+    set_route: ModelRoute | None = strawberry.field(
+        resolver=set_route,
+        description="Make or change an alias or a virtual model; it holds in every gateway of the "
+        "database within a second.",
+    )
+    delete_route: ModelRoute | None = strawberry.field(
+        resolver=delete_route, description="Remove an alias or a virtual model."
+    )
     set_hf_token: HfToken | None = strawberry.field(
         resolver=set_hf_token, description="Store the token that the Hub is asked with."
     )

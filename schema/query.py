@@ -13,6 +13,7 @@ from gateway.core.states import ModelState
 from schema.collections import Collection, export_library, list_collections
 from schema.context import Info
 from schema.control import ConfigReport, LoadPlan, ModelStatus
+from schema.decisions import Decision, explain_route, find_decision, list_decisions
 from schema.downloads import (
     Download,
     DownloadPlan,
@@ -25,6 +26,7 @@ from schema.inputs import LoadConfigInput
 from schema.library import Library, list_library
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
+from schema.routes import ModelRoute, list_routes
 from schema.sessions import Session, require_first
 from schema.streams import LiveStream
 
@@ -173,5 +175,19 @@ class Query:
     )
     plan_download: DownloadPlan | None = strawberry.field(
         resolver=plan_download, description="What startDownload would do now, without doing it."
+    )
+    decision: Decision | None = strawberry.field(
+        resolver=find_decision, description="Why one request went where it went."
+    )
+    decisions: list[Decision] | None = strawberry.field(
+        resolver=list_decisions,
+        description="The newest decisions, newest first; one's own, or with the scope manage all.",
+    )
+    explain_route: Decision | None = strawberry.field(
+        resolver=explain_route,
+        description="What would be decided about a request now, without running it.",
+    )
+    routes: list[ModelRoute] = strawberry.field(
+        resolver=list_routes, description="Aliases and virtual models, by name."
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

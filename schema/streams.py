@@ -58,6 +58,7 @@ class WaitingEvent(StreamEvent):
 @strawberry.type(description="The model accepted the prompt.")
 class StartedEvent(StreamEvent):
     model: str = strawberry.field(description="The full name of the model that answers.")
+    decision_id: strawberry.ID = strawberry.field(description="Why it is this model: decision.")
 
 
 @strawberry.type(description="The model calls a tool.")
@@ -126,7 +127,12 @@ def describe_event(stream: live.LiveStream, number: int, event: events.Event) ->
                 eta_seconds=event.eta_s,
             )
         case events.Started():
-            return StartedEvent(stream_id=stream_id, number=number, model=str(event.ref))
+            return StartedEvent(
+                stream_id=stream_id,
+                number=number,
+                model=str(event.ref),
+                decision_id=stream_id,
+            )
         case events.Switched():
             return SwitchedEvent(
                 stream_id=stream_id,

@@ -6,7 +6,7 @@ from typing import Annotated
 import strawberry
 
 from gateway import telemetry
-from gateway.core.errors import InvalidRequest
+from gateway.core.errors import GatewayError, InvalidRequest
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
 from gateway.services.feed import Interest, StateUpdate
@@ -87,11 +87,15 @@ async def generate(info: Info, input: _Generate) -> AsyncGenerator[StreamEvent, 
         is_detached=input.detached,
     ) as reader:
         number = 0
-        # One at a time, as they are sent.
-        while events := await reader.read(1):
-            number += 1
-            yield describe_event(reader.stream, number, events[0])
-            reader.confirm()
+        try:
+            # One at a time, as they are sent.
+            while events := await reader.read(1):
+                number += 1
+                yield describe_event(reader.stream, number, events[0])
+                reader.confirm()
+        except GatewayError as error:
+            error.decision_id = reader.stream.id
+            raise
 
 
 @strawberry.type(description="What the gateway tells as it happens.")

@@ -14,6 +14,8 @@ from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
+from gateway.services.decision_log import DecisionLog
+from gateway.services.decisions import DecisionService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
@@ -40,6 +42,7 @@ class Requests:
     router: ModelRouterService
     streams: StreamService
     embeddings: EmbeddingService
+    decisions: DecisionService
 
 
 def assemble(
@@ -89,6 +92,8 @@ def assemble(
         hub_token=hub.tokens,
         metrics=_build_metrics(models, requests, meter),
         downloads=build_downloads(settings, stores, hub, models, boot),
+        decisions=requests.decisions,
+        rules=models.rules,
     )
     return gateway, models.providers
 
@@ -107,12 +112,12 @@ def _build_requests(
     router = ModelRouterService(
         models.providers,
         models.catalog,
-        aliases=settings.aliases,
+        aliases=models.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=settings.virtual_models,
+        rules=models.rules.virtual,
         max_continuations=settings.max_continuations,
     )
-    slots = CallerSlots()
+    slots, log = CallerSlots(), DecisionLog()
     streams = StreamService(
         router,
         recorder,
@@ -122,9 +127,18 @@ def _build_requests(
         tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
         slots=slots,
         meter=meter,
+        decisions=log,
     )
-    embeddings = EmbeddingService(router, max_open=settings.max_embeds, slots=slots, meter=meter)
-    return Requests(recorder, router, streams, embeddings)
+    embeddings = EmbeddingService(
+        router,
+        max_open=settings.max_embeds,
+        slots=slots,
+        meter=meter,
+        decisions=log,
+        node=node,
+    )
+    decisions = DecisionService(log, stores.decisions, router, node=node)
+    return Requests(recorder, router, streams, embeddings, decisions)
 
 
 def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsService:

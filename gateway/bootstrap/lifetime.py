@@ -14,7 +14,8 @@ from gateway.bootstrap.hub import Hub, open_hub
 from gateway.bootstrap.stores import Stores
 from gateway.core.errors import GatewayError
 from gateway.core.keys import Peppers
-from gateway.core.ports import Provider
+from gateway.core.ports import Provider, RecordStore
+from gateway.core.sessions import RecordCounts
 from gateway.services.gateway import Gateway
 from gateway.services.lease import BootLease
 from gateway.services.retention import SessionPurger
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 5.0
 """How long a stopping gateway waits for its last records to be safe."""
+DECISIONS_S = 1.0
+"""How long for its last decisions, which no journal takes while the database is away."""
 RECOVERY_S = 1.0
 """How long a starting one waits until what it left open when it died is told; then it serves."""
 
@@ -81,7 +84,8 @@ async def _assembled(
     try:
         await gateway.gatekeeper.look()
         await gateway.configs.restore()
-        _start(settings, gateway, boot, tasks)
+        await gateway.rules.look()
+        _start(settings, gateway, stores, boot, tasks)
         if not await gateway.recorder.wait_recovered(RECOVERY_S):
             logger.warning("records of an earlier run are still being written")
         yield gateway
@@ -90,7 +94,9 @@ async def _assembled(
             await _close(settings, gateway, providers)
 
 
-def _start(settings: Settings, gateway: Gateway, boot: str, tasks: TaskGroup) -> None:
+def _start(
+    settings: Settings, gateway: Gateway, stores: Stores, boot: str, tasks: TaskGroup
+) -> None:
     """Begin all that goes on by itself for as long as the gateway runs."""
     sessions = gateway.sessions
     tasks.start_soon(gateway.recorder.run, name="session recorder")
@@ -103,7 +109,12 @@ def _start(settings: Settings, gateway: Gateway, boot: str, tasks: TaskGroup) ->
     tasks.start_soon(notes.run, name="usage notes")
     tasks.start_soon(gateway.library.run, name="library")
     tasks.start_soon(gateway.downloads.run, name="downloads")
-    tasks.start_soon(_build_purger(settings, gateway).run, name="session purger")
+    tasks.start_soon(gateway.decisions.run, name="decisions")
+    tasks.start_soon(gateway.rules.run, name="rules")
+    purger = _build_purger(settings, sessions, gateway.recorder.counts, "sessions")
+    tasks.start_soon(purger.run, name="session purger")
+    purger = _build_purger(settings, stores.decisions, RecordCounts(), "decisions")
+    tasks.start_soon(purger.run, name="decision purger")
     if settings.stall_warn_s:
         watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
         tasks.start_soon(watchdog.run, name="loop watchdog")
@@ -114,6 +125,8 @@ async def _close(settings: Settings, gateway: Gateway, providers: Mapping[str, P
     await gateway.drain(0 if was_drained else settings.drain_grace_s)
     if not await gateway.recorder.flush(FLUSH_S):
         logger.error("records are lost: %d", gateway.recorder.pending)
+    if not await gateway.decisions.flush(DECISIONS_S):
+        logger.error("decisions are lost: %d", gateway.decisions.log.pending_count)
     last = [each.aclose for each in providers.values()]
     for finish in (*last, gateway.tracker.write_last, gateway.library.write_last):
         try:
@@ -135,10 +148,13 @@ async def _open_journal(settings: Settings) -> FileJournal:
     return journal
 
 
-def _build_purger(settings: Settings, gateway: Gateway) -> SessionPurger:
+def _build_purger(
+    settings: Settings, store: RecordStore, counts: RecordCounts, kind: str
+) -> SessionPurger:
     return SessionPurger(
-        gateway.sessions,
+        store,
         keep_days=settings.records_keep_days,
         batch=settings.records_purge_batch,
-        counts=gateway.recorder.counts,
+        counts=counts,
+        kind=kind,
     )

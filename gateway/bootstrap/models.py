@@ -20,6 +20,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.feed import ModelFeed
 from gateway.services.library import LibraryService
+from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings, child_environment
 from gateway.telemetry.meter import Meter
@@ -35,6 +36,7 @@ class Models:
     tracker: ModelStateTracker
     control: ModelControlService
     library: LibraryService
+    rules: RuleService
 
 
 def build_models(
@@ -64,8 +66,15 @@ def build_models(
         meter.model_changed(change)
         tracker.observe(change)
 
+    rules = RuleService(
+        stores.rules,
+        catalog,
+        aliases=settings.aliases,
+        virtual=settings.virtual_models,
+        providers=tuple(settings.provider_kinds),
+    )
     control = ModelControlService(
-        built, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+        built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again
     )
     removers: dict[str, ModelRemover] = {}
     files, library = _build_library(settings, stores, catalog, control, removers, revisions)
@@ -73,7 +82,7 @@ def build_models(
     # models.
     built |= _build_providers(settings, files, observe, library.note_used, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
-    return Models(built, catalog, feed, tracker, control, library)
+    return Models(built, catalog, feed, tracker, control, library, rules)
 
 
 def _build_library(

@@ -11,10 +11,12 @@ import click
 
 from gateway import __version__
 from gateway.cli.collections import collections
+from gateway.cli.decisions import decisions
 from gateway.cli.hub import hub, search
 from gateway.cli.keys import keys
 from gateway.cli.models import models
 from gateway.cli.pull import downloads, pull
+from gateway.cli.routes import routes
 from gateway.cli.token import token
 from gateway.core.errors import GatewayError, Misconfigured
 
@@ -105,6 +107,8 @@ def revision() -> None:
 main.add_command(keys)
 main.add_command(models)
 main.add_command(collections)
+main.add_command(decisions)
+main.add_command(routes)
 main.add_command(search)
 main.add_command(hub)
 main.add_command(token)

@@ -36,23 +36,33 @@ class GatewayClient:
     ) -> Any:
         return self._send("POST", path, json=body, params=query, timeout=timeout_s)
 
-    def put(self, path: str, body: dict[str, Any], **query: str) -> Any:
-        return self._send("PUT", path, json=body, params=query)
+    def put(
+        self, path: str, body: dict[str, Any], *, if_match: int | None = None, **query: str
+    ) -> Any:
+        return self._send("PUT", path, if_match=if_match, json=body, params=query)
 
     def patch(self, path: str, body: dict[str, Any]) -> Any:
         return self._send("PATCH", path, json=body)
 
-    def delete(self, path: str, **query: str) -> Any:
-        return self._send("DELETE", path, params=query)
+    def delete(self, path: str, *, if_match: int | None = None, **query: str) -> Any:
+        return self._send("DELETE", path, if_match=if_match, params=query)
 
-    def _send(self, method: str, path: str, timeout: float = TIMEOUT_S, **content: Any) -> Any:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        timeout: float = TIMEOUT_S,
+        if_match: int | None = None,
+        **content: Any,
+    ) -> Any:
         import httpx
 
+        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
         try:
             reply = httpx.request(
                 method,
                 self._url + path,
-                headers=self._headers,
+                headers=self._headers | headers,
                 timeout=timeout,
                 trust_env=False,
                 **content,

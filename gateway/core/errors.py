@@ -27,6 +27,10 @@ GatewayError
 ├── ModelInUse                its files cannot go while somebody needs them
 ├── CollectionNotFound        no such collection of models
 ├── CollectionExists          another collection has that name
+├── DecisionNotFound          the caller has no such decision
+├── RouteNotFound             no alias and no virtual model of that name
+├── RouteReadOnly             it is in the configuration, and changed there alone
+├── RouteChanged              somebody else changed it meanwhile
 ├── ModelUnloaded             somebody unloaded the model under the caller
 ├── EngineFailed              the engine died or failed while it ran
 ├── StaleTransition           a state changed under the caller
@@ -66,9 +70,13 @@ from typing import ClassVar, Self
 
 
 class GatewayError(Exception):
-    """Base of every error that may be shown to a user; `message` is a sentence for a person."""
+    """Base of every error that may be shown to a user; `message` is a sentence for a person.
+
+    `decision_id` names the decision that it came of, for whoever has no reply to say so.
+    """
 
     code: ClassVar[str] = "internal"
+    decision_id: str | None = None
 
     def __init__(
         self,
@@ -211,6 +219,22 @@ class CollectionNotFound(GatewayError):
 
 class CollectionExists(GatewayError):
     code = "collection_exists"
+
+
+class DecisionNotFound(GatewayError):
+    code = "decision_not_found"
+
+
+class RouteNotFound(GatewayError):
+    code = "route_not_found"
+
+
+class RouteReadOnly(GatewayError):
+    code = "route_read_only"
+
+
+class RouteChanged(GatewayError):
+    code = "route_changed"
 
 
 class ModelUnloaded(GatewayError):

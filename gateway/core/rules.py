@@ -24,6 +24,8 @@ class RuleDraft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     candidates: tuple[Candidate, ...] = ()
     order: Order = "listed"
+    continue_on_failure: bool = False
+    max_continuations: int | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -31,6 +33,16 @@ class RuleDraft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.model is not None:
             return (self.model,)
         return tuple(candidate.model for candidate in self.candidates)
+
+    def as_virtual(self, version: int = 0) -> VirtualModel:
+        return VirtualModel(
+            self.name,
+            self.candidates,
+            self.order,
+            self.continue_on_failure,
+            self.max_continuations,
+            version,
+        )
 
 
 class StoredRule(msgspec.Struct, frozen=True):
@@ -71,8 +83,19 @@ def drafts_of(aliases: Mapping[str, str], virtual: Mapping[str, VirtualModel]) -
     """Return the rules of a configuration."""
     return [
         *(RuleDraft(name, model) for name, model in aliases.items()),
-        *(RuleDraft(each.name, None, each.candidates, each.order) for each in virtual.values()),
+        *(_draft_of(each) for each in virtual.values()),
     ]
+
+
+def _draft_of(rule: VirtualModel) -> RuleDraft:
+    return RuleDraft(
+        rule.name,
+        None,
+        rule.candidates,
+        rule.order,
+        rule.continue_on_failure,
+        rule.max_continuations,
+    )
 
 
 def assemble_rules(
@@ -95,7 +118,11 @@ def assemble_rules(
     return RuleSet(
         dict(sorted(rules.items())),
         {rule.name: rule.draft.model for rule in holding if rule.draft.model is not None},
-        {rule.name: _virtual(rule) for rule in holding if rule.draft.model is None},
+        {
+            rule.name: rule.draft.as_virtual(rule.version)
+            for rule in holding
+            if rule.draft.model is None
+        },
     )
 
 
@@ -124,6 +151,10 @@ def check_draft(draft: RuleDraft) -> None:
         )
     if draft.model is not None and draft.order != "listed":
         raise InvalidRequest("An alias has no 'order'.", param="order")
+    if draft.model is not None and (draft.continue_on_failure or draft.max_continuations):
+        raise InvalidRequest(
+            "An alias has one candidate: nobody else could go on.", param="continue_on_failure"
+        )
 
 
 def find_problem(
@@ -142,7 +173,7 @@ def find_problem(
         check_draft(draft)
         check_name(draft.name, providers)
         if draft.model is None:
-            check_candidates(VirtualModel(draft.name, draft.candidates, draft.order), virtual)
+            check_candidates(draft.as_virtual(), virtual)
         elif draft.model in virtual or draft.model in aliases:
             raise InvalidRequest(
                 f"'{draft.name}' leads to '{draft.model}', which is a rule itself.", param="model"
@@ -150,7 +181,3 @@ def find_problem(
     except InvalidRequest as error:
         return error.message
     return None
-
-
-def _virtual(rule: Rule) -> VirtualModel:
-    return VirtualModel(rule.name, rule.draft.candidates, rule.draft.order, rule.version)

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.access import LIMIT_HEADERS, RequireKeys
 from gateway.http.collections import CollectionsFace
 from gateway.http.control import ControlFace
+from gateway.http.decision_ids import DECISION_ID
+from gateway.http.decisions import DecisionsFace
 from gateway.http.downloads import DownloadsFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
@@ -29,6 +31,7 @@ from gateway.http.middleware import (
 from gateway.http.models import ModelsFace
 from gateway.http.openai import OpenAIFace
 from gateway.http.pages import PagesFace
+from gateway.http.routes import RoutesFace
 from gateway.http.sse import STREAM_ID
 from gateway.http.stream import NativeFace
 from gateway.http.streams import StreamsFace
@@ -64,6 +67,8 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *DownloadsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
         *HubFace(gateway).routes(),
+        *DecisionsFace(gateway).routes(),
+        *RoutesFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),
         Route("/graphql", endpoint, name="graphql"),
         WebSocketRoute("/graphql", endpoint, name="graphql-ws"),
@@ -90,6 +95,7 @@ def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -
                 expose_headers=[
                     REQUEST_ID,
                     STREAM_ID,
+                    DECISION_ID,
                     "Retry-After",
                     "WWW-Authenticate",
                     *LIMIT_HEADERS,

@@ -19,6 +19,7 @@ from gateway.core.embeddings import Embeddings, EmbedRequest, unpack_vector
 from gateway.core.errors import InvalidRequest
 from gateway.http.body import decode_body, read_request
 from gateway.http.caller import caller_of
+from gateway.http.decision_ids import note_decision
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.encoding import encode_json
 from gateway.http.options import parse_keep_alive
@@ -89,7 +90,11 @@ class EmbeddingsFace:
         )
         wanted = await read_request(request, self._settings.max_body_bytes, parse)
         embed = partial(
-            self._gateway.embeddings.embed, wanted.request, face=face, caller=caller_of(request)
+            self._gateway.embeddings.embed,
+            wanted.request,
+            face=face,
+            caller=caller_of(request),
+            decided=partial(note_decision, request.scope),
         )
         found = await unless_disconnected(request.receive, embed)
         # In a thread, vector by vector: a thousand of them are a million numbers to be written.

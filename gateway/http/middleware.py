@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import telemetry
 from gateway.core.errors import ForeignOrigin, ShuttingDown
+from gateway.http.decision_ids import DECISION_ID, noted_decision
 from gateway.http.errors import error_response
 from gateway.http.headers import find_header
 from gateway.http.hosts import may_be_called
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 _REQUEST_ID_NAME = REQUEST_ID.lower().encode()
+_DECISION_ID_NAME = DECISION_ID.lower().encode()
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
@@ -36,7 +38,8 @@ _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "we
 
 
 class RequestIds:
-    """Gives each request an id, the caller's own if it is usable, and puts it on the reply."""
+    """Gives each request an id, the caller's own if it is usable, and puts it on the reply, with
+    the id of the decision if there is one."""
 
     def __init__(self, app: ASGIApp, metrics: MetricsService) -> None:
         """`metrics` counts the statuses of replies."""
@@ -61,6 +64,8 @@ class RequestIds:
                     (_REQUEST_ID_NAME, request_id.encode()),
                     *(header for header in _ALWAYS if header[0] not in names),
                 ]
+                if decision_id := noted_decision(scope):
+                    message["headers"].append((_DECISION_ID_NAME, decision_id.encode()))
             await send(message)
 
         token = telemetry.request_id.set(request_id)

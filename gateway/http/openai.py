@@ -16,6 +16,7 @@ from gateway.core.names import nearest_names
 from gateway.core.routing import resolve_route
 from gateway.http.body import read_request
 from gateway.http.caller import caller_of
+from gateway.http.decision_ids import note_decision
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.models import describe_faults
@@ -51,13 +52,13 @@ class OpenAIFace:
     async def models(self, _request: Request) -> Response:
         listing = await self._gateway.catalog.listing()
         data = [_describe(model) for model in listing.models]
-        data += map(_describe_virtual, self._settings.virtual_models)
+        data += map(_describe_virtual, self._gateway.rules.virtual)
         faults = describe_faults(listing.faults)
         return json_response({"object": "list", "data": data, "provider_errors": faults})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["id"]
-        if name in self._settings.virtual_models:
+        if name in self._gateway.rules.virtual:
             return json_response(_describe_virtual(name))
         listing = await self._gateway.catalog.listing()
         return json_response(_describe(self._find(name, listing)))
@@ -92,6 +93,7 @@ class OpenAIFace:
             make = partial(chunks, includes_usage=wanted.includes_usage)
             return StreamReply(open_stream, make, self._settings)
         async with open_stream() as reader:
+            note_decision(request.scope, reader.stream.id)
             answer = await unless_disconnected(request.receive, partial(collect, reader))
             return json_response(describe_whole(reader.stream, answer))
 
@@ -104,7 +106,7 @@ class OpenAIFace:
             name,
             providers=self._gateway.provider_names,
             catalogue=listing.catalogue,
-            aliases=self._settings.aliases,
+            aliases=self._gateway.rules.aliases,
         )
         if route.info is not None:
             return route.info

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Waiting
+from gateway.http.decision_ids import note_decision
 from gateway.http.disconnect import cancelled_on_disconnect
 from gateway.problems import Problem, describe
 from gateway.services.live import LiveStream, StreamReader
@@ -79,6 +80,7 @@ class StreamReply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._attach() as reader:
+            note_decision(scope, reader.stream.id)
             encoder = self._make_encoder(reader.stream)
             with cancelled_on_disconnect(receive) as work:
                 opening = await _open(reader, encoder) if self._awaits_first else b""

@@ -18,6 +18,7 @@ from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import convert_body, decode_body, read_request
 from gateway.http.caller import caller_of
+from gateway.http.decision_ids import note_decision
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.logprobs import describe_logprobs
@@ -90,6 +91,7 @@ class NativeFace:
         asked = await read_asked(request, self._settings)
         caller = caller_of(request)
         async with self._gateway.streams.open(asked.request, caller=caller) as reader:
+            note_decision(request.scope, reader.stream.id)
             answer = await unless_disconnected(request.receive, partial(collect, reader))
             return json_response(_describe_answer(reader.stream, answer))
 

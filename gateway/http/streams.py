@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from gateway.core.errors import InvalidRequest
 from gateway.http.caller import caller_of
+from gateway.http.decision_ids import note_decision
 from gateway.http.errors import json_response
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse import STREAM_ID, StreamReply
@@ -40,6 +41,7 @@ class StreamsFace:
         reader = streams.open(asked.request, caller=caller_of(request), is_detached=True)
         reader.leave()
         stream_id = reader.stream.id
+        note_decision(request.scope, stream_id)
         url = f"/api/v1/streams/{stream_id}"
         told = {
             "stream_id": stream_id,

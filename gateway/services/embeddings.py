@@ -1,23 +1,35 @@
 """Admits embedding requests: how many at once, none while the gateway drains."""
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
+import msgspec
 from msgspec.structs import replace
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, Internal, Overloaded, ShuttingDown
+from gateway.core.events import Timings, Usage
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.ports import SessionMeter
+from gateway.core.sessions import SessionClosed, SessionOpened
+from gateway.core.states import StreamEnd
+from gateway.core.trail import Trail
+from gateway.services.decision_log import DecisionLog
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
 from gateway.telemetry.meter import Meter
 
 
+def _tell_nobody(_decision_id: str) -> None:
+    pass
+
+
 class EmbeddingService:
-    """Embeds for up to `max_open` requests at once. It keeps no records: nothing is generated."""
+    """Embeds for up to `max_open` requests at once. Nothing is generated, so there is no record of
+    a stream; there is a decision."""
 
     def __init__(
         self,
@@ -26,10 +38,16 @@ class EmbeddingService:
         max_open: int,
         slots: CallerSlots | None = None,
         meter: SessionMeter | None = None,
+        decisions: DecisionLog | None = None,
+        node: str = "",
+        now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._router = router
         self._meter = meter or Meter()
+        self._decisions = decisions or DecisionLog()
+        self._node = node
+        self._now = now
         self._clock = clock
         self._slots = slots or CallerSlots()
         self._max_open = max_open
@@ -42,9 +60,15 @@ class EmbeddingService:
         return len(self._open)
 
     async def embed(
-        self, request: EmbedRequest, *, face: str = "native", caller: Caller = ANYBODY
+        self,
+        request: EmbedRequest,
+        *,
+        face: str = "native",
+        caller: Caller = ANYBODY,
+        decided: Callable[[str], None] = _tell_nobody,
     ) -> Embeddings:
-        """Return one vector for each input; being cancelled stops the model.
+        """Return one vector for each input; being cancelled stops the model. `decided` is told the
+        id of the decision as soon as there is one.
 
         Raises Overloaded when too many are open, TooManyStreams when the caller has too many,
         ShuttingDown while the gateway drains, and what the router raises.
@@ -54,9 +78,20 @@ class EmbeddingService:
         except GatewayError as error:
             self._meter.refused(error.code)
             raise
-        with self._admitted(caller), self._metered(face) as found:
-            found.append(await self._router.embed(replace(request, caller=caller.id)))
-            return found[0]
+        opened = SessionOpened(
+            id=secrets.token_hex(12),
+            request_id=request.id,
+            node=self._node,
+            requested_model=request.model,
+            opened_at=self._now(),
+            face=face,
+            caller=caller.id,
+        )
+        decided(opened.id)
+        with self._admitted(caller), self._recorded(opened) as work:
+            request = replace(request, caller=caller.id)
+            work.found = await self._router.embed(request, work.trail)
+            return work.found
         raise ShuttingDown("The gateway shut down before the embeddings were complete.")
 
     async def drain(self, grace_s: float) -> None:
@@ -77,21 +112,34 @@ class EmbeddingService:
         self._slots.take(caller.id, caller.max_streams)
 
     @contextmanager
-    def _metered(self, face: str) -> Iterator[list[Embeddings]]:
-        """Tell the meter how a request ended, by what is in the list then."""
-        begun, found, code = self._clock(), list[Embeddings](), ""
+    def _recorded(self, opened: SessionOpened) -> Iterator["_Work"]:
+        """Tell the meter and the decisions how a request ended, by what was found then."""
+        begun, end, code = self._clock(), StreamEnd.CANCELLED, ""
+        work = _Work(self._decisions.begin(opened, "embedding"))
         try:
-            yield found
+            yield work
         except GatewayError as error:
-            code = error.code
+            end, code = StreamEnd.ERROR, error.code
             raise
         except Exception:
-            code = Internal.code
+            end, code = StreamEnd.ERROR, Internal.code
             raise
         finally:
-            done = found[0] if found else None
-            ref, usage = (done.ref, done.usage) if done else (None, None)
-            self._meter.embedded(face, ref, usage, code, self._clock() - begun)
+            seconds = self._clock() - begun
+            ref, usage = (work.found.ref, work.found.usage) if work.found else (None, None)
+            self._meter.embedded(opened.face, ref, usage, code, seconds)
+            self._decisions.end(
+                SessionClosed(
+                    id=opened.id,
+                    provider=ref.provider if ref else None,
+                    model=ref.qualified_model if ref else None,
+                    end=StreamEnd.STOP if work.found else end,
+                    closed_at=self._now(),
+                    usage=usage or Usage(),
+                    timings=Timings(total_ms=seconds * 1000),
+                    error_code=code or None,
+                )
+            )
 
     @contextmanager
     def _admitted(self, caller: Caller) -> Iterator[None]:
@@ -111,3 +159,10 @@ class EmbeddingService:
     async def _wait_idle(self) -> None:
         while self._open:
             await self._idle.wait()
+
+
+class _Work(msgspec.Struct):
+    """An admitted request, and what came of it."""
+
+    trail: Trail
+    found: Embeddings | None = None

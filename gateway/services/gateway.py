@@ -10,6 +10,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
+from gateway.services.decisions import DecisionService
 from gateway.services.downloads import DownloadService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
@@ -21,6 +22,7 @@ from gateway.services.library import LibraryService
 from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
+from gateway.services.rules import RuleService
 from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
 
@@ -50,6 +52,8 @@ class Gateway(msgspec.Struct, frozen=True):
     hub_token: HubTokenService
     metrics: MetricsService
     downloads: DownloadService
+    decisions: DecisionService
+    rules: RuleService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

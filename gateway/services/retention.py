@@ -1,4 +1,4 @@
-"""Retention: sessions older than the operator wants are deleted, batch by batch."""
+"""Retention: records older than the operator wants are deleted, batch by batch."""
 
 import logging
 import time
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from gateway.core.errors import DatabaseUnavailable
-from gateway.core.ports import SessionStore
+from gateway.core.ports import RecordStore
 from gateway.core.sessions import RecordCounts
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,12 @@ class SessionPurger:
 
     def __init__(
         self,
-        store: SessionStore,
+        store: RecordStore,
         *,
         keep_days: int,
         batch: int,
         counts: RecordCounts,
+        kind: str = "sessions",
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -38,6 +39,7 @@ class SessionPurger:
         self._keep_days = keep_days
         self._batch = batch
         self._counts = counts
+        self._kind = kind
         self._now = now
         self._clock = clock
         self._sleep = sleep
@@ -48,11 +50,11 @@ class SessionPurger:
             try:
                 await self.purge()
             except DatabaseUnavailable as error:
-                logger.warning("old sessions are not purged for now: %s", error.message)
+                logger.warning("old %s are not purged for now: %s", self._kind, error.message)
             await self._sleep(INTERVAL_S)
 
     async def purge(self) -> int:
-        """Delete all that is too old now; return how many sessions that were."""
+        """Delete all that is too old now; return how many records that were."""
         opened_before = self._now() - self._keep_days * DAY_S
         total, is_more = 0, True
         while is_more:
@@ -64,5 +66,5 @@ class SessionPurger:
             if is_more:
                 await self._sleep(self._clock() - begun)
         if total:
-            logger.info("old sessions purged: %d", total)
+            logger.info("old %s purged: %d", self._kind, total)
         return total

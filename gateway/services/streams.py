@@ -28,6 +28,8 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import SessionMeter
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
+from gateway.core.trail import Trail
+from gateway.services.decision_log import DecisionLog
 from gateway.services.ended import EndedStreams
 from gateway.services.live import LiveStream, StreamLimits, StreamReader
 from gateway.services.recorder import SessionRecorder
@@ -72,6 +74,7 @@ class StreamService:
         tokens: StreamTokens,
         slots: CallerSlots | None = None,
         meter: SessionMeter | None = None,
+        decisions: DecisionLog | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -84,6 +87,7 @@ class StreamService:
         self._limits = limits
         self._slots = slots or CallerSlots()
         self._meter = meter or Meter()
+        self._decisions = decisions or DecisionLog()
         self._now = now
         self._clock = clock
         self._sleep = sleep
@@ -123,7 +127,9 @@ class StreamService:
             requested_model=request.model,
             opened_at=self._now(),
             face=face,
+            caller=caller.id,
         )
+        trail = self._decisions.begin(opening, "stream")
         stream = LiveStream(
             opening,
             caller=caller.id,
@@ -136,7 +142,7 @@ class StreamService:
         if not self._live:
             self._idle = anyio.Event()
         self._live[stream.id] = stream
-        self._tasks.start_soon(self._own, stream, request, name=f"stream {stream.id}")
+        self._tasks.start_soon(self._own, stream, request, trail, name=f"stream {stream.id}")
         return stream.attach()
 
     def _admit(self, caller: Caller) -> None:
@@ -220,11 +226,11 @@ class StreamService:
             await stream.wait_attached()
             tasks.cancel_scope.cancel()
 
-    async def _own(self, stream: LiveStream, request: GenerateRequest) -> None:
+    async def _own(self, stream: LiveStream, request: GenerateRequest, trail: Trail) -> None:
         error: GatewayError | None = None
         try:
             with stream.scope:
-                await self._pump(stream, request)
+                await self._pump(stream, request, trail)
         except GatewayError as known:
             logger.info("stream %s failed: %s: %s", stream.id, known.code, known.message)
             error = known
@@ -235,9 +241,9 @@ class StreamService:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.
             self._close(stream, stream.error or error)
 
-    async def _pump(self, stream: LiveStream, request: GenerateRequest) -> None:
+    async def _pump(self, stream: LiveStream, request: GenerateRequest, trail: Trail) -> None:
         ticket = 0
-        async with aclosing(self._router.stream(request)) as events:
+        async with aclosing(self._router.stream(request, trail)) as events:
             async for event in events:
                 if isinstance(event, Routed):
                     # For the record alone: what readers see is numbered, and this is not shown.
@@ -271,6 +277,7 @@ class StreamService:
             served_by=tally.served_by,
         )
         self._recorder.closed(closed)
+        self._decisions.end(closed)
         self._meter.stream_ended(stream.opened.face, closed)
         logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]

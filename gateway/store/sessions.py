@@ -22,7 +22,7 @@ UNKNOWN_NODE = ""
 UNSEEN_S = 86_400.0
 """Sessions of runs that were never seen, being of an earlier version, are closed after a day."""
 
-_OPENING = ("request_id", "node", "boot", "requested_model", "face", "opened_at")
+_OPENING = ("request_id", "node", "boot", "requested_model", "face", "opened_at", "caller")
 _ENDING = (
     "provider",
     "model",
@@ -126,13 +126,13 @@ class DatabaseSessionStore:
         newest = stream_sessions.c.opened_at.desc(), stream_sessions.c.id.desc()
         statement = select(stream_sessions).order_by(*newest).limit(limit)
         async with self._database.reading() as connection:
-            return [_session(row) for row in await connection.execute(statement)]
+            return [read_session(row) for row in await connection.execute(statement)]
 
     async def find(self, session_id: str) -> Session | None:
         statement = select(stream_sessions).where(stream_sessions.c.id == session_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return _session(row) if row else None
+        return read_session(row) if row else None
 
     def _insert(self, columns: Sequence[str], only_if: Any) -> Any:
         """Return the INSERT that, for a row already there, sets `columns` where `only_if`."""
@@ -163,6 +163,7 @@ def _opening_row(record: SessionOpened) -> dict[str, object]:
         "requested_model": record.requested_model,
         "face": record.face,
         "opened_at": record.opened_at,
+        "caller": record.caller,
         "provider": record.provider,
         "model": record.model,
     }
@@ -198,7 +199,8 @@ def opening_of(closed: SessionClosed) -> SessionOpened:
     )
 
 
-def _session(row: Row[Any]) -> Session:
+def read_session(row: Row[Any]) -> Session:
+    """Return the session that a row of `stream_sessions` is."""
     opened = SessionOpened(
         id=row.id,
         request_id=row.request_id,
@@ -209,6 +211,7 @@ def _session(row: Row[Any]) -> Session:
         provider=row.provider,
         model=row.model,
         boot=row.boot,
+        caller=row.caller,
     )
     return Session(opened=opened, closed=_closed(row) if row.end_reason else None)
 

@@ -164,6 +164,7 @@ stream_sessions = Table(
     Column("total_ms", Double()),
     Column("closed_at", UnixTime()),
     Column("served_by", JSON(none_as_null=True)),
+    Column("caller", CleanText(), nullable=False, server_default=text("''")),
     _one_of("end_reason", StreamEnd, "end_reason"),
     CheckConstraint("(end_reason IS NULL) = (closed_at IS NULL)", name="closed"),
 )
@@ -183,6 +184,50 @@ Index(
     stream_sessions.c.node,
     sqlite_where=_still_open,
     postgresql_where=_still_open,
+)
+
+# Without keys nobody has a name, and none of this costs anything.
+_has_caller = stream_sessions.c.caller != text("''")
+Index(
+    "ix_stream_sessions_caller",
+    stream_sessions.c.caller,
+    stream_sessions.c.opened_at,
+    sqlite_where=_has_caller,
+    postgresql_where=_has_caller,
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column("opened_at", UnixTime(), nullable=False),
+    Column("caller", CleanText(), nullable=False),
+    Column("requested_model", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("provider", CleanText(MAX_PROVIDER_LENGTH)),
+    Column("model", CleanText(MAX_MODEL_LENGTH)),
+    Column("outcome", CleanText(), nullable=False),
+    Column("error_code", CleanText()),
+    # JSON as text: read as a whole, and never asked about.
+    Column("record", Text(), nullable=False),
+    Index("ix_decisions_opened_at", "opened_at"),
+)
+
+routing_rules = Table(
+    "routing_rules",
+    metadata,
+    Column("name", CleanText(MAX_MODEL_LENGTH), primary_key=True),
+    Column("draft", JSON(), nullable=False),
+    Column("version", Count(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
+    Column("updated_by", CleanText(), nullable=False),
+)
+
+# One row: how often the rules were changed, and whose lock lets one writer in at a time.
+routing_stamp = Table(
+    "routing_stamp",
+    metadata,
+    Column("id", Count(), primary_key=True, autoincrement=False),
+    Column("version", Count(), nullable=False),
 )
 
 api_keys = Table(

@@ -17,12 +17,14 @@ from gateway.core.ports.library import (
     ModelShelf,
 )
 from gateway.core.ports.providers import Continuer, ModelObserver, ModelRemover, Provider
-from gateway.core.ports.sessions import SessionJournal, SessionMeter, SessionStore
+from gateway.core.ports.routing import DecisionStore, RuleStore
+from gateway.core.ports.sessions import RecordStore, SessionJournal, SessionMeter, SessionStore
 from gateway.core.ports.states import ModelStateStore, ProviderStore
 
 __all__ = [
     "CollectionStore",
     "Continuer",
+    "DecisionStore",
     "DownloadChange",
     "DownloadObserver",
     "DownloadSource",
@@ -40,6 +42,8 @@ __all__ = [
     "ModelStateStore",
     "Provider",
     "ProviderStore",
+    "RecordStore",
+    "RuleStore",
     "SecretStore",
     "SessionJournal",
     "SessionMeter",

@@ -25,7 +25,16 @@ class SessionMeter(Protocol):
         ...
 
 
-class SessionStore(Protocol):
+class RecordStore(Protocol):
+    """Records that are kept for a while: sessions, decisions."""
+
+    async def purge(self, opened_before: float, limit: int) -> int:
+        """Delete the oldest records of what was opened before that time, at most `limit`, in one
+        transaction; return how many there were. Raises DatabaseUnavailable."""
+        ...
+
+
+class SessionStore(RecordStore, Protocol):
     """Stream sessions. All methods raise DatabaseUnavailable when the database does not answer."""
 
     async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
@@ -51,11 +60,6 @@ class SessionStore(Protocol):
         """Close as INTERRUPTED every open session of a run, of any node, that was last seen more
         than `lease_s` ago, by the database's clock; return how many there were. Of a run that was
         never seen only those that were opened more than a day ago."""
-        ...
-
-    async def purge(self, opened_before: float, limit: int) -> int:
-        """Delete the oldest sessions opened before that time, at most `limit`, in one
-        transaction; return how many there were."""
         ...
 
     async def recent(self, limit: int) -> Sequence[Session]:

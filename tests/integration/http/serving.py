@@ -46,6 +46,7 @@ from gateway.testing import (
 )
 from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
+from tests.integration.routing_services import build_routing
 from tests.libraries import build_library
 
 
@@ -91,6 +92,7 @@ async def serving(
             await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
             tasks.start_soon(gateway.router.health.watch)
+            tasks.start_soon(gateway.decisions.run)
             limits = ConnectionLimits(max_connections, head_s=settings.head_timeout_s)
             server = uvicorn.Server(
                 uvicorn.Config(
@@ -130,12 +132,13 @@ def build_gateway(
     by_name = {provider.name: provider for provider in providers}
     catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
+    routing = build_routing(settings, catalog, tuple(by_name))
     router = ModelRouterService(
         by_name,
         catalog,
-        aliases=settings.aliases,
+        aliases=routing.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=settings.virtual_models,
+        rules=routing.rules.virtual,
         max_continuations=settings.max_continuations,
         sleep=retry_sleep,
     )
@@ -149,8 +152,16 @@ def build_gateway(
         tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
         slots=slots,
         meter=meter,
+        decisions=routing.log,
     )
-    embeddings = EmbeddingService(router, max_open=settings.max_embeds, slots=slots, meter=meter)
+    embeddings = EmbeddingService(
+        router,
+        max_open=settings.max_embeds,
+        slots=slots,
+        meter=meter,
+        decisions=routing.log,
+        node="test",
+    )
     key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
     gatekeeper = Gatekeeper(
         key_store,
@@ -170,7 +181,7 @@ def build_gateway(
         interval_s=settings.reconcile_interval_s,
     )
     control = ModelControlService(
-        by_name, catalog, tasks, aliases=settings.aliases, look_again=tracker.look_again
+        by_name, catalog, tasks, aliases=routing.rules.aliases, look_again=tracker.look_again
     )
     return Gateway(
         node="test",
@@ -200,6 +211,8 @@ def build_gateway(
             recorder=recorder,
         ),
         downloads=build_downloads({}),
+        rules=routing.rules,
+        decisions=routing.decisions(sessions, router, "test"),
     )
 
 

@@ -47,6 +47,7 @@ from gateway.testing import (
 from schema import create_graphql
 from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
+from tests.integration.routing_services import build_routing
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
 from tests.libraries import build_library
@@ -152,8 +153,13 @@ class GraphQLServer:
         model_states = MemoryModelStateStore()
         recorder = SessionRecorder(self.sessions, MemoryJournal(), node=NODE, boot="b")
         feed = ModelFeed(max_subscribers=settings.max_subscriptions)
+        routing = build_routing(settings, catalog, tuple(self.providers))
         router = ModelRouterService(
-            self.providers, catalog, aliases={}, images=ImagePolicy(2**20, 10**6)
+            self.providers,
+            catalog,
+            aliases=routing.rules.aliases,
+            images=ImagePolicy(2**20, 10**6),
+            rules=routing.rules.virtual,
         )
         tracker = ModelStateTracker(
             catalog,
@@ -171,6 +177,7 @@ class GraphQLServer:
             node=NODE,
             limits=choose_limits(settings),
             tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
+            decisions=routing.log,
         )
         key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
         gatekeeper = Gatekeeper(
@@ -212,6 +219,8 @@ class GraphQLServer:
                 recorder=recorder,
             ),
             downloads=build_downloads(self.sources),
+            rules=routing.rules,
+            decisions=routing.decisions(self.sessions, router, NODE),
         )
 
 

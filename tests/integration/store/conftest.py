@@ -6,35 +6,41 @@ import pytest
 
 from gateway.core.ports import (
     CollectionStore,
+    DecisionStore,
     DownloadStore,
     FileStore,
     HubCache,
     KeyStore,
     ModelStateStore,
     ProviderStore,
+    RuleStore,
     SecretStore,
     SessionStore,
 )
 from gateway.store import migrate
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
+from gateway.store.decisions import DatabaseDecisionStore
 from gateway.store.downloads import DatabaseDownloadStore
 from gateway.store.hub_cache import DatabaseHubCache
 from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
+from gateway.store.rules import DatabaseRuleStore
 from gateway.store.secrets import DatabaseSecretStore
 from gateway.store.sessions import DatabaseSessionStore
 from gateway.store.vault import Vault
 from gateway.testing import (
     MemoryCollectionStore,
+    MemoryDecisionStore,
     MemoryDownloadStore,
     MemoryFileStore,
     MemoryHubCache,
     MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
+    MemoryRuleStore,
     MemorySecretStore,
     MemorySessionStore,
 )
@@ -107,3 +113,14 @@ def secret_store(backing: Database | None) -> SecretStore:
 @pytest.fixture
 def download_store(backing: Database | None) -> DownloadStore:
     return DatabaseDownloadStore(backing) if backing else MemoryDownloadStore()
+
+
+@pytest.fixture
+def decision_store(backing: Database | None, session_store: SessionStore) -> DecisionStore:
+    """A store beside `session_store`."""
+    return DatabaseDecisionStore(backing) if backing else MemoryDecisionStore(session_store)
+
+
+@pytest.fixture
+def rule_store(backing: Database | None) -> RuleStore:
+    return DatabaseRuleStore(backing) if backing else MemoryRuleStore()

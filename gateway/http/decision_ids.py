@@ -1,0 +1,17 @@
+"""`X-Gateway-Decision`: the id of the decision that a reply follows from, errors too."""
+
+from starlette.types import Scope
+
+DECISION_ID = "X-Gateway-Decision"
+_KEY = "gateway.decision"
+
+
+def note_decision(scope: Scope, decision_id: str) -> None:
+    """Have the reply to this request say that this decision was made about it."""
+    scope[_KEY] = decision_id
+
+
+def noted_decision(scope: Scope) -> str | None:
+    """Return what was noted so far."""
+    decision_id: str | None = scope.get(_KEY)
+    return decision_id

@@ -1,0 +1,182 @@
+"""RuleService: the aliases and virtual models that hold, of the configuration and the database.
+
+Rules in memory follow the database by a look every half second, so one that is changed anywhere
+holds everywhere within a second. While the database is away, those that are known hold on.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+import anyio
+
+from gateway.core.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    InvalidRequest,
+    RouteNotFound,
+    RouteReadOnly,
+)
+from gateway.core.ports import RuleStore
+from gateway.core.routing import resolve_route
+from gateway.core.rules import (
+    MAX_RULES,
+    Rule,
+    RuleDraft,
+    RuleSet,
+    StoredRule,
+    assemble_rules,
+    check_draft,
+    drafts_of,
+    require_agreeing,
+)
+from gateway.core.virtual import VirtualModel
+from gateway.services.catalog import Catalog
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+
+
+class RuleService:
+    """`aliases` and `virtual` stay the same mappings; what is in them is what holds now."""
+
+    def __init__(
+        self,
+        store: RuleStore,
+        catalog: Catalog,
+        *,
+        aliases: Mapping[str, str],
+        virtual: Mapping[str, VirtualModel],
+        providers: Collection[str],
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    ) -> None:
+        """`aliases` and `virtual` are those of the configuration."""
+        self._store = store
+        self._catalog = catalog
+        self._config = drafts_of(aliases, virtual)
+        self._providers = providers
+        self._now = now
+        self._sleep = sleep
+        self._stamp = 0
+        self._looking = anyio.Lock()
+        self._rules = self._assemble(())
+        self.aliases: dict[str, str] = dict(self._rules.aliases)
+        self.virtual: dict[str, VirtualModel] = dict(self._rules.virtual)
+        self.healthy = True
+        """Whether the last look at the database succeeded."""
+
+    async def load(self) -> None:
+        """Read the rules if they changed; raises DatabaseUnavailable."""
+        async with self._looking:
+            stamp = await self._store.stamp()
+            if stamp != self._stamp:
+                # The stamp is the older of the two: a change between them is found next time.
+                self._take(await self._store.all())
+                self._stamp = stamp
+
+    async def look(self) -> None:
+        """Do as `load`; a database that is away is noted, and tried again."""
+        try:
+            await self.load()
+        except DatabaseUnavailable as error:
+            if self.healthy:
+                logger.warning("rules cannot be read, those that are known hold on: %s", error)
+            self.healthy = False
+        else:
+            self.healthy = True
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self._sleep(LOOK_EVERY_S)
+            try:
+                await self.look()
+            except Exception:
+                self.healthy = False
+                logger.exception("rules cannot be read")
+
+    def all(self) -> list[Rule]:
+        """Return every rule, by name."""
+        return list(self._rules.rules.values())
+
+    def find(self, name: str) -> Rule:
+        """Return a rule; raises RouteNotFound."""
+        rule = self._rules.rules.get(name)
+        if rule is None:
+            raise RouteNotFound(f"There is no route '{name}'.", param="name")
+        return rule
+
+    async def set(self, draft: RuleDraft, *, expected: int | None = None, by: str = "") -> Rule:
+        """Return the rule as it holds from now on, new or in the place of the one of that name.
+
+        `expected` is the version that it replaces, 0 that there is none yet; None: whatever there
+        is. Raises InvalidRequest for one that cannot hold, or with which another could not any
+        more, RouteReadOnly for a name of the configuration, RouteChanged when there is another
+        version than expected, DatabaseUnavailable.
+        """
+        check_draft(draft)
+        self._require_own(draft.name)
+
+        def check(stored: Sequence[StoredRule]) -> None:
+            others = [each for each in stored if each.draft.name != draft.name]
+            if len(others) >= MAX_RULES:
+                raise InvalidRequest(f"There are {MAX_RULES} rules already.")
+            after = self._assemble([*others, StoredRule(draft, 0, 0.0)])
+            require_agreeing(self._assemble(stored), after, draft.name)
+
+        at = round(self._now(), 6)
+        await self._store.put(draft, check, expected=expected, at=at, by=by)
+        await self.load()
+        return self.find(draft.name)
+
+    async def remove(self, name: str, *, expected: int | None = None) -> Rule:
+        """Return the rule that was removed; raises RouteNotFound, RouteReadOnly, RouteChanged when
+        it has another version than expected, DatabaseUnavailable."""
+        self._require_own(name)
+        await self.load()
+        removed = self.find(name)
+        if not await self._store.remove(name, expected=expected):
+            raise RouteNotFound(f"There is no route '{name}'.", param="name")
+        await self.load()
+        return removed
+
+    async def warnings(self, draft: RuleDraft) -> list[str]:
+        """Return what may be wrong with a rule and does not keep it from holding: names that
+        nobody is known to have now."""
+        catalogue = (await self._catalog.known()).catalogue
+        found = []
+        for target in draft.targets:
+            try:
+                route = resolve_route(
+                    target,
+                    providers=self._providers,
+                    catalogue=catalogue,
+                    aliases=self.aliases,
+                )
+            except GatewayError as error:
+                found.append(f"{error.message} {error.hint}" if error.hint else error.message)
+            else:
+                if route.info is None:
+                    found.append(f"'{target}' is in no listing now.")
+        return found
+
+    def _require_own(self, name: str) -> None:
+        known = self._rules.rules.get(name)
+        if known is not None and known.source == "config":
+            raise RouteReadOnly(f"'{name}' is a route of the configuration.", param="name")
+
+    def _take(self, stored: Sequence[StoredRule]) -> None:
+        """Have these rules hold, all at once: nothing waits between here and the end."""
+        self._rules = self._assemble(stored)
+        for rule in self._rules.rules.values():
+            if rule.problem is not None:
+                logger.warning("the rule '%s' does not hold: %s", rule.name, rule.problem)
+        self.aliases.clear()
+        self.aliases.update(self._rules.aliases)
+        self.virtual.clear()
+        self.virtual.update(self._rules.virtual)
+
+    def _assemble(self, stored: Sequence[StoredRule]) -> RuleSet:
+        return assemble_rules(self._config, stored, providers=self._providers)

@@ -1,0 +1,33 @@
+"""The real services of decisions and rules for a gateway of the tests, with stores in memory."""
+
+from typing import NamedTuple
+
+from gateway.core.ports import SessionStore
+from gateway.services.catalog import Catalog
+from gateway.services.decision_log import DecisionLog
+from gateway.services.decisions import DecisionService
+from gateway.services.router import ModelRouterService
+from gateway.services.rules import RuleService
+from gateway.settings import Settings
+from gateway.testing import MemoryDecisionStore, MemoryRuleStore
+
+
+class Routing(NamedTuple):
+    rules: RuleService
+    log: DecisionLog
+
+    def decisions(
+        self, sessions: SessionStore, router: ModelRouterService, node: str
+    ) -> DecisionService:
+        return DecisionService(self.log, MemoryDecisionStore(sessions), router, node=node)
+
+
+def build_routing(settings: Settings, catalog: Catalog, providers: tuple[str, ...]) -> Routing:
+    rules = RuleService(
+        MemoryRuleStore(),
+        catalog,
+        aliases=settings.aliases,
+        virtual=settings.virtual_models,
+        providers=providers,
+    )
+    return Routing(rules, DecisionLog())
