@@ -106,6 +106,23 @@ async def test_cut_at_every_byte_the_answer_is_whole_and_has_one_end(
                 assert closed.served_by == ((FIRST, SECOND) if has_begun else ()), where
 
 
+async def test_a_route_that_is_made_at_run_time_has_answers_go_on_too(
+    ollama_peer: OllamaPeer,
+) -> None:
+    ollama_peer.script("llama3.2", raw([message_of(pieces(ANSWER))[:300], Do.RESET]))
+    async with two_models(ollama_peer) as served:
+        route = {**PAIR, "max_continuations": 1}
+        made = await served.client.put("/api/v1/routes/mine", json=route)
+        assert made.status_code == 201, made.text
+        shown = (await served.client.get("/api/v1/routes/mine")).json()
+        assert (shown["continue_on_failure"], shown["max_continuations"]) == (True, 1)
+        reply = await served.client.post("/api/v1/generate", json={**ASKED, "model": "mine"})
+        alias = {"model": FIRST, "continue_on_failure": True}
+        refused = await served.client.put("/api/v1/routes/other", json=alias)
+    assert reply.json()["text"] == ANSWER
+    assert refused.status_code == 400
+
+
 async def test_the_next_is_given_the_words_and_the_usage_counts_both(
     ollama_peer: OllamaPeer,
 ) -> None:
