@@ -6,8 +6,7 @@ Leases go by the database's clock, so that the clocks of several gateways may di
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, Row, Select, and_, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Row, Select, and_, insert, or_, select, update
 
 from gateway.core.downloads import (
     LEGAL_SOURCES,
@@ -18,14 +17,9 @@ from gateway.core.downloads import (
     Progress,
 )
 from gateway.core.ports import DownloadChange, Worker
+from gateway.store.clock import read_clock
 from gateway.store.database import Database
 from gateway.store.tables import downloads
-
-_NOW = {
-    # SQLite before 3.42 has no unixepoch('subsec').
-    "sqlite": select((func.julianday("now") - 2440587.5) * 86400.0),
-    "postgresql": select(func.extract("epoch", func.clock_timestamp()).cast(Float)),
-}
 
 
 class DatabaseDownloadStore:
@@ -52,7 +46,7 @@ class DatabaseDownloadStore:
 
     async def claim(self, worker: Worker, places: Sequence[str]) -> Download | None:
         async with self._database.writing() as connection:
-            now = await self._now(connection)
+            now = await read_clock(connection)
             row = (await connection.execute(_next(worker, places, now))).first()
             if row is None:
                 return None
@@ -78,7 +72,7 @@ class DatabaseDownloadStore:
     ) -> bool:
         mine = and_(downloads.c.id == download_id, _is_run_by(worker))
         async with self._database.writing() as connection:
-            now = await self._now(connection)
+            now = await read_clock(connection)
             values = {
                 **_progress_values(progress),
                 "commit_id": commit,
@@ -102,18 +96,13 @@ class DatabaseDownloadStore:
         if worker is not None:
             which = and_(which, _is_run_by(worker))
         async with self._database.writing() as connection:
-            now = await self._now(connection)
+            now = await read_clock(connection)
             values = {**_change_values(change), "leased_until": None, "updated_at": now}
             result = await connection.execute(update(downloads).where(which).values(values))
             if not result.rowcount:
                 return None
             row = (await connection.execute(_of(download_id))).one()
         return _download(row)
-
-    async def _now(self, connection: AsyncConnection) -> float:
-        """Return the database's time in Unix seconds."""
-        now = (await connection.execute(_NOW[self._database.backend])).scalar_one()
-        return float(now)
 
 
 def _of(download_id: str) -> Select[Any]:

@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from gateway.core.downloads import DownloadState
 from gateway.core.library import Check, Verdict
+from gateway.core.rotation import ACTIVE, Phase, StepState, Trigger
 from gateway.core.states import ModelState, ProviderState, StreamEnd
 
 # PostgreSQL's index entries end at 2,704 bytes: keys are kept so short that several fit one.
@@ -348,4 +349,61 @@ downloads = Table(
     _one_of("state", DownloadState, "state"),
     Index("ix_downloads_created_at", "created_at"),
     Index("ix_downloads_state", "state"),
+)
+
+rotations = Table(
+    "rotations",
+    metadata,
+    Column("name", CleanText(), primary_key=True),
+    # A RotationOrder.
+    Column("definition", JSON(), nullable=False),
+    Column("source", CleanText(), nullable=False),
+    Column("current_model", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("paused", Boolean(), nullable=False),
+    Column("due_at", UnixTime()),
+    Column("counted", Count(), nullable=False),
+    Column("created_at", UnixTime(), nullable=False),
+    Column("updated_at", UnixTime(), nullable=False),
+)
+
+rotation_steps = Table(
+    "rotation_steps",
+    metadata,
+    Column("id", CleanText(), primary_key=True),
+    Column(
+        "rotation",
+        CleanText(),
+        ForeignKey("rotations.name", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    # Not "trigger": a word of SQL, as "current" is.
+    Column("cause", CleanText(), nullable=False),
+    Column("origin", CleanText(MAX_MODEL_LENGTH), nullable=False),
+    Column("wish", CleanText(MAX_MODEL_LENGTH)),
+    Column("target", CleanText(MAX_MODEL_LENGTH)),
+    Column("state", CleanText(), nullable=False),
+    Column("phase", CleanText(), nullable=False),
+    Column("skipped", JSON(), nullable=False),
+    Column("message", CleanText(MAX_MESSAGE_LENGTH)),
+    # Who takes the step, or did last; each time that somebody takes it on the fence rises.
+    Column("fence", Count(), nullable=False),
+    Column("node", CleanText()),
+    Column("boot", CleanText()),
+    Column("leased_until", UnixTime()),
+    Column("asked_at", UnixTime(), nullable=False),
+    Column("begun_at", UnixTime()),
+    Column("ended_at", UnixTime()),
+    _one_of("cause", Trigger, "cause"),
+    _one_of("state", StepState, "state"),
+    _one_of("phase", Phase, "phase"),
+    Index("ix_rotation_steps_rotation", "rotation", "asked_at"),
+)
+_is_active = rotation_steps.c.state.in_(sorted(ACTIVE))
+# One at a time of each rotation, whoever asks.
+Index(
+    "uq_rotation_steps_active",
+    rotation_steps.c.rotation,
+    unique=True,
+    sqlite_where=_is_active,
+    postgresql_where=_is_active,
 )

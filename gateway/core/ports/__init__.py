@@ -17,6 +17,7 @@ from gateway.core.ports.library import (
     ModelShelf,
 )
 from gateway.core.ports.providers import Continuer, ModelObserver, ModelRemover, Provider
+from gateway.core.ports.rotations import RotationLook, RotationStore
 from gateway.core.ports.routing import DecisionStore, RuleStore
 from gateway.core.ports.sessions import RecordStore, SessionJournal, SessionMeter, SessionStore
 from gateway.core.ports.states import ModelStateStore, ProviderStore
@@ -43,6 +44,8 @@ __all__ = [
     "Provider",
     "ProviderStore",
     "RecordStore",
+    "RotationLook",
+    "RotationStore",
     "RuleStore",
     "SecretStore",
     "SessionJournal",

@@ -52,7 +52,7 @@ class DownloadObserver(Protocol):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """A gateway that runs downloads: its `node`, the run of it, and how long a lease lasts."""
+    """A gateway that takes on work: its `node`, the run of it, and how long a lease lasts."""
 
     node: str
     boot: str

@@ -13,6 +13,7 @@ from gateway.core.ports import (
     KeyStore,
     ModelStateStore,
     ProviderStore,
+    RotationStore,
     RuleStore,
     SecretStore,
     SessionStore,
@@ -27,6 +28,7 @@ from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
+from gateway.store.rotations import DatabaseRotationStore
 from gateway.store.rules import DatabaseRuleStore
 from gateway.store.secrets import DatabaseSecretStore
 from gateway.store.sessions import DatabaseSessionStore
@@ -40,6 +42,7 @@ from gateway.testing import (
     MemoryKeyStore,
     MemoryModelStateStore,
     MemoryProviderStore,
+    MemoryRotationStore,
     MemoryRuleStore,
     MemorySecretStore,
     MemorySessionStore,
@@ -108,6 +111,14 @@ def secret_store(backing: Database | None) -> SecretStore:
     if backing is None:
         return MemorySecretStore(now=lambda: 1000.0)
     return DatabaseSecretStore(backing, Vault([b"k" * 32]), now=lambda: 1000.0)
+
+
+@pytest.fixture
+def rotation_store(backing: Database | None) -> RotationStore:
+    """A store that keeps three steps of each rotation."""
+    if backing is None:
+        return MemoryRotationStore(kept_steps=3)
+    return DatabaseRotationStore(backing, kept_steps=3)
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ TABLES = {
     "routing_rules",
     "routing_stamp",
     *("alembic_version", "api_keys", "hub_metadata", "models", "providers", "secrets"),
+    "rotation_steps",
+    "rotations",
     "stream_sessions",
 }
 
