@@ -67,6 +67,8 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.RouteNotFound: _Kind(404, hint="GET /api/v1/routes lists them."),
     errors.RouteReadOnly: _Kind(409, hint="Change the configuration, or choose another name."),
     errors.RouteChanged: _Kind(412, hint="Look at it as it is now, and change that."),
+    errors.RotationNotFound: _Kind(404, hint="GET /api/v1/rotations lists them."),
+    errors.RotationInConfig: _Kind(409, hint="Change it in the config; then start anew."),
     errors.ModelUnloaded: _Kind(409, True, "Asking again loads it anew."),
     errors.EngineFailed: _Kind(500, True, "The engine failed while it ran; try again."),
     errors.StaleTransition: _Kind(409, True, "The state changed meanwhile; look and try again."),

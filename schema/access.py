@@ -51,6 +51,9 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "decisions": _LOOK,
         "explainRoute": _LOOK,
         "routes": _LOOK,
+        "rotations": _MANAGE,
+        "rotation": _MANAGE,
+        "rotationHistory": _MANAGE,
         "version": _ANY,
     },
     OperationType.MUTATION: {
@@ -75,11 +78,17 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "pauseDownload": _MANAGE,
         "resumeDownload": _MANAGE,
         "cancelDownload": _MANAGE,
+        "setRotation": _MANAGE,
+        "deleteRotation": _MANAGE,
+        "pauseRotation": _MANAGE,
+        "resumeRotation": _MANAGE,
+        "advanceRotation": _MANAGE,
     },
     OperationType.SUBSCRIPTION: {
         "modelStateChanged": _LOOK,
         "generate": _INFER,
         "downloadProgress": _MANAGE,
+        "rotationChanged": _MANAGE,
     },
 }
 """Any of a field's scopes opens it. Introspection is for every key."""

@@ -43,6 +43,15 @@ from schema.library import (
     delete_model,
     verify_model,
 )
+from schema.rotations import (
+    Rotation,
+    RotationStep,
+    advance_rotation,
+    delete_rotation,
+    pause_rotation,
+    resume_rotation,
+    set_rotation,
+)
 from schema.routes import ModelRoute, delete_route, set_route
 
 _Load = Annotated[LoadModelInput, strawberry.argument(description="Which model, and how.")]
@@ -156,6 +165,24 @@ class Mutation:
     cancel_download: Download | None = strawberry.field(
         resolver=cancel_download,
         description="Stop it for good and delete what is not whole.",
+    )
+    set_rotation: Rotation | None = strawberry.field(
+        resolver=set_rotation, description="Make a rotation, or make it another."
+    )
+    delete_rotation: Rotation | None = strawberry.field(
+        resolver=delete_rotation,
+        description="Remove a rotation and its history; its models stay as they are.",
+    )
+    pause_rotation: Rotation | None = strawberry.field(
+        resolver=pause_rotation, description="Let no step begin by itself."
+    )
+    resume_rotation: Rotation | None = strawberry.field(
+        resolver=resume_rotation,
+        description="Undo a pause; the time to the next step begins anew.",
+    )
+    advance_rotation: RotationStep | None = strawberry.field(
+        resolver=advance_rotation,
+        description="Queue a step to the next model; rotationChanged tells how it goes.",
     )
 
     set_route: ModelRoute | None = strawberry.field(

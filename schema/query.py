@@ -26,6 +26,13 @@ from schema.inputs import LoadConfigInput
 from schema.library import Library, list_library
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
+from schema.rotations import (
+    Rotation,
+    RotationStep,
+    find_rotation,
+    list_rotations,
+    list_steps,
+)
 from schema.routes import ModelRoute, list_routes
 from schema.sessions import Session, require_first
 from schema.streams import LiveStream
@@ -52,7 +59,8 @@ _IN_MEMORY = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.UNLOAD
 async def list_models(
     info: Info, filter: _Filter = None, first: _First = 100, after: _After = None
 ) -> ModelPage:
-    listing = await info.context.gateway.catalog.listing()
+    services = info.context.gateway
+    listing = services.rotations.joined(await services.catalog.listing())
     return choose_page(listing, filter, first, after)
 
 
@@ -189,5 +197,15 @@ class Query:
     )
     routes: list[ModelRoute] = strawberry.field(
         resolver=list_routes, description="Aliases and virtual models, by name."
+    )
+    rotations: list[Rotation] | None = strawberry.field(
+        resolver=list_rotations,
+        description="Names that stand for one model after the other, by name.",
+    )
+    rotation: Rotation | None = strawberry.field(
+        resolver=find_rotation, description="One rotation as it is now."
+    )
+    rotation_history: list[RotationStep] | None = strawberry.field(
+        resolver=list_steps, description="The newest steps of a rotation, newest first."
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

@@ -13,6 +13,7 @@ from gateway.services.feed import Interest, StateUpdate
 from schema.context import Info
 from schema.downloads import Download, watch_downloads
 from schema.generation import GenerateInput
+from schema.rotations import RotationEvent, watch_rotations
 from schema.streams import StreamEvent, describe_event
 from schema.types import ModelState
 
@@ -114,6 +115,10 @@ class Subscription:
         resolver=watch_downloads,
         description="The downloads that have not ended, or those asked for, as they are now; then "
         "each as it changes, up to its end.",
+    )
+    rotation_changed: AsyncGenerator[RotationEvent, None] = strawberry.subscription(
+        resolver=watch_rotations,
+        description="The rotations as they are now, then each that changes.",
     )
 
 

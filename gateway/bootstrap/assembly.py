@@ -1,6 +1,7 @@
 """Puts the services together."""
 
 import secrets
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from gateway.bootstrap.models import Models, build_models
 from gateway.bootstrap.stores import Stores
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
+from gateway.core.virtual import VirtualModel
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.decision_log import DecisionLog
@@ -19,10 +21,12 @@ from gateway.services.decisions import DecisionService
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
+from gateway.services.handover import Handover
 from gateway.services.images import ImagePolicy
 from gateway.services.keys import KeyService
 from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
+from gateway.services.rotation import LEASE_S, ModelRotationService
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
 from gateway.services.stream_tokens import StreamTokens
@@ -43,6 +47,7 @@ class Requests:
     streams: StreamService
     embeddings: EmbeddingService
     decisions: DecisionService
+    rotations: ModelRotationService
 
 
 def assemble(
@@ -94,6 +99,7 @@ def assemble(
         downloads=build_downloads(settings, stores, hub, models, boot),
         decisions=requests.decisions,
         rules=models.rules,
+        rotations=requests.rotations,
     )
     return gateway, models.providers
 
@@ -109,12 +115,14 @@ def _build_requests(
 ) -> Requests:
     node = settings.resolved_node
     recorder = SessionRecorder(stores.sessions, journal, node=node, boot=boot)
+    rotation_rules: dict[str, VirtualModel] = {}
     router = ModelRouterService(
         models.providers,
         models.catalog,
         aliases=models.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=models.rules.virtual,
+        rules=ChainMap(rotation_rules, models.rules.virtual),
+        asked=lambda model: rotations.asked(model),
         max_continuations=settings.max_continuations,
     )
     slots, log = CallerSlots(), DecisionLog()
@@ -138,7 +146,29 @@ def _build_requests(
         node=node,
     )
     decisions = DecisionService(log, stores.decisions, router, node=node)
-    return Requests(recorder, router, streams, embeddings, decisions)
+    handover = Handover(
+        models.providers,
+        models.catalog,
+        router,
+        models.control,
+        streams,
+        aliases=models.rules.aliases,
+        elsewhere=settings.openai,
+    )
+    rotations = ModelRotationService(
+        stores.rotations,
+        handover,
+        orders=settings.rotations,
+        providers=tuple(settings.provider_kinds),
+        aliases=models.rules.aliases,
+        virtual=models.rules.virtual,
+        rules=rotation_rules,
+        node=node,
+        boot=boot,
+        max_watchers=settings.max_subscriptions,
+        lease_s=min(LEASE_S, settings.lease_s),
+    )
+    return Requests(recorder, router, streams, embeddings, decisions, rotations)
 
 
 def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsService:

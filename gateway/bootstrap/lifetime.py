@@ -85,6 +85,7 @@ async def _assembled(
         await gateway.gatekeeper.look()
         await gateway.configs.restore()
         await gateway.rules.look()
+        await gateway.rotations.restore()
         _start(settings, gateway, stores, boot, tasks)
         if not await gateway.recorder.wait_recovered(RECOVERY_S):
             logger.warning("records of an earlier run are still being written")
@@ -111,6 +112,7 @@ def _start(
     tasks.start_soon(gateway.downloads.run, name="downloads")
     tasks.start_soon(gateway.decisions.run, name="decisions")
     tasks.start_soon(gateway.rules.run, name="rules")
+    tasks.start_soon(gateway.rotations.run, name="rotations")
     purger = _build_purger(settings, sessions, gateway.recorder.counts, "sessions")
     tasks.start_soon(purger.run, name="session purger")
     purger = _build_purger(settings, stores.decisions, RecordCounts(), "decisions")

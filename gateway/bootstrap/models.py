@@ -11,6 +11,7 @@ from gateway import demo, providers
 from gateway.bootstrap.stores import Stores
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
+from gateway.core.rotation import RESERVED
 from gateway.core.states import ModelState
 from gateway.hub.cache import FileLibrary
 from gateway.hub.health import Health
@@ -71,7 +72,7 @@ def build_models(
         catalog,
         aliases=settings.aliases,
         virtual=settings.virtual_models,
-        providers=tuple(settings.provider_kinds),
+        providers=(*settings.provider_kinds, RESERVED),
     )
     control = ModelControlService(
         built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again

@@ -11,6 +11,7 @@ from gateway.store.keys import DatabaseKeyStore
 from gateway.store.library import DatabaseFileStore
 from gateway.store.models import DatabaseModelStateStore
 from gateway.store.providers import DatabaseProviderStore
+from gateway.store.rotations import DatabaseRotationStore
 from gateway.store.rules import DatabaseRuleStore
 from gateway.store.sessions import DatabaseSessionStore
 
@@ -26,6 +27,7 @@ class Stores:
     keys: DatabaseKeyStore
     models: DatabaseModelStateStore
     providers: DatabaseProviderStore
+    rotations: DatabaseRotationStore
     rules: DatabaseRuleStore
     sessions: DatabaseSessionStore
 
@@ -39,6 +41,7 @@ class Stores:
             keys=DatabaseKeyStore(database),
             models=DatabaseModelStateStore(database),
             providers=DatabaseProviderStore(database),
+            rotations=DatabaseRotationStore(database),
             rules=DatabaseRuleStore(database),
             sessions=DatabaseSessionStore(database),
         )

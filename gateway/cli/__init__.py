@@ -16,6 +16,7 @@ from gateway.cli.hub import hub, search
 from gateway.cli.keys import keys
 from gateway.cli.models import models
 from gateway.cli.pull import downloads, pull
+from gateway.cli.rotations import rotations
 from gateway.cli.routes import routes
 from gateway.cli.token import token
 from gateway.core.errors import GatewayError, Misconfigured
@@ -114,6 +115,7 @@ main.add_command(hub)
 main.add_command(token)
 main.add_command(downloads)
 main.add_command(pull)
+main.add_command(rotations)
 
 
 def _checked_settings() -> Settings:

@@ -31,6 +31,8 @@ GatewayError
 ├── RouteNotFound             no alias and no virtual model of that name
 ├── RouteReadOnly             it is in the configuration, and changed there alone
 ├── RouteChanged              somebody else changed it meanwhile
+├── RotationNotFound          no such rotation
+├── RotationInConfig          the config holds that rotation, and wins
 ├── ModelUnloaded             somebody unloaded the model under the caller
 ├── EngineFailed              the engine died or failed while it ran
 ├── StaleTransition           a state changed under the caller
@@ -235,6 +237,14 @@ class RouteReadOnly(GatewayError):
 
 class RouteChanged(GatewayError):
     code = "route_changed"
+
+
+class RotationNotFound(GatewayError):
+    code = "rotation_not_found"
+
+
+class RotationInConfig(GatewayError):
+    code = "rotation_in_config"
 
 
 class ModelUnloaded(GatewayError):

@@ -31,6 +31,7 @@ from gateway.http.middleware import (
 from gateway.http.models import ModelsFace
 from gateway.http.openai import OpenAIFace
 from gateway.http.pages import PagesFace
+from gateway.http.rotations import RotationsFace
 from gateway.http.routes import RoutesFace
 from gateway.http.sse import STREAM_ID
 from gateway.http.stream import NativeFace
@@ -65,6 +66,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         *LibraryFace(gateway, settings).routes(),
         *CollectionsFace(gateway, settings).routes(),
         *DownloadsFace(gateway, settings).routes(),
+        *RotationsFace(gateway, settings).routes(),
         *KeysFace(gateway, settings).routes(),
         *HubFace(gateway).routes(),
         *DecisionsFace(gateway).routes(),

@@ -31,7 +31,7 @@ class ModelsFace:
 
     async def models(self, request: Request) -> Response:
         wanted = parse_filter(request.query_params)
-        listing = await self._gateway.catalog.listing()
+        listing = self._gateway.rotations.joined(await self._gateway.catalog.listing())
         return json_response(
             {
                 "models": [_describe(model) for model in select_models(listing.models, wanted)],

@@ -53,6 +53,7 @@ class OpenAIFace:
         listing = await self._gateway.catalog.listing()
         data = [_describe(model) for model in listing.models]
         data += map(_describe_virtual, self._gateway.rules.virtual)
+        data += [_describe_virtual(each.id) for each in self._gateway.rotations.listed(listing)]
         faults = describe_faults(listing.faults)
         return json_response({"object": "list", "data": data, "provider_errors": faults})
 
@@ -61,6 +62,8 @@ class OpenAIFace:
         if name in self._gateway.rules.virtual:
             return json_response(_describe_virtual(name))
         listing = await self._gateway.catalog.listing()
+        if any(name == each.id for each in self._gateway.rotations.listed(listing)):
+            return json_response(_describe_virtual(name))
         return json_response(_describe(self._find(name, listing)))
 
     async def chat(self, request: Request) -> Response:

@@ -21,6 +21,7 @@ from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
 from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
+from gateway.services.rotation import ModelRotationService
 from gateway.services.router import ModelRouterService
 from gateway.services.rules import RuleService
 from gateway.services.streams import StreamService
@@ -54,6 +55,7 @@ class Gateway(msgspec.Struct, frozen=True):
     downloads: DownloadService
     decisions: DecisionService
     rules: RuleService
+    rotations: ModelRotationService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for
@@ -63,6 +65,7 @@ class Gateway(msgspec.Struct, frozen=True):
             tasks.start_soon(self.streams.drain, grace_s)
             tasks.start_soon(self.embeddings.drain, grace_s)
             tasks.start_soon(self.downloads.drain)
+            tasks.start_soon(self.rotations.drain)
 
     def unready_reasons(self) -> list[str]:
         """Return why no new request should be sent here; empty when ready."""

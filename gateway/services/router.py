@@ -48,17 +48,21 @@ class ModelRouterService:
         images: ImagePolicy,
         rules: Mapping[str, VirtualModel] | None = None,
         max_continuations: int = 3,
+        asked: Callable[[str], None] | None = None,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`max_continuations` is how often an answer that may go on after a failure does."""
+        """`rules` may change meanwhile; `asked` is told the name of each request that is planned,
+        and must not block. `max_continuations` is how often an answer that may go on after a
+        failure does."""
         self._providers = providers
         self._catalog = catalog
         self._aliases = aliases
         self._images = images
         self.health = HealthBoard(providers, clock)
         self._rules = {} if rules is None else rules
+        self._asked = asked
         self._max_continuations = max_continuations
         self._clock = clock
         self._budget = RetryBudget()
@@ -208,6 +212,8 @@ class ModelRouterService:
 
     async def _plan(self, request: AnyRequest, trail: Trail) -> Plan:
         """Return a plan with a route; raises the error of one without."""
+        if self._asked is not None:
+            self._asked(request.model)
         trail.plan = plan = await self.explain(request)
         if plan.error is not None:
             raise plan.error.renewed()  # the plan is kept, and must not keep what is raised

@@ -174,6 +174,10 @@ class StreamService:
         """Return the running streams of `caller`, oldest first."""
         return [stream for stream in self._live.values() if stream.caller == caller]
 
+    def count_of(self, ref: ModelRef) -> int:
+        """Return how many running streams a model answers, or is asked to."""
+        return sum(stream.tally.ref == ref for stream in self._live.values())
+
     def used(self) -> dict[str, Usage]:
         """Return what every running stream used so far, by its id."""
         return {stream.id: stream.usage for stream in self._live.values()}

@@ -5,9 +5,18 @@ from functools import cached_property
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.core.errors import InvalidRequest
+from gateway.core.rotation import RESERVED, RotationOrder, check_rotations
 from gateway.core.virtual import VirtualModel, check_rules
 from gateway.servers import OpenAIServer, check_names
-from gateway.settings.values import Aliases, Group, Names, OpenAIServers, Positive, VirtualModels
+from gateway.settings.values import (
+    Aliases,
+    Group,
+    Names,
+    OpenAIServers,
+    Positive,
+    Rotations,
+    VirtualModels,
+)
 
 
 class RoutingSettings(Group):
@@ -28,6 +37,11 @@ class RoutingSettings(Group):
     )
     max_continuations: int = Field(
         3, ge=0, description="Times an answer may go on with another model; 0: never."
+    )
+    rotations: Rotations = Field(
+        {},
+        description="Names that stand for one model after the other, as a JSON object; "
+        "see docs/rotation.md.",
     )
     catalog_timeout_s: Positive = Field(0.8, description="Seconds a listing waits for a provider.")
     catalog_ttl_s: float = Field(1.0, ge=0, description="Seconds a listing is reused.")
@@ -54,7 +68,7 @@ class RoutingSettings(Group):
         cls, value: dict[str, OpenAIServer], info: ValidationInfo
     ) -> dict[str, OpenAIServer]:
         known = info.data.get("providers", ()), info.data.get("aliases", {})
-        check_names(value, providers=known[0], aliases=known[1])
+        check_names(value, providers=(*known[0], RESERVED), aliases=known[1])
         return value
 
     @field_validator("virtual_models")
@@ -63,8 +77,20 @@ class RoutingSettings(Group):
         cls, value: dict[str, VirtualModel], info: ValidationInfo
     ) -> dict[str, VirtualModel]:
         try:
-            providers = (*info.data.get("providers", ()), *info.data.get("openai", ()))
+            known = (*info.data.get("providers", ()), *info.data.get("openai", ()))
+            providers = (*known, RESERVED)
             check_rules(value, providers=providers, aliases=info.data.get("aliases", ()))
+        except InvalidRequest as error:
+            raise ValueError(error.message) from error
+        return value
+
+    @field_validator("rotations")
+    @classmethod
+    def _check_rotations(
+        cls, value: dict[str, RotationOrder], info: ValidationInfo
+    ) -> dict[str, RotationOrder]:
+        try:
+            check_rotations(value, rules=info.data.get("virtual_models", ()))
         except InvalidRequest as error:
             raise ValueError(error.message) from error
         return value

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from gateway.core.rotation import RotationOrder
 from gateway.core.virtual import VirtualModel
 from gateway.servers import OpenAIServer
 
@@ -87,10 +88,26 @@ def _parse_rules(value: dict[str, Any]) -> dict[str, VirtualModel]:
     return rules
 
 
+def _parse_rotations(value: dict[str, Any]) -> dict[str, RotationOrder]:
+    """Return what stands under [rotations]: a name, its models, and when the next one's turn is."""
+    orders = {}
+    for name, order in value.items():
+        fields = {"models": order} if isinstance(order, list) else order
+        try:
+            orders[name] = msgspec.convert(fields, RotationOrder)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"'{name}': {error}") from error
+    return orders
+
+
 Aliases = Annotated[dict[str, str], BeforeValidator(_parse_object)]
 OpenAIServers = Annotated[dict[str, OpenAIServer], BeforeValidator(_parse_object)]
 VirtualModels = Annotated[
     dict[str, Any], BeforeValidator(_parse_object), AfterValidator(_parse_rules)
+]
+
+Rotations = Annotated[
+    dict[str, Any], BeforeValidator(_parse_object), AfterValidator(_parse_rotations)
 ]
 
 

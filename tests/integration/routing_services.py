@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from gateway.core.ports import SessionStore
+from gateway.core.rotation import RESERVED
 from gateway.services.catalog import Catalog
 from gateway.services.decision_log import DecisionLog
 from gateway.services.decisions import DecisionService
@@ -28,6 +29,6 @@ def build_routing(settings: Settings, catalog: Catalog, providers: tuple[str, ..
         catalog,
         aliases=settings.aliases,
         virtual=settings.virtual_models,
-        providers=providers,
+        providers=(*providers, RESERVED),
     )
     return Routing(rules, DecisionLog())

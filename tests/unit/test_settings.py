@@ -211,3 +211,32 @@ def test_names_of_this_gateway_are_plain_and_in_any_case(tmp_path: Path) -> None
     assert load(tmp_path, {"GATEWAY_ALLOWED_HOSTS": "GPU.Lan.,*"}).allowed_hosts == ("gpu.lan", "*")
     [mistake] = mistakes(tmp_path, {"GATEWAY_ALLOWED_HOSTS": "gpu:8000"})
     assert "no port" in mistake
+
+
+def test_rotations_are_read_from_toml_and_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[rotations]\nplain = ["a/1", "b/2"]\n[rotations.timed]\nmodels = ["a/1", "b/2"]\n'
+        'cron = "0 8 * * *"\ntimezone = "Europe/Berlin"\n'
+    )
+    rotations = load(tmp_path).rotations
+    assert rotations["plain"].models == ("a/1", "b/2")
+    assert rotations["timed"].timezone == "Europe/Berlin"
+    environ = {"GATEWAY_ROTATIONS": '{"r": {"models": ["a", "b"], "requests": 5}}'}
+    assert load(tmp_path, environ).rotations["r"].requests == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GATEWAY_ROTATIONS", "["),
+        ("GATEWAY_ROTATIONS", '{"r": ["a"]}'),
+        ("GATEWAY_ROTATIONS", '{"r": {"models": ["a", "b"], "cron": "x"}}'),
+        ("GATEWAY_ROTATIONS", '{"r": {"models": ["a", "b"], "every": 5}}'),
+        ("GATEWAY_ROTATIONS", '{"r": {"models": ["a", "b"], "interval_s": "x"}}'),
+        ("GATEWAY_ROTATIONS", '{"r": 5}'),
+        ("GATEWAY_VIRTUAL_MODELS", '{"rotation/r": ["a"]}'),
+        ("GATEWAY_OPENAI", '{"rotation": {"urls": ["http://x/v1"]}}'),
+    ],
+)
+def test_rotations_that_cannot_work_are_a_mistake(tmp_path: Path, name: str, value: str) -> None:
+    assert len(mistakes(tmp_path, {name: value})) == 1

@@ -1,6 +1,7 @@
 """The real services over given providers, behind a real server on loopback."""
 
 import socket
+from collections import ChainMap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider
 from gateway.core.sessions import Session
+from gateway.core.virtual import VirtualModel
 from gateway.http.app import create_app
 from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
 from gateway.services.catalog import Catalog
@@ -46,6 +48,7 @@ from gateway.testing import (
 )
 from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
+from tests.integration.rotations import build_rotations
 from tests.integration.routing_services import build_routing
 from tests.libraries import build_library
 
@@ -133,12 +136,13 @@ def build_gateway(
     catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
     routing = build_routing(settings, catalog, tuple(by_name))
+    rules: dict[str, VirtualModel] = {}
     router = ModelRouterService(
         by_name,
         catalog,
         aliases=routing.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=routing.rules.virtual,
+        rules=ChainMap(rules, routing.rules.virtual),
         max_continuations=settings.max_continuations,
         sleep=retry_sleep,
     )
@@ -213,6 +217,7 @@ def build_gateway(
         downloads=build_downloads({}),
         rules=routing.rules,
         decisions=routing.decisions(sessions, router, "test"),
+        rotations=build_rotations(by_name, catalog, router, control, streams, rules),
     )
 
 

@@ -1,6 +1,7 @@
 """The GraphQL endpoint over real services, served by uvicorn on loopback."""
 
 import socket
+from collections import ChainMap
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from gateway.core.models import Capability, ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.ports import DownloadSource, ProviderStore, SessionStore
 from gateway.core.states import ModelState
+from gateway.core.virtual import VirtualModel
 from gateway.http.app import create_app
 from gateway.http.stream import read_stream_values
 from gateway.services.catalog import Catalog
@@ -47,6 +49,7 @@ from gateway.testing import (
 from schema import create_graphql
 from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
+from tests.integration.rotations import build_rotations
 from tests.integration.routing_services import build_routing
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
@@ -154,12 +157,13 @@ class GraphQLServer:
         recorder = SessionRecorder(self.sessions, MemoryJournal(), node=NODE, boot="b")
         feed = ModelFeed(max_subscribers=settings.max_subscriptions)
         routing = build_routing(settings, catalog, tuple(self.providers))
+        rules: dict[str, VirtualModel] = {}
         router = ModelRouterService(
             self.providers,
             catalog,
             aliases=routing.rules.aliases,
             images=ImagePolicy(2**20, 10**6),
-            rules=routing.rules.virtual,
+            rules=ChainMap(rules, routing.rules.virtual),
         )
         tracker = ModelStateTracker(
             catalog,
@@ -221,6 +225,7 @@ class GraphQLServer:
             downloads=build_downloads(self.sources),
             rules=routing.rules,
             decisions=routing.decisions(self.sessions, router, NODE),
+            rotations=build_rotations(self.providers, catalog, router, control, streams, rules),
         )
 
 
