@@ -158,6 +158,9 @@ class ModelStatus:
     batched: bool | None = strawberry.field(
         description="Whether its requests share their steps; null when unknown."
     )
+    packing: float | None = strawberry.field(
+        description="0 to 1: how much of its weights is packed, while there is more to pack."
+    )
     requires_reload: bool = strawberry.field(
         description="It is loaded in another way than `config.load` says."
     )
@@ -178,6 +181,7 @@ class ModelStatus:
             eta_seconds=status.eta_s,
             device=status.device,
             batched=status.batched,
+            packing=status.packing,
             requires_reload=status.requires_reload,
             error=None if status.error is None else Problem.of(status.error),
         )

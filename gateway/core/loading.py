@@ -99,7 +99,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """One model now. `leases` use it, `queued` wait for it to be loaded.
 
     `fraction` (0 to 1, of the weights read) and `eta_s` are there while it loads and where they are
-    known; `expires_in_s` is there when it is idle and will be unloaded; `error` when it failed.
+    known; `packing` (0 to 1) while a model that answers has weights that are not packed yet;
+    `expires_in_s` when it is idle and will be unloaded; `error` when it failed.
     """
 
     ref: ModelRef
@@ -114,6 +115,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     eta_s: float | None = None
     device: str | None = None
     batched: bool | None = None
+    packing: float | None = None
     requires_reload: bool = False
     error: GatewayError | None = None
 

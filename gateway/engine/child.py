@@ -32,6 +32,7 @@ from gateway.engine.child_wire import (
     Close,
     Embedded,
     Fault,
+    Finish,
     Grant,
     Lent,
     Loading,
@@ -44,14 +45,13 @@ from gateway.engine.child_wire import (
     decode_to_child,
     to_fault,
 )
-from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.lent_memory import LentMemory
 from gateway.engine.link import Link
 from gateway.engine.loader import choose_device
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
-from gateway.engine.room import EngineRoom
+from gateway.engine.room import open_room
 from gateway.engine.runtime import import_torch
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class _Child:
         self._memory = LentMemory(link.post)
         self._engine: Engine | None = None
         self._is_in_ram = False
+        self._own_bytes = 0
         self._answers: dict[int, _Answer] = {}
         self._listening = anyio.CancelScope()
 
@@ -129,7 +130,9 @@ class _Child:
         while True:
             await anyio.sleep(BEAT_S)
             if self._link.is_idle:
-                self._link.post(Beat(self._memory_bytes(self._engine) if self._engine else 0))
+                engine = self._engine
+                said = Beat(self._memory_bytes(engine), engine.packing) if engine else Beat(0)
+                self._link.post(said)
 
     def _obey(self, message: ToChild) -> None:
         match message:
@@ -139,6 +142,8 @@ class _Child:
             case Ask() | AskVectors():
                 self._answers[message.id] = _Answer()
                 self._tasks.start_soon(self._answer, message, self._answers[message.id])
+            case Finish() if self._engine is not None:
+                self._tasks.start_soon(self._finish, self._engine)
             case Lent():
                 self._memory.settle(message.id, message.granted)
             # An answer may end while the gateway says something about it.
@@ -168,13 +173,14 @@ class _Child:
         _limit_memory(spec.ref, limit_bytes)
         device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
         self._is_in_ram = device == "cpu"
+        self._own_bytes = _resident_bytes()
         engine = self._engine = await open_engine(
-            spec, progress, self._memory, room=EngineRoom(ComputeThread(spec.threads))
+            spec, progress, self._memory, room=open_room(spec.threads)
         )
         # A load may be over before it was told of.
         self._link.post(Loading(progress.read_bytes, progress.total_bytes))
         told = self._memory_bytes(engine), engine.first_bytes, engine.is_batched, engine.recipe
-        self._link.post(Opened(*told))
+        self._link.post(Opened(*told, engine.packing))
         self._tasks.start_soon(self._stop_with, engine)
 
     async def _tell_progress(self, progress: LoadProgress) -> None:
@@ -214,6 +220,10 @@ class _Child:
         else:
             raise EngineFailed("The model cannot do this, or is not loaded.")
 
+    async def _finish(self, engine: Engine) -> None:
+        await engine.finish()
+        self._link.post(Beat(self._memory_bytes(engine), engine.packing))
+
     async def _stop_with(self, engine: Engine) -> None:
         """End this process with its engine, whether that was closed or died."""
         await engine.wait_ended()
@@ -221,8 +231,10 @@ class _Child:
 
     def _memory_bytes(self, engine: Engine) -> int:
         """Return what the model takes; in RAM that is all of this process, which is there for
-        nothing else."""
-        return max(engine.memory_bytes, _resident_bytes() if self._is_in_ram else 0)
+        nothing else, and what of the model is still only mapped."""
+        if not self._is_in_ram:
+            return engine.memory_bytes
+        return max(self._own_bytes + engine.memory_bytes, _resident_bytes())
 
 
 async def serve(connection: socket.socket) -> None:

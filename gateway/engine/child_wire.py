@@ -84,6 +84,10 @@ class Lent(_Message, frozen=True):
     granted: bool
 
 
+class Finish(_Message, frozen=True):
+    """Do what the load put off."""
+
+
 class Close(_Message, frozen=True):
     """Free everything and end."""
 
@@ -102,6 +106,7 @@ class Opened(_Message, frozen=True):
     first_bytes: _Count
     is_batched: bool
     recipe: Recipe | None
+    packing: float | None = None
 
 
 class Refused(_Message, frozen=True):
@@ -128,9 +133,10 @@ class Released(_Message, frozen=True):
 
 
 class Beat(_Message, frozen=True):
-    """The process is well, and takes this much."""
+    """The process is well, takes this much, and so much of its weights is packed."""
 
     memory_bytes: _Count
+    packing: float | None = None
 
 
 class Need(_Message, frozen=True):
@@ -147,7 +153,7 @@ class Returned(_Message, frozen=True):
     size_bytes: _Count
 
 
-ToChild = Open | Ask | AskVectors | Grant | Cancel | Lent | Close
+ToChild = Open | Ask | AskVectors | Grant | Cancel | Lent | Finish | Close
 FromChild = Loading | Opened | Refused | Told | Embedded | Released | Beat | Need | Returned
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -54,9 +55,11 @@ class Inline:
 class ComputeThread:
     """One thread that does the work of all who ask, in the order in which they ask."""
 
-    def __init__(self, threads: int = 0) -> None:
-        """`threads` is how many may compute one piece; 0: as many as there are cores."""
+    def __init__(self, threads: int = 0, *, nice: int = 0) -> None:
+        """`threads` is how many may compute one piece; 0: as many as there are cores. `nice` is how
+        far it stands back behind other threads (POSIX, 0 to 19), where threads have it apart."""
         self._threads = bound_threads(threads)
+        self._nice = nice
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -83,6 +86,8 @@ class ComputeThread:
                 self._thread.start()
 
     def _serve(self) -> None:
+        if self._nice and sys.platform == "linux":  # elsewhere it is the whole process that has it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while (job := self._jobs.get()) is not None:
             job.do()
             del job  # what it came to is the caller's alone

@@ -30,6 +30,7 @@ from gateway.engine.bridge import LoopEvent
 from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.embedding_loader import LoadedEmbedder
 from gateway.engine.fair_queue import FairQueue
+from gateway.engine.runtime import give_back_memory
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class EmbeddingEngine:
 
     first_bytes = 0
     recipe = None
+    packing = None
 
     def __init__(
         self,
@@ -99,6 +101,9 @@ class EmbeddingEngine:
     def alive(self) -> bool:
         return self._worker.alive
 
+    async def finish(self) -> None:
+        pass
+
     async def wait_ended(self) -> None:
         await self._worker.ended.wait()
 
@@ -119,9 +124,10 @@ class EmbeddingEngine:
         return Embeddings(self._ref, vectors, Usage(sum(map(len, job.inputs))))
 
     async def aclose(self) -> None:
-        """Stop and free the memory; requests still there get EngineFailed."""
+        """Stop and give the memory back; requests still there get EngineFailed."""
         await anyio.to_thread.run_sync(self._worker.close)
         self._loaded = None
+        await anyio.to_thread.run_sync(give_back_memory)
 
     def _prepare(self, request: EmbedRequest) -> _Job:
         """Encode and check a request, so that nothing bad ever reaches the worker."""

@@ -29,6 +29,7 @@ from gateway.engine.loader import (
     require_safetensors,
     tensor_bytes,
 )
+from gateway.engine.needs import EMBEDDER_TOKENS, batch_bytes
 from gateway.engine.pooling import Pooler
 from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.runtime import import_torch
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# More makes no batch faster on a processor (6 layers of 384, 2 cores), only others wait longer.
-_BATCH_TOKENS = {"cpu": 512}
+_BATCH_TOKENS = {"cpu": EMBEDDER_TOKENS}
 _MANY_BATCH_TOKENS = 16384
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _PROBE = ((1, 2, 3), (4, 3, 2, 1, 0, 1, 2, 3, 4))
@@ -52,8 +52,8 @@ _UNUSED = ("pooler.", "lm_head.")
 class LoadedEmbedder(msgspec.Struct, frozen=True):
     """A model in memory that makes vectors of `dimensions` numbers.
 
-    `memory_bytes` is what its weights and buffers take, `batch_tokens` what it is given at once,
-    padding counted; 0: one input at a time.
+    `memory_bytes` is what its weights, its buffers and a full batch take, `batch_tokens` what it is
+    given at once, padding counted; 0: one input at a time.
     """
 
     model: Any
@@ -104,6 +104,9 @@ def _load(path: Path, dtype: str, device: str) -> LoadedEmbedder:
     pad_id = int(tokenizer.pad_token_id or 0)
     max_tokens = min(read_max_length(limits) or tokenizer.model_max_length, _positions(model))
     [[*numbers]] = _run(model, pooler, pad_id, _PROBE[:1]).tolist()
+    weights = tensor_bytes(model) + sum(map(tensor_bytes, filter(_has_weights, steps)))
+    most_tokens = _BATCH_TOKENS.get(device, _MANY_BATCH_TOKENS)
+    batch = batch_bytes(model.config.to_dict(), model.dtype.itemsize, most_tokens)
     return LoadedEmbedder(
         model=model,
         pooler=pooler,
@@ -115,7 +118,7 @@ def _load(path: Path, dtype: str, device: str) -> LoadedEmbedder:
         ),
         pad_id=pad_id,
         dimensions=len(numbers),
-        memory_bytes=tensor_bytes(model) + sum(map(tensor_bytes, filter(_has_weights, steps))),
+        memory_bytes=weights + batch,
         batch_tokens=_batch_tokens(model, pooler, pad_id, device),
     )
 

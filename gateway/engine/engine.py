@@ -1,8 +1,9 @@
 """The Engine protocol, and the engine that runs transformers models."""
 
+import weakref
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import anyio
 import anyio.to_thread
@@ -17,6 +18,8 @@ from gateway.engine.bridge import Channel
 from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.loader import LoadedModel, Recipe
 from gateway.engine.memory import Memory, Unlimited
+from gateway.engine.packer import Packer
+from gateway.engine.runtime import give_back_memory, trim_memory
 from gateway.engine.sampler import Sampler
 from gateway.engine.scheduler import Scheduler
 from gateway.engine.sequence import Sequence
@@ -49,8 +52,18 @@ class Engine(Protocol):
         ...
 
     @property
+    def packing(self) -> float | None:
+        """How much of its weights is packed, 0 to 1, while there is more to pack; else None."""
+        ...
+
+    @property
     def alive(self) -> bool:
         """False once it can answer no more and must be loaded anew."""
+        ...
+
+    async def finish(self) -> None:
+        """Do behind its answers what the load put off. Returns when that is done or given up, or
+        goes on by itself; to be called once."""
         ...
 
     async def wait_ended(self) -> None:
@@ -58,7 +71,7 @@ class Engine(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Stop and free the memory; requests still running get EngineFailed."""
+        """Stop and give the memory back; requests still running get EngineFailed."""
         ...
 
 
@@ -98,17 +111,20 @@ class TransformersEngine:
         prompt_cache_bytes: int = 0,
         memory: Memory | None = None,
         compute: Compute | None = None,
+        behind: Compute | None = None,
     ) -> None:
         """The state of sequences takes its bytes from `memory` (None: nobody counts them); past
-        prompts take up to `prompt_cache_bytes` of them. `compute` is where its steps are done
-        (None: in a thread of its own)."""
+        prompts take up to `prompt_cache_bytes` of them. `compute` is where its steps are done,
+        `behind` where its weights are packed (None: in a thread of its own)."""
         self._ref = ref
         self._loaded: LoadedModel | None = loaded
         self._memory_bytes = loaded.memory_bytes
         self._is_batched = loaded.runner.is_batched
         self.first_bytes = loaded.first_bytes
         self.recipe: Recipe | None = loaded.recipe
-        loaded.runner.attach(memory or Unlimited(), prompt_cache_bytes)
+        memory = memory or Unlimited()
+        loaded.runner.attach(memory, prompt_cache_bytes)
+        self._packer = Packer(str(ref), loaded.packing, memory, behind or Inline(threads=1))
         self._scheduler = Scheduler(
             str(ref),
             loaded.runner,
@@ -126,8 +142,15 @@ class TransformersEngine:
         return self._is_batched
 
     @property
+    def packing(self) -> float | None:
+        return self._packer.fraction
+
+    @property
     def alive(self) -> bool:
         return self._scheduler.alive
+
+    async def finish(self) -> None:
+        await self._packer.run()
 
     async def wait_ended(self) -> None:
         await self._scheduler.ended.wait()
@@ -150,8 +173,13 @@ class TransformersEngine:
                 await channel.wait_released()
 
     async def aclose(self) -> None:
+        await self._packer.aclose()
         await anyio.to_thread.run_sync(self._scheduler.close)
-        self._loaded = None
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            model = weakref.ref(loaded.model)
+            del loaded
+            await anyio.to_thread.run_sync(_give_back, model)
 
     def _prepare(self, request: GenerateRequest, channel: Channel) -> Sequence:
         """Encode and check a request, so that nothing bad ever reaches the worker."""
@@ -174,6 +202,15 @@ class TransformersEngine:
             max_tokens=min(request.max_tokens_left or room, room),
             channel=channel,
         )
+
+
+def _give_back(model: weakref.ref[Any]) -> None:
+    """Let the system have a model's memory; the garbage collector, in whose time no stream runs,
+    is asked only where something still leads to the model."""
+    if model() is None:
+        trim_memory()
+    else:
+        give_back_memory()
 
 
 def _require_room(prompt: list[int], loaded: LoadedModel) -> int:

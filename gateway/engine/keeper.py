@@ -20,6 +20,7 @@ from gateway.engine.child_wire import (
     Cancel,
     Close,
     Embedded,
+    Finish,
     FromChild,
     Grant,
     Lent,
@@ -68,6 +69,7 @@ class Keeper:
         """The state of the sequences there takes its bytes from `memory` here."""
         self.recipe: Recipe | None = None
         self.first_bytes = 0
+        self.packing: float | None = None
         self._spec = spec
         self._progress = progress
         self._memory = memory
@@ -100,6 +102,11 @@ class Keeper:
     @property
     def alive(self) -> bool:
         return self._is_usable
+
+    async def finish(self) -> None:
+        """Have the child pack what is left of its weights; see `gateway.engine.engine.Engine`."""
+        if self._is_usable:
+            self._link.post(Finish())
 
     async def wait_ended(self) -> None:
         """Return once it is known why the process answers no more."""
@@ -241,7 +248,7 @@ class Keeper:
                 fault = message.fault
                 self._inbox(message.id).release(to_error(fault) if fault else None)
             case Beat():
-                self._memory_bytes = message.memory_bytes
+                self._memory_bytes, self.packing = message.memory_bytes, message.packing
             case Need():
                 granted = self._memory.reserve(message.size_bytes, is_needed=message.is_needed)
                 self._lent_bytes += message.size_bytes if granted else 0
@@ -252,7 +259,7 @@ class Keeper:
                 self._progress.read_bytes = message.read_bytes
                 self._progress.total_bytes = message.total_bytes
             case Opened():
-                self._memory_bytes = message.memory_bytes
+                self._memory_bytes, self.packing = message.memory_bytes, message.packing
                 self.first_bytes = message.first_bytes
                 self._is_batched, self.recipe = message.is_batched, message.recipe
                 self._is_usable = True

@@ -119,6 +119,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     def memory_bytes(self) -> int:
         return self._rows * self._capacity * self.token_bytes
 
+    def learn(self, layers: int, token: Tensor) -> None:
+        """Take note of what every layer keeps of a token, of shape [1, heads, size], before any is
+        computed; without effect where that is known. For layers that are alike, with keys as large
+        as values."""
+        if not self._shapes:
+            shape = _Shape(token, token, is_token_major=self._is_token_major)
+            self._shapes = [shape] * layers
+
     def open(self) -> Slot:
         """Give a sequence its row."""
         slot = Slot(len(self.slots))

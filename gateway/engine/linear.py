@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 64 * 2**20
-"""Of weights that are packed at once: running streams wait so long, some 30 ms."""
-
 
 class Product(Protocol):
     """One product for one or several linear layers: their outputs side by side."""
@@ -52,15 +49,16 @@ class PackedProduct:
         return output
 
 
-class PiecedProduct:
-    """Products of one large layer's rows, piece by piece: each is packed in a short time."""
+class PlainProduct:
+    """The layers as they are, computed one by one: it copies nothing, so it is there at once."""
 
-    def __init__(self, pieces: list[Product]) -> None:
-        self._pieces = pieces
-        self.memory_bytes = sum(piece.memory_bytes for piece in pieces)
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        self.layers = layers
+        self.memory_bytes = sum(layer.weight.nbytes for layer in layers)
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return torch.cat([piece(tensor) for piece in self._pieces], dim=-1)
+        outputs = [layer(tensor) for layer in self.layers]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 class JointProduct:
@@ -68,7 +66,6 @@ class JointProduct:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self._weight = joint_weight(layers)
-        self.memory_bytes = 0  # the layers count it
         if len(layers) > 1:
             parts = torch.split(self._weight, [layer.out_features for layer in layers])
             for layer, part in zip(layers, parts, strict=True):
@@ -79,14 +76,20 @@ class JointProduct:
         return nn.functional.linear(tensor, self._weight, self._bias)
 
 
-class _Shared:
-    """Computes a product once for the siblings that ask for its parts, one after another."""
+class SharedProduct:
+    """The product of siblings, which another thread may set to another one between two calls.
 
-    def __init__(self, product: Product, sizes: list[int]) -> None:
-        self.product = product
-        self._sizes = sizes
+    A sibling that is asked for its part computes it for all, as they are asked one after another.
+    """
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        self.product: Product = PlainProduct(layers)
+        self._sizes = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
         self._parts: list[Tensor] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return self.product(tensor)
 
     def part(self, index: int, tensor: Tensor) -> Tensor:
         if len(self._sizes) == 1:
@@ -104,9 +107,9 @@ class _Shared:
 class PackedLinear(nn.Module):
     """Stands in for a Linear; the weights live in its product."""
 
-    def __init__(self, shared: _Shared, index: int, layer: nn.Linear) -> None:
+    def __init__(self, shared: SharedProduct, index: int, layer: nn.Linear) -> None:
         super().__init__()
-        self._shared = shared
+        self.shared = shared
         self._index = index
         self.in_features = layer.in_features
         self.out_features = layer.out_features
@@ -114,19 +117,20 @@ class PackedLinear(nn.Module):
     @property
     def product(self) -> Product:
         """What this layer and its siblings compute together."""
-        return self._shared.product
+        return self.shared.product
 
     def forward(self, tensor: Tensor) -> Tensor:
-        return self._shared.part(self._index, tensor)
+        return self.shared.part(self._index, tensor)
 
 
-def joint_product(layers: list[Any]) -> Product:
-    """Return the one product of layers that share an input, packed if they are."""
+def joint_product(layers: list[Any]) -> Callable[[Tensor], Tensor]:
+    """Return the one product of layers that share an input: what stands in for them, if anything
+    does."""
     first = layers[0]
     if isinstance(first, PackedLinear):
-        if any(layer.product is not first.product for layer in layers[1:]):
+        if any(layer.shared is not first.shared for layer in layers[1:]):
             raise TypeError("layers that were not packed together")
-        return first.product
+        return first.shared
     if any(type(layer) is not nn.Linear for layer in layers):
         raise TypeError(f"no plain linear layer: {type(first).__name__}")
     return JointProduct(layers)
@@ -149,70 +153,53 @@ def can_pack(model: Any) -> bool:
         return False
 
 
-def pack_linears(
-    model: Any,
-    make: Callable[[list[nn.Linear]], Product] = PackedProduct,
-    compute: Compute | None = None,
-    on_packed: Callable[[int], None] = lambda size_bytes: None,
-) -> int:
-    """Replace every Linear of `model` by its product; return the bytes of the products' weights.
+def stand_in(model: Any) -> list[SharedProduct]:
+    """Replace every Linear of `model`, siblings together; return what computes in their place.
 
-    The plain weights are freed one after the other, but for one that something else uses (a tied
-    embedding); `on_packed` is told how many bytes there were of them. Each product is made in
-    `compute` (None: here).
+    Nothing is copied: it is the layers that compute, until a product is set to another one. Their
+    weights are no longer among the model's parameters.
     """
-    compute = compute or Inline()
-    packed_bytes = 0
-    # The layers themselves are not held here: each is gone once its product is there.
+    found = []
     for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
         children = {
             name: child for name, child in parent.named_children() if type(child) is nn.Linear
         }
         for names in _groups(children):
-            layers = [children.pop(name) for name in names]
-            plain_bytes = sum(layer.weight.nbytes for layer in layers)
-            product = _make_product(layers, make, compute)
-            shared = _Shared(product, [layer.out_features for layer in layers])
+            layers = [children[name] for name in names]
+            shared = SharedProduct(layers)
             for index, name in enumerate(names):
                 setattr(parent, name, PackedLinear(shared, index, layers[index]))
-            layers.clear()
-            packed_bytes += product.memory_bytes
-            on_packed(plain_bytes)
-    _leave_files(model)
-    return packed_bytes
+            found.append(shared)
+    return found
 
 
-def _make_product(
-    layers: list[nn.Linear], make: Callable[[list[nn.Linear]], Product], compute: Compute
-) -> Product:
-    """Make the layers' product in `compute`, which others want as well: a large one in pieces, but
-    for what decides by the layer that it is given."""
-    if make is not PackedProduct or len(layers) > 1 or layers[0].weight.nbytes <= PIECE_BYTES:
-        return compute.run(partial(make, layers))
-    return PiecedProduct([compute.run(partial(make, [piece])) for piece in _pieces(layers[0])])
+def replace_linears(
+    model: Any,
+    make: Callable[[list[nn.Linear]], Product],
+    compute: Compute | None = None,
+    on_made: Callable[[int], None] = lambda size_bytes: None,
+) -> int:
+    """Replace every Linear of `model` by what `make` makes of it; return the bytes of that.
 
-
-def _pieces(layer: nn.Linear) -> list[nn.Linear]:
-    """Return layers of some of the rows each, which are views of the layer's own."""
-    rows = max(1, PIECE_BYTES // layer.weight[0].nbytes)
-    weights = torch.split(layer.weight.detach(), rows)
-    biases = torch.split(layer.bias.detach(), rows) if layer.bias is not None else None
-    pieces = []
-    for index, weight in enumerate(weights):
-        piece = nn.Linear(layer.in_features, len(weight), bias=biases is not None, device="meta")
-        piece.weight = nn.Parameter(weight, requires_grad=False)
-        if biases is not None:
-            piece.bias = nn.Parameter(biases[index], requires_grad=False)
-        pieces.append(piece)
-    return pieces
-
-
-def _leave_files(model: Any) -> None:
-    """Copy what is left of the weights, so that the mapped files, of which it is but a part, need
-    not stay in memory for it."""
+    The plain weights are freed one after the other, but for one that something else uses (a tied
+    embedding); `on_made` is told how many bytes there were of them. Each product is made in
+    `compute` (None: here), which others want as well.
+    """
+    compute = compute or Inline()
+    made_bytes = 0
+    for shared in stand_in(model):
+        plain = shared.product
+        assert isinstance(plain, PlainProduct), "it was made above"
+        shared.product = compute.run(partial(make, plain.layers))
+        made_bytes += shared.product.memory_bytes
+        plain_bytes = plain.memory_bytes
+        del plain  # its weights are free when the files are told of
+        on_made(plain_bytes)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
+            # What is left is but a part of the mapped files, which need not stay for it.
             tensor.data = tensor.data.clone()
+    return made_bytes
 
 
 def joint_weight(layers: list[nn.Linear]) -> Tensor:

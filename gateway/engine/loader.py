@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -31,10 +31,13 @@ from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.prompt import PromptEncoder
 from gateway.engine.room import EngineRoom
 from gateway.engine.runner import Runner
-from gateway.engine.runtime import give_back_memory, import_torch
+from gateway.engine.runtime import give_back_memory, import_torch, trim_memory
 from gateway.engine.sampling import Sampling, resolve_sampling
 from gateway.engine.vision import VisionEncoder
 from gateway.engine.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from gateway.engine.packing import Packing
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +58,8 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """A model in memory. `memory_bytes` is what its weights and buffers take, `first_bytes` what
-    one short sequence takes besides."""
+    """A model in memory. `memory_bytes` is what its weights and buffers take, packed or not,
+    `first_bytes` what one short sequence takes besides. `packing` is what is left to be packed."""
 
     model: Any
     runner: Runner
@@ -70,6 +73,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     first_bytes: int
     device: str
     dtype: str
+    packing: Packing | None = None
 
     def sampling(self, options: Any) -> Sampling:
         return resolve_sampling(options, self.model.generation_config)
@@ -84,35 +88,34 @@ def load_model(
     room: EngineRoom | None = None,
 ) -> LoadedModel:
     """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
-    takes seconds.
+    takes seconds, or less with a `recipe`: what a load of the very same files found out.
 
-    `recipe` is what a load of the very same files found out: it spares this one the finding.
-    `room` is where its weights are packed, piece by piece (None: here). Raises ModelLoadFailed
-    with the reason for a person, ModelUnloaded when it was cancelled.
+    It can answer; what is left to pack of it is in `packing`. `room` is where weights are
+    quantized (None: here). Raises ModelLoadFailed with the reason for a person, ModelUnloaded when
+    it was cancelled.
     """
     progress = progress or LoadProgress()
     room = room or EngineRoom()
     mapped = MappedWeights(path)
-    prepare = partial(_prepare, name, config=config, compute=room.compute, mapped=mapped)
     require_safetensors(name, path)
     import_torch()
     device = choose_device(config.device)
     try:
         tokenizer = room.tokenizers.load(path)
         encoder = _load_encoder(path, tokenizer)
+        prepare = partial(_prepare, name, config=config, compute=room.compute, mapped=mapped)
 
         def load() -> Any:
             with watched(progress, path, mapped.have_read):
                 return _load(path, config.dtype, device)
 
-        if recipe is None:
-            model, recipe, runner, extra_bytes = _find_recipe(config, prepare, load, mapped)
-        else:
-            model = load()
-            extra_bytes = prepare(model, recipe)
-            runner = build_runner(model, recipe.way, mapped.have_read)
+        runnable = (
+            _find_recipe(config, prepare, load, mapped)
+            if recipe is None
+            else _follow(recipe, prepare, load, mapped)
+        )
         progress.check()
-        first_bytes = runner.first_bytes()
+        first_bytes = runnable.runner.first_bytes()
         progress.check()
     except GatewayError:
         raise
@@ -121,22 +124,46 @@ def load_model(
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
     # What others stand in for now: files, and what is freed in small parts.
     mapped.let_go()
-    give_back_memory()
+    trim_memory()
+    return _describe(runnable, config, tokenizer, encoder, first_bytes, device)
+
+
+class _Runnable(NamedTuple):
+    """A model that can answer, how that was found best, and what its linear layers take beside its
+    other parameters where others stand in for them."""
+
+    model: Any
+    recipe: Recipe
+    runner: Runner
+    linear_bytes: int
+    packing: Packing | None
+
+
+def _describe(
+    runnable: _Runnable,
+    config: LoadConfig,
+    tokenizer: Any,
+    encoder: PromptEncoder,
+    first_bytes: int,
+    device: str,
+) -> LoadedModel:
+    model = runnable.model
     eos_ids = _eos_ids(model, tokenizer)
     vocabulary_size = model.get_input_embeddings().num_embeddings
     return LoadedModel(
         model=model,
-        runner=runner,
-        recipe=recipe,
+        runner=runnable.runner,
+        recipe=runnable.recipe,
         encoder=encoder,
         vocabulary=Vocabulary(tokenizer, vocabulary_size, eos_ids),
         eos_ids=eos_ids,
         vocabulary_size=vocabulary_size,
         context_length=_context_length(model, config),
-        memory_bytes=tensor_bytes(model) + extra_bytes,
+        memory_bytes=tensor_bytes(model) + runnable.linear_bytes,
         first_bytes=first_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),
+        packing=runnable.packing,
     )
 
 
@@ -170,41 +197,57 @@ def _sees_images(path: Path, config: Any) -> bool:
     return takes_images(config) and any((path / name).exists() for name in PROCESSOR_FILES)
 
 
-def _find_recipe(
-    config: LoadConfig,
-    prepare: Callable[[Any, Recipe], int],
+_Prepared = tuple[int, "Packing | None"]
+"""The bytes of what stands for the linear layers, and what is left to pack of them."""
+
+
+def _follow(
+    recipe: Recipe,
+    prepare: Callable[[Any, Recipe], _Prepared],
     load: Callable[[], Any],
     mapped: MappedWeights,
-) -> tuple[Any, Recipe, Runner, int]:
-    """Return the model prepared as is fastest and right, how that is, and the bytes that took.
+) -> _Runnable:
+    model = load()
+    linear_bytes, packing = prepare(model, recipe)
+    runner = build_runner(model, recipe.way, mapped.have_read)
+    return _Runnable(model, recipe, runner, linear_bytes, packing)
 
-    A model that says something else once its layers are packed (one that reads their weights
-    itself, say) is loaded anew.
+
+def _find_recipe(
+    config: LoadConfig,
+    prepare: Callable[[Any, Recipe], _Prepared],
+    load: Callable[[], Any],
+    mapped: MappedWeights,
+) -> _Runnable:
+    """Return the model prepared as is fastest and right.
+
+    A model that says something else once others stand in for its layers (one that reads their
+    weights itself, say) is loaded anew.
     """
     if (found := _try_recipe(load(), config, prepare, mapped)) is None:
         give_back_memory()  # before the other comes
         model = load()
         way, runner = choose_runner(model, probe_logits(model), mapped.have_read)
-        return model, Recipe(packs=False, way=way), runner, 0
+        return _Runnable(model, Recipe(packs=False, way=way), runner, 0, None)
     return found
 
 
 def _try_recipe(
     model: Any,
     config: LoadConfig,
-    prepare: Callable[[Any, Recipe], int],
+    prepare: Callable[[Any, Recipe], _Prepared],
     mapped: MappedWeights,
-) -> tuple[Any, Recipe, Runner, int] | None:
+) -> _Runnable | None:
     from gateway.engine.linear import can_pack
 
     recipe = Recipe(packs=config.quantization == "none" and can_pack(model))
     # What quantized weights say is not what the others said: they are compared with themselves.
     expected = probe_logits(model) if config.quantization == "none" else None
-    size = prepare(model, recipe)
+    linear_bytes, packing = prepare(model, recipe)
     way, runner = choose_runner(model, expected or probe_logits(model), mapped.have_read)
     if recipe.packs and way in UNPROVEN and not _still_says(model, expected):
         return None
-    return model, replace(recipe, way=way), runner, size
+    return _Runnable(model, replace(recipe, way=way), runner, linear_bytes, packing)
 
 
 def _prepare(
@@ -215,18 +258,19 @@ def _prepare(
     config: LoadConfig,
     compute: Compute,
     mapped: MappedWeights,
-) -> int:
-    """Quantize or pack the linear layers; return the bytes of what stands for them."""
+) -> _Prepared:
+    """Quantize the linear layers, or put stand-ins in their place that can be packed."""
     if config.quantization != "none":
         from gateway.engine.quantization import quantize
 
         part = _replaceable(model)
-        return quantize(name, part, config.quantization, compute, mapped.have_read)
+        return quantize(name, part, config.quantization, compute, mapped.have_read), None
     if recipe.packs:
-        from gateway.engine.linear import pack_linears
+        from gateway.engine.packing import Packing
 
-        return pack_linears(_replaceable(model), compute=compute, on_packed=mapped.have_read)
-    return 0
+        packing = Packing(_replaceable(model), mapped)
+        return packing.memory_bytes, packing
+    return 0, None
 
 
 def _still_says(model: Any, expected: Logits | None) -> bool:

@@ -38,9 +38,10 @@ from gateway.engine.alarm import Alarm
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.claim import Claim
 from gateway.engine.engine import Engine
+from gateway.engine.needs import estimate_load
 from gateway.engine.placement import Placement
 from gateway.engine.progress import LoadProgress
-from gateway.engine.residence import Attempt, Model, Place, Residence
+from gateway.engine.residence import Attempt, Estimate, Model, Place, Residence
 from gateway.engine.runtime import give_back_memory
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ class HuggingFaceModelManager:
         place_wait_s: float = 0.0,
         keep_alive_s: float = -1.0,
         default_config: ModelConfig = ModelConfig(),  # noqa: B008
+        estimate: Estimate = estimate_load,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`open` must not block the event loop; `choose_device` may, and runs in a thread.
+        """`open` must not block the event loop; `choose_device` and `estimate`, which returns what
+        a load takes at the most, may, and run in a thread.
 
         `place_wait_s` is how long a load waits for models in use, `keep_alive_s` how long an idle
         model stays if neither its config nor a request says so (negative: until its room is
@@ -83,6 +86,7 @@ class HuggingFaceModelManager:
         self._observe = observe
         self._keep_alive_s = keep_alive_s
         self._default_config = default_config
+        self._estimate = estimate
         self._clock = clock
         self._placement = Placement(
             budgets,
@@ -274,7 +278,7 @@ class HuggingFaceModelManager:
         return self._models[ref]
 
     def _new_model(self, ref: ModelRef) -> Model:
-        return Model(ref, self._default_config, self._observe)
+        return Model(ref, self._default_config, self._observe, self._estimate)
 
     def _config_changed(self, model: Model) -> None:
         self._expire_later(model)
@@ -339,6 +343,11 @@ class HuggingFaceModelManager:
         self._bury_if_dead(model)
         model.notify()
 
+    async def _finish(self, model: Model, engine: Engine) -> None:
+        """Have done behind the answers what the load put off."""
+        await engine.finish()
+        model.notify()
+
     def _bury_if_dead(self, model: Model) -> None:
         """Give up an engine that died."""
         residence = model.residence
@@ -388,6 +397,7 @@ class HuggingFaceModelManager:
             self._expire_later(model)
             if model.residence is not None and model.residence.engine is not None:
                 self._tasks.start_soon(self._watch, model, model.residence.engine)
+                self._tasks.start_soon(self._finish, model, model.residence.engine)
         elif attempt.is_given_up:
             model.enter(ModelState.NOT_LOADED)
         else:
@@ -461,8 +471,6 @@ class HuggingFaceModelManager:
             await model.changed.wait()
         try:
             await engine.aclose()
-            residence.engine = None
-            await self._collect()
         finally:
             residence.engine = None
             self._placement.leave(residence.place)

@@ -91,6 +91,7 @@ async def _open_generator(
         prompt_cache_bytes=spec.prompt_cache_bytes,
         memory=memory,
         compute=room.compute_on(loaded.device),
+        behind=room.behind,
     )
 
 

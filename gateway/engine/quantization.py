@@ -16,7 +16,7 @@ from torch import nn
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import Quantization
 from gateway.engine.compute import Compute
-from gateway.engine.linear import Product, joint_bias, joint_weight, pack_linears
+from gateway.engine.linear import Product, joint_bias, joint_weight, replace_linears
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,9 +80,9 @@ def quantize(
     model: Any,
     quantization: Quantization,
     compute: Compute | None = None,
-    on_packed: Callable[[int], None] = lambda size_bytes: None,
+    on_made: Callable[[int], None] = lambda size_bytes: None,
 ) -> int:
-    """Replace every Linear of `model`; return the bytes of the new weights. See `pack_linears`.
+    """Replace every Linear of `model`; return the bytes of the new weights. See `replace_linears`.
 
     The output layer keeps 8 bits where the others get 4, as does a layer whose sizes the 4 bit
     operator does not take. Raises ModelLoadFailed where the model is not on a CPU that can.
@@ -93,7 +93,7 @@ def quantize(
             hint="8 and 4 bit weights are for the CPU; GGUF files are quantized as they are.",
         )
     head = model.get_output_embeddings()
-    return pack_linears(model, _maker(quantization, head), compute, on_packed)
+    return replace_linears(model, _maker(quantization, head), compute, on_made)
 
 
 def _maker(quantization: Quantization, head: Any) -> Callable[[list[nn.Linear]], Product]:

@@ -3,6 +3,8 @@
 Touched on the event loop only.
 """
 
+from collections.abc import Callable
+
 import anyio
 import msgspec
 
@@ -20,8 +22,10 @@ from gateway.core.ports import ModelObserver
 from gateway.core.states import ModelState, require_transition
 from gateway.engine.budget import Share
 from gateway.engine.engine import Engine
-from gateway.engine.needs import estimate_load
 from gateway.engine.progress import LoadProgress
+
+Estimate = Callable[[LocalModel, LoadConfig], int]
+"""Returns the most bytes that a load takes at any moment. May block."""
 
 
 class Place:
@@ -124,7 +128,9 @@ class LastLoad(msgspec.Struct, frozen=True):
 class Model:
     """One model, whether it is in memory or not. `queued` are those who wait for it to be."""
 
-    def __init__(self, ref: ModelRef, config: ModelConfig, observe: ModelObserver) -> None:
+    def __init__(
+        self, ref: ModelRef, config: ModelConfig, observe: ModelObserver, estimate: Estimate
+    ) -> None:
         self.ref = ref
         self.decisions = Decisions(config)
         self.files_bytes: int | None = None
@@ -136,6 +142,7 @@ class Model:
         self.changed = anyio.Event()
         self._last_load: LastLoad | None = None
         self._observe = observe
+        self._estimate = estimate
 
     @property
     def config(self) -> ModelConfig:
@@ -179,7 +186,7 @@ class Model:
         """Return what must be free for a load: what its files tell, and no less than what one was
         measured to take. Blocking."""
         last = self._last_load_of(files, config)
-        return max(estimate_load(files, config), last.memory_bytes if last else 0)
+        return max(self._estimate(files, config), last.memory_bytes if last else 0)
 
     def status(self, now: float) -> ModelStatus:
         residence, attempt = self.residence, self.attempt
@@ -199,6 +206,7 @@ class Model:
             eta_s=eta_s,
             device=place.device if place else None,
             batched=residence.is_batched if residence else None,
+            packing=residence.engine.packing if residence and residence.engine else None,
             requires_reload=self.requires_reload,
             error=self.error,
         )

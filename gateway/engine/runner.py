@@ -40,7 +40,7 @@ class Runner(Protocol):
     def first_bytes(self) -> int:
         """Return what a first short sequence takes: without that much nothing can be answered.
 
-        Computes a few tokens to learn it; to be called where no sequence is open.
+        May compute a few tokens to learn it; to be called where no sequence is open.
         """
         ...
 
@@ -127,6 +127,8 @@ class BatchRunner:
         return self._prompts.memory_bytes + graph_bytes
 
     def first_bytes(self) -> int:
+        if self._stack is not None:
+            self._cache.learn(*self._stack.kept())
         if not self._cache.token_bytes:
             place = self.open()
             # Two, which no recorded step is made for.

@@ -54,12 +54,18 @@ def _share_arenas() -> None:
 
 
 def give_back_memory() -> None:
-    """Let the system have what nobody holds any more. Blocking: tens of milliseconds.
+    """Let the system have what nobody holds any more. Blocking: tens of milliseconds, in which the
+    garbage collector lets no thread run."""
+    gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Let the system have what was freed. Blocking: milliseconds.
 
     glibc keeps freed blocks of less than 32 MB for itself, which are most of a model's weights;
     torch keeps all that it ever had of a GPU's memory.
     """
-    gc.collect()
     # While torch is being imported it has no part `cuda` yet.
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():

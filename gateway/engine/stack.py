@@ -36,7 +36,8 @@ class Stack:
     def __init__(
         self, model: Any, on_read: Callable[[int], None] = lambda size_bytes: None
     ) -> None:
-        """`on_read` is told how many bytes of weights were read to join them.
+        """`on_read` is told how many bytes of weights were read to join them. Linear layers with
+        stand-ins (`linear.stand_in`) may be packed later.
 
         Raises UnknownLayout, or TypeError or AttributeError for parts that are not there.
         """
@@ -70,14 +71,21 @@ class Stack:
             hidden = layer.forward(hidden, cos, sin, view, cache, index)
         return self._head(self._norm(hidden[wanted]))
 
+    def kept(self) -> tuple[int, Tensor]:
+        """Return how many layers there are, and what the cache is given of one token by each: a
+        tensor of that shape, [1, heads, size]."""
+        first = self._layers[0]
+        weight = self._norm.weight
+        return len(self._layers), weight.new_empty(1, first.shared_heads, first.size)
+
 
 class _Norm:
     def __init__(self, module: Any) -> None:
-        self._weight = module.weight.detach()
+        self.weight = module.weight.detach()
         self._eps = module.variance_epsilon
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return rms_norm(tensor, self._weight.shape, self._weight, self._eps)
+        return rms_norm(tensor, self.weight.shape, self.weight, self._eps)
 
 
 class _Layer:
@@ -85,7 +93,7 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.size = attention.head_dim
         self._heads = config.num_attention_heads
-        self._shared_heads = config.num_key_value_heads
+        self.shared_heads = config.num_key_value_heads
         self._scaling = attention.scaling
         self._window = _window(attention, config)
         self._before_attention = _Norm(layer.input_layernorm)
@@ -100,7 +108,7 @@ class _Layer:
     def forward(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, view: View, cache: SlotCache, index: int
     ) -> Tensor:
-        turned = self._heads + self._shared_heads
+        turned = self._heads + self.shared_heads
         joint = self._qkv(self._before_attention(hidden)).view(len(hidden), -1, self.size)
         queries_keys, new_values = joint[:, :turned], joint[:, turned:]
         if self._head_norm is not None:
@@ -122,7 +130,7 @@ class _Layer:
         query, key = attention.q_norm, attention.k_norm
         if query.variance_epsilon != key.variance_epsilon:
             raise UnknownLayout("norms of queries and keys that differ")
-        weights = [query.weight.detach()] * self._heads + [key.weight.detach()] * self._shared_heads
+        weights = [query.weight.detach()] * self._heads + [key.weight.detach()] * self.shared_heads
         return torch.stack(weights), query.variance_epsilon
 
 

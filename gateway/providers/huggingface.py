@@ -34,15 +34,15 @@ from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.engine.budget import DeviceBudgets, Share
-from gateway.engine.compute import ComputeThread
 from gateway.engine.engine import Embedder, Engine, Generator
-from gateway.engine.isolated import open_isolated
+from gateway.engine.isolated import PROCESS_BYTES, open_isolated
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
 from gateway.engine.loader import Recipe, choose_device
 from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.needs import Setup, estimate_load
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
-from gateway.engine.room import EngineRoom
+from gateway.engine.room import EngineRoom, open_room
 from gateway.engine.runtime import default_budget, import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings, child_environment
@@ -301,7 +301,7 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background, if at all here."""
-    room = EngineRoom(ComputeThread(settings.hf_threads))
+    room = open_room(settings.hf_threads)
     open_spec = _choose_opener(settings, context, room)
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
     recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
@@ -339,6 +339,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         place_wait_s=settings.hf_place_wait_s,
         keep_alive_s=settings.hf_keep_alive_s,
         default_config=ModelConfig(load=usual),
+        estimate=partial(estimate_load, setup=_setup(settings)),
         clock=context.clock,
     )
     service = HuggingFaceService(
@@ -354,6 +355,14 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         service.warm_up(context.task_group)
     service.preload(settings.hf_preload, context.task_group)
     return service
+
+
+def _setup(settings: Settings) -> Setup:
+    return Setup(
+        gguf_sequences=settings.gguf_max_active,
+        gguf_context_length=settings.gguf_context_length,
+        process_bytes=PROCESS_BYTES if settings.hf_isolation == "process" else 0,
+    )
 
 
 def _choose_opener(

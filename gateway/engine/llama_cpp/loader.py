@@ -42,7 +42,7 @@ class GenerationConfig(msgspec.Struct, frozen=True):
     repetition_penalty: float | None = None
 
 
-class LoadedFile(msgspec.Struct, frozen=True):
+class LoadedFile(msgspec.Struct, frozen=True, weakref=True):
     """What LoadedModel holds in place of a transformers model."""
 
     weights: LlamaModel

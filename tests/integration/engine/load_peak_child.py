@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.engine.loader import load_model
+from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.needs import estimate_load
 from gateway.engine.runtime import give_back_memory
 
@@ -21,13 +21,20 @@ def resident_bytes(which: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
 
 
+def _pack(loaded: LoadedModel) -> None:
+    """Do what is done behind the model's answers."""
+    while loaded.packing and not loaded.packing.is_done:
+        loaded.packing.step()
+
+
 def main(warm: Path, folder: Path, config: LoadConfig) -> None:
     # What torch and transformers take once and for all is no model's.
-    load_model("warm", warm, config)
+    _pack(load_model("warm", warm, config))
     give_back_memory()
     before = resident_bytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     loaded = load_model("model", folder, config)
+    _pack(loaded)
     peak = resident_bytes("VmHWM:") - before
     gc.collect()
     kept = resident_bytes("VmRSS:") - before

@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
+import torch
 from anyio.abc import TaskGroup, UNIXSocketStream
 
 from gateway.core.cards import ModelCard
@@ -50,20 +51,27 @@ from gateway.engine.child_wire import (
 from gateway.engine.embedder import EmbeddingEngine
 from gateway.engine.embedding_loader import load_embedder
 from gateway.engine.engine import Embedder, Engine, Generator
-from gateway.engine.isolated import IsolatedEmbedder, IsolatedGenerator, open_isolated
+from gateway.engine.isolated import (
+    PROCESS_BYTES,
+    IsolatedEmbedder,
+    IsolatedGenerator,
+    open_isolated,
+)
 from gateway.engine.keeper import Keeper
 from gateway.engine.link import Link
 from gateway.engine.loader import LoadedModel
 from gateway.engine.memory import Memory
+from gateway.engine.needs import Setup, estimate_load
 from gateway.engine.opening import EngineSpec
 from gateway.engine.progress import LoadProgress
 from gateway.settings import child_environment
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.house import A, House, keeping_house
 from tests.integration.engine.ledger import Ledger
-from tests.tiny_models import build_encoder
+from tests.tiny_models import build_encoder, build_model
 
 REF = ModelRef("huggingface", "tiny")
+PROCESS = Setup(process_bytes=PROCESS_BYTES)
 
 
 def spec_of(folder: Path, *, architecture: str = "LlamaForCausalLM") -> EngineSpec:
@@ -75,6 +83,25 @@ def spec_of(folder: Path, *, architecture: str = "LlamaForCausalLM") -> EngineSp
         max_active=8,
         max_queue=16,
     )
+
+
+async def test_a_child_packs_its_weights_behind_its_answers(tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "m", dtype=torch.bfloat16)
+    memory = Ledger()
+    async with child_of(spec_of(folder), memory) as engine:
+        if engine.packing is None:
+            pytest.skip("this processor has no packed product for bfloat16")
+        held = engine.memory_bytes
+        assert (await collect(engine.stream(ask(max_tokens=3)))).usage.completion_tokens == 3
+        await engine.finish()
+        with anyio.fail_after(30):
+            while engine.packing is not None:
+                await anyio.lowlevel.checkpoint()
+        assert (await collect(engine.stream(ask(max_tokens=3)))).usage.completion_tokens == 3
+        # What each product took for its time came back, as did the cache.
+        assert memory.most > 0
+        assert held <= estimate_load(spec_of(folder).files, LoadConfig(), PROCESS) * 1.25
+    assert memory.taken == 0
 
 
 async def open_child(

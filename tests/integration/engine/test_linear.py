@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from gateway.core.loading import LoadConfig
-from gateway.engine import linear
-from gateway.engine.compute import Inline
-from gateway.engine.linear import PackedLinear, can_pack, pack_linears
+from gateway.engine import packing
+from gateway.engine.linear import PackedLinear, PackedProduct, can_pack, replace_linears
 from gateway.engine.loader import load_model
+from gateway.engine.mapped import MappedWeights
+from gateway.engine.packing import Packing
 from tests.tiny_models import build_model
 
 
@@ -34,7 +35,7 @@ def test_a_packed_model_says_what_the_plain_one_says(model: Any) -> None:
     ids = torch.tensor([[5, 9, 3, 7]])
     with torch.inference_mode():
         expected = model(ids).logits.float()
-        pack_linears(model)
+        replace_linears(model, PackedProduct)
         found = model(ids).logits.float()
     scale = float(expected.abs().max())
     torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2 * scale)
@@ -42,7 +43,7 @@ def test_a_packed_model_says_what_the_plain_one_says(model: Any) -> None:
 
 def test_every_linear_is_packed_and_siblings_share_one_product(model: Any) -> None:
     plain_bytes = sum(m.weight.nbytes for m in model.modules() if type(m) is nn.Linear)
-    assert pack_linears(model) == plain_bytes
+    assert replace_linears(model, PackedProduct) == plain_bytes
     assert not any(type(module) is nn.Linear for module in model.modules())
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.product is attention.k_proj.product is attention.v_proj.product
@@ -55,7 +56,7 @@ def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None
     for name, layer in zip(("q_proj", "k_proj", "v_proj"), layers, strict=True):
         holder.add_module(name, layer)
     try:
-        pack_linears(holder)
+        replace_linears(holder, PackedProduct)
     except (AttributeError, RuntimeError):
         pytest.skip("this processor has no packed product for bfloat16")
     with torch.inference_mode():
@@ -68,45 +69,19 @@ def test_siblings_that_are_given_different_inputs_compute_each_its_own() -> None
                 torch.testing.assert_close(packed(inputs[index]), expected, rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_a_large_layer_is_packed_in_pieces_that_others_wait_for_one_by_one(
-    has_bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(linear, "PIECE_BYTES", 16 * 2 * 10)  # ten rows of sixteen numbers
-    layer = nn.Linear(16, 33, bias=has_bias, dtype=torch.bfloat16)
-    sizes = []
-
-    class Watched(Inline):
-        def run(self, work: Any) -> Any:
-            product = super().run(work)
-            sizes.append(product.memory_bytes)
-            return product
-
-    holder = nn.Module()
-    holder.add_module("head", layer)
-    try:
-        packed_bytes = pack_linears(holder, compute=Watched())
-    except (AttributeError, RuntimeError):
-        pytest.skip("this processor has no packed product for bfloat16")
-    assert packed_bytes == layer.weight.nbytes == sum(sizes)
-    assert sizes == [320, 320, 320, 96]
-    tensor = torch.randn(3, 16, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        found = holder.head(tensor)
-        torch.testing.assert_close(found, layer(tensor), rtol=5e-2, atol=5e-2)
-
-
 @pytest.mark.usefixtures("model")
 def test_a_model_that_cannot_be_packed_runs_as_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_it(model: Any, **options: Any) -> int:
-        model.lm_head = nn.Identity()
-        return 1
+    class Breaking(Packing):
+        def __init__(self, model: Any, files: MappedWeights) -> None:
+            super().__init__(model, files)
+            model.lm_head = nn.Identity()
 
-    monkeypatch.setattr(linear, "pack_linears", break_it)
+    monkeypatch.setattr(packing, "Packing", Breaking)
     loaded = load_model("m", folder, LoadConfig(device="cpu"))
     assert type(loaded.model.lm_head) is nn.Linear
+    assert loaded.packing is None
 
 
 @pytest.mark.usefixtures("model")

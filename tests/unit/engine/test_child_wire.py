@@ -46,6 +46,7 @@ from gateway.engine.child_wire import (
     Close,
     Embedded,
     Fault,
+    Finish,
     FrameSplitter,
     Grant,
     Lent,
@@ -118,6 +119,7 @@ TO_CHILD = [
     Grant(1, 32),
     Cancel(1),
     Lent(3, granted=True),
+    Finish(),
     Close(),
 ]
 FROM_CHILD = [

@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -21,12 +23,19 @@ def test_all_work_is_done_in_one_thread_in_the_order_in_which_it_was_asked_for(
     def work(name: str) -> None:
         done.append((name, threading.get_ident()))
 
-    askers = [threading.Thread(target=compute.run, args=(gate.wait,))]
+    began = threading.Event()
+
+    def wait() -> None:
+        began.set()
+        gate.wait()
+
+    askers = [threading.Thread(target=compute.run, args=(wait,))]
     askers += [
         threading.Thread(target=compute.run, args=(lambda name=name: work(name),)) for name in "abc"
     ]
     for number, asker in enumerate(askers):
         asker.start()
+        began.wait()
         while number and compute._jobs.qsize() < number:
             pass
     gate.set()
@@ -65,3 +74,16 @@ def test_small_work_has_one_thread_and_other_work_all_there_are(
 def test_no_more_threads_than_cores() -> None:
     assert bound_threads(1) == 1
     assert bound_threads(10**6) == bound_threads(0) >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the whole process has it")
+def test_a_thread_that_stands_back_does_so_alone() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    mine, behind = priority(), ComputeThread(1, nice=10)
+    try:
+        assert behind.run(priority) == max(mine, 10)
+        assert priority() == mine
+    finally:
+        behind.close()

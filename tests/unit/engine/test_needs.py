@@ -1,0 +1,90 @@
+"""What a load will take, told before: of GGUF contexts, embedders and processes."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.core.cards import ModelCard
+from gateway.core.loading import LoadConfig
+from gateway.core.models import LocalModel
+from gateway.engine.needs import Setup, batch_bytes, estimate_load
+from tests.gguf_bytes import write_gguf
+
+MIB = 2**20
+# SmolLM2-135M's shape.
+SMOL = {
+    "general.architecture": "llama",
+    "llama.context_length": 8192,
+    "llama.embedding_length": 576,
+    "llama.block_count": 30,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.vocab_size": 49152,
+}
+F32, BF16 = 0, 32
+
+
+def gguf(folder: Path, file_type: int, **changes: int) -> LocalModel:
+    file = folder / "m.gguf"
+    named = {f"llama.{name}": value for name, value in changes.items()}
+    file.write_bytes(write_gguf(SMOL | {"general.file_type": file_type} | named))
+    return LocalModel("m", str(file), 1000, card=ModelCard(format="gguf"))
+
+
+def need_mib(files: LocalModel, length: int, sequences: int, **options: int) -> float:
+    setup = Setup(gguf_sequences=sequences, gguf_context_length=length)
+    return (estimate_load(files, LoadConfig(**options), setup) - 1000) / MIB
+
+
+@pytest.mark.parametrize(
+    ("file_type", "length", "sequences", "told_mib"),
+    [
+        (BF16, 512, 1, 25.45),
+        (BF16, 4096, 4, 378.26),
+        (BF16, 4096, 1, 107.70),
+        (BF16, 8192, 8, 1463.01),
+        (F32, 4096, 1, 266.57),
+        (F32, 8192, 8, 3047.88),
+    ],
+)
+def test_a_context_needs_no_less_than_llama_cpp_said_it_takes(
+    tmp_path: Path, file_type: int, length: int, sequences: int, told_mib: float
+) -> None:
+    found = need_mib(gguf(tmp_path, file_type), length, sequences)
+    assert told_mib <= found <= told_mib + 10
+
+
+def test_a_context_is_no_longer_than_the_model_was_trained_for_or_the_config_wants(
+    tmp_path: Path,
+) -> None:
+    files = gguf(tmp_path, BF16, context_length=1024)
+    assert need_mib(files, 4096, 2) == need_mib(files, 1024, 2)
+    assert need_mib(files, 4096, 2, context_length=512) == need_mib(files, 512, 2)
+
+
+def test_a_file_that_does_not_tell_needs_what_it_weighs(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    for content in (b"", write_gguf({"general.architecture": "rwkv"})):
+        file.write_bytes(content)
+        files = LocalModel("m", str(file), 1000, card=ModelCard(format="gguf"))
+        assert estimate_load(files, LoadConfig(), Setup(4, 4096)) == 1000
+
+
+def test_an_embedder_needs_a_batch_beside_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 384, "intermediate_size": 1536}')
+    card = ModelCard(architecture="BertModel", family="bert", dtype="float32")
+    files = LocalModel("m", str(tmp_path), 90_000_000, card=card)
+    assert card.embeds
+    assert estimate_load(files, LoadConfig()) == 90_000_000 + 512 * 4 * (8 * 384 + 2 * 1536)
+
+
+def test_a_config_that_names_no_sizes_is_no_reason_to_fail() -> None:
+    assert batch_bytes({}, 4) == 0
+    assert batch_bytes({"dim": 8, "hidden_dim": 32}, 2, tokens=1) == 2 * (64 + 64)
+
+
+def test_a_process_of_its_own_is_counted(tmp_path: Path) -> None:
+    files = gguf(tmp_path, BF16)
+    alone = estimate_load(files, LoadConfig())
+    assert estimate_load(files, LoadConfig(), Setup(process_bytes=7)) == alone + 7
