@@ -122,6 +122,7 @@ async def running(
         with anyio.fail_after(START_S):
             await peer.start()
             await peer.run(make_prompts(1, WARM_UP_TOKENS, seed=0), WARM_UP_TOKENS)
+            await peer.settle()
         yield peer
     finally:
         await peer.stop()

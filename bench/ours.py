@@ -37,6 +37,8 @@ def load(way: str, folder: Path, device: str, room: EngineRoom) -> LoadedModel:
     if way == "serial":
         loaded.model.set_attn_implementation("sdpa")
         loaded = msgspec.structs.replace(loaded, runner=SerialRunner(loaded.model))
+    while loaded.packing and not loaded.packing.is_done:
+        loaded.packing.step()
     return loaded
 
 

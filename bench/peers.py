@@ -60,6 +60,7 @@ def make_gateway(task: Task, **settings: str) -> ServerPeer:
         ready="/v1/models",
         model=f"huggingface/{task.folder.name}",
         data=data,
+        status=f"/api/v1/models/status?model=huggingface/{task.folder.name}",
     )
 
 

@@ -32,6 +32,10 @@ class Peer(Protocol):
 
     async def start(self) -> None: ...
 
+    async def settle(self) -> None:
+        """Return once it is at rest after its first answer."""
+        ...
+
     async def run(self, prompts: Sequence[str], new_tokens: int) -> list[Answer]:
         """Answer all prompts at the same time."""
         ...
@@ -108,6 +112,9 @@ class WorkerPeer(_Owned):
         await self.open(subprocess.PIPE, subprocess.PIPE)
         await self._reply()
 
+    async def settle(self) -> None:
+        pass
+
     async def run(self, prompts: Sequence[str], new_tokens: int) -> list[Answer]:
         asked = json.dumps({"prompts": prompts, "new_tokens": new_tokens})
         assert self.process.stdin is not None
@@ -142,13 +149,16 @@ class ServerPeer(_Owned):
         ready: str,
         model: str,
         data: tempfile.TemporaryDirectory[str] | None = None,
+        status: str | None = None,
     ) -> None:
-        """`ready` is the path that answers once it serves; `data` is removed at the end."""
+        """`ready` is the path that answers once it serves; `data` is removed at the end. `status`
+        is the path that tells of the model whether its weights are still being packed."""
         super().__init__(command, environment)
         self.url = url
         self.model = model
         self._ready = ready
         self._data = data
+        self._status = status
 
     async def start(self) -> None:
         await self.open(subprocess.DEVNULL, None)
@@ -166,6 +176,17 @@ class ServerPeer(_Owned):
         await super().stop()
         if self._data is not None:
             self._data.cleanup()
+
+    async def settle(self) -> None:
+        """Return once what a load puts off is done."""
+        if self._status is None:
+            return
+        async with aiohttp.ClientSession() as client:
+            while True:
+                async with client.get(self.url + self._status) as reply:
+                    if reply.ok and (await reply.json())["packing"] is None:
+                        return
+                await anyio.sleep(0.1)
 
     async def run(self, prompts: Sequence[str], new_tokens: int) -> list[Answer]:
         answers = [Answer() for _ in prompts]

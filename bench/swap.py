@@ -32,9 +32,9 @@ from gateway.core.events import Event, TextDelta
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
-from gateway.core.ports import Provider
 from gateway.core.states import ModelState
 from gateway.hub.cache import FileLibrary
+from gateway.providers.huggingface import HuggingFaceService
 from gateway.settings import Settings
 
 CHUNK_BYTES = 8 * 2**20
@@ -42,6 +42,8 @@ PROMPT_TOKENS = 64
 CALM_TOKENS = 50
 LONG_TOKENS = 4000
 LIMIT_S = 900.0
+LOOK_S = 0.02
+STALLS = ("calm p99", "loading p99", "loading longest", "packing p99", "packing longest", "packing")
 
 
 class Watch:
@@ -73,7 +75,9 @@ class Watch:
 
 
 @asynccontextmanager
-async def served(isolation: str, max_models: int) -> AsyncIterator[tuple[Provider, Watch]]:
+async def served(
+    isolation: str, max_models: int
+) -> AsyncIterator[tuple[HuggingFaceService, Watch]]:
     """Give the provider of models in this process (or in children of it) and its watch."""
     with tempfile.TemporaryDirectory() as folder:
         chosen: dict[str, Any] = {
@@ -94,6 +98,7 @@ async def served(isolation: str, max_models: int) -> AsyncIterator[tuple[Provide
                 clock=time.monotonic,
             )
             provider = providers.load("huggingface")(settings, context)
+            assert isinstance(provider, HuggingFaceService), "it is the one that was named"
             yield provider, watch
             await provider.aclose()
             tasks.cancel_scope.cancel()
@@ -104,7 +109,7 @@ def can_isolate() -> bool:
 
 
 def ask(
-    provider: Provider, model: str, tokens: int, keep_alive_s: float = -1
+    provider: HuggingFaceService, model: str, tokens: int, keep_alive_s: float = -1
 ) -> AsyncGenerator[Event, None]:
     request = GenerateRequest(
         id="bench",
@@ -118,7 +123,7 @@ def ask(
 
 
 async def token_times(
-    provider: Provider, model: str, tokens: int, keep_alive_s: float = -1
+    provider: HuggingFaceService, model: str, tokens: int, keep_alive_s: float = -1
 ) -> list[float]:
     times = []
     async with aclosing(ask(provider, model, tokens, keep_alive_s)) as events:
@@ -165,28 +170,36 @@ async def swap(isolation: str, models: list[str], rounds: int) -> dict[str, list
 
 async def stall(isolation: str, models: list[str], rounds: int) -> dict[str, list[float]]:
     """Stream from A, undisturbed and while B loads; the gaps between tokens in every round."""
-    found: dict[str, list[float]] = {"calm p99": [], "loading p99": [], "loading longest": []}
+    found: dict[str, list[float]] = {name: [] for name in STALLS}
     async with served(isolation, max_models=2) as (provider, watch):
         await token_times(provider, models[0], 2)
         await token_times(provider, models[1], 2, keep_alive_s=0)
         await watch.gone(models[1])
+        await packed(provider, models[0])
         for _ in range(rounds):
             times = await token_times(provider, models[0], CALM_TOKENS)
             found["calm p99"].append(quantile(gaps(times, times[0], times[-1]), 0.99))
-            times = await stream_through_load(provider, models)
-            await watch.gone(models[1])
+            times, packed_at = await stream_through_load(provider, models)
             began = watch.last(models[1], ModelState.LOADING)
-            during = gaps(times, began, watch.last(models[1], ModelState.LOADED))
+            loaded_at = watch.last(models[1], ModelState.LOADED)
+            during = gaps(times, began, loaded_at)
             found["loading p99"].append(quantile(during, 0.99))
             found["loading longest"].append(max(during))
+            during = gaps(times, loaded_at, packed_at)
+            found["packing p99"].append(quantile(during, 0.99))
+            found["packing longest"].append(max(during))
+            found["packing"].append(packed_at - loaded_at)
     return found
 
 
-async def stream_through_load(provider: Provider, models: list[str]) -> list[float]:
-    """Return when the tokens of A came while B was loaded, which nothing keeps then."""
+async def stream_through_load(
+    provider: HuggingFaceService, models: list[str]
+) -> tuple[list[float], float]:
+    """Return when the tokens of A came while B was loaded, packed and unloaded again, and when it
+    was packed."""
     times: list[float] = []
     is_speaking = anyio.Event()
-    is_loaded = anyio.Event()
+    is_over = anyio.Event()
 
     async def speak() -> None:
         async with aclosing(ask(provider, models[0], LONG_TOKENS)) as events:
@@ -194,15 +207,24 @@ async def stream_through_load(provider: Provider, models: list[str]) -> list[flo
                 if isinstance(event, TextDelta):
                     times.append(time.perf_counter())
                     is_speaking.set()
-                    if is_loaded.is_set():
+                    if is_over.is_set():
                         return
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(speak)
         await is_speaking.wait()
-        await token_times(provider, models[1], 2, keep_alive_s=0)
-        is_loaded.set()
-    return times
+        await provider.load(ModelRef("huggingface", models[1]))
+        await packed(provider, models[1])
+        packed_at = time.perf_counter()
+        await provider.unload(ModelRef("huggingface", models[1]))
+        is_over.set()
+    return times, packed_at
+
+
+async def packed(provider: HuggingFaceService, model: str) -> None:
+    """Return once all weights of a model are packed."""
+    while (await provider.status(ModelRef("huggingface", model)))[0].packing is not None:  # noqa: ASYNC110
+        await anyio.sleep(LOOK_S)
 
 
 def gaps(times: list[float], began: float, ended: float) -> list[float]:
@@ -240,7 +262,7 @@ def report(found: dict[str, dict[str, dict[str, list[float]]]], limit_s: float) 
         for isolation, by in ((name, kinds["swap"]) for name, kinds in found.items())
     ]
     stalls = [
-        [isolation, *(f"{median(values) * 1e3:.0f}" for values in by.values())]
+        [isolation, *(f"{median(by[name]) * 1e3:.0f}" for name in STALLS)]
         for isolation, by in ((name, kinds["stall"]) for name, kinds in found.items())
     ]
     return "\n\n".join(
@@ -250,7 +272,15 @@ def report(found: dict[str, dict[str, dict[str, list[float]]]], limit_s: float) 
             ),
             f"In brackets: times the {limit_s:.3f} s that reading the same bytes takes.",
             tables.markdown(
-                ["models live in", "gap p99 ms", "p99 while loading", "longest while loading"],
+                [
+                    "models live in",
+                    "gap p99 ms",
+                    "p99 while loading",
+                    "longest",
+                    "p99 while packing",
+                    "longest",
+                    "packing takes ms",
+                ],
                 stalls,
             ),
         ]
