@@ -1,18 +1,32 @@
 """Stream sessions in the database.
 
 Records may come twice and in any order (a spool is replayed after a crash): an end that arrives
-before its opening makes a row that the opening completes, and the first end stays.
+before its opening makes a row that the opening completes, and the first end stays. A session whose
+opening and end arrive together is one row written once.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, select, type_coerce, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
+from gateway.store.bulk import BulkInsert
 from gateway.store.database import Database
 from gateway.store.tables import UnixTime, boots, stream_sessions
 
@@ -22,10 +36,19 @@ UNKNOWN_NODE = ""
 UNSEEN_S = 86_400.0
 """Sessions of runs that were never seen, being of an earlier version, are closed after a day."""
 
-_OPENING = ("request_id", "node", "boot", "requested_model", "face", "opened_at", "caller")
-_ENDING = (
-    "provider",
-    "model",
+_OPENED = (
+    "id",
+    "request_id",
+    "node",
+    "boot",
+    "requested_model",
+    "face",
+    "opened_at",
+    "caller",
+)
+_SERVED = ("provider", "model")
+"""The last that served it: an opening tells it as well as an end."""
+_CLOSED = (
     "end_reason",
     "error_code",
     "prompt_tokens",
@@ -37,6 +60,7 @@ _ENDING = (
     "closed_at",
     "served_by",
 )
+_COLUMNS = (*_OPENED, *_SERVED, *_CLOSED)
 
 
 class DatabaseSessionStore:
@@ -44,20 +68,34 @@ class DatabaseSessionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Built once: to build one takes as long as to run it.
-        self._insert_opening = self._insert(_OPENING, only_if=_is_unknown)
-        self._insert_ending = self._insert(_ENDING, only_if=_is_open)
+        self._insert_opening = self._insert((*_OPENED, *_SERVED), {_is_unknown: _OPENED})
+        self._insert_ending = self._insert(_COLUMNS, {_is_open: (*_SERVED, *_CLOSED)})
+        self._insert_whole = self._insert(
+            _COLUMNS, {_is_unknown: _OPENED, _is_open: (*_SERVED, *_CLOSED)}
+        )
 
     async def write(self, opened: Sequence[SessionOpened], closed: Sequence[SessionClosed]) -> None:
         if not opened and not closed:
             return
+        openings = {record.id: record for record in opened}
+        whole, ends = [], []
+        for end in closed:
+            opening = openings.pop(end.id, None)
+            if opening is None:
+                ends.append(_opening_row(opening_of(end)) + _ending_row(end))
+            else:
+                whole.append(_opening_row(opening) + _ending_row(end))
         async with self._database.writing() as connection:
-            if opened:
-                rows = [_opening_row(record) for record in opened]
-                await connection.execute(self._insert_opening, rows)
-            if closed:
-                rows = [_ending_row(record) for record in closed]
-                await connection.execute(self._insert_ending, rows)
+            if openings:
+                rows = [
+                    (*_opening_row(record), record.provider, record.model)
+                    for record in openings.values()
+                ]
+                await self._insert_opening.execute(connection, rows)
+            if whole:
+                await self._insert_whole.execute(connection, whole)
+            if ends:
+                await self._insert_ending.execute(connection, ends)
 
     async def note_usage(self, used: Mapping[str, Usage]) -> None:
         if not used:
@@ -134,14 +172,24 @@ class DatabaseSessionStore:
             row = (await connection.execute(statement)).one_or_none()
         return read_session(row) if row else None
 
-    def _insert(self, columns: Sequence[str], only_if: Any) -> Any:
-        """Return the INSERT that, for a row already there, sets `columns` where `only_if`."""
+    def _insert(
+        self, names: Sequence[str], changes: Mapping[ColumnElement[bool], Sequence[str]]
+    ) -> BulkInsert:
+        """Return the INSERT of rows with values for `names`. In a row that is there already, each
+        condition that holds for it sets its columns anew, and the others stay."""
         insert = self._database.insert(stream_sessions)
-        return insert.on_conflict_do_update(
-            index_elements=[stream_sessions.c.id],
-            set_={column: insert.excluded[column] for column in columns},
-            where=only_if,
+        columns = stream_sessions.c
+        statement = insert.on_conflict_do_update(
+            index_elements=[columns.id],
+            set_={
+                name: case((condition, insert.excluded[name]), else_=columns[name])
+                for condition, changed in changes.items()
+                for name in changed
+                if name != "id"
+            },
+            where=or_(*changes),
         )
+        return BulkInsert(statement, [columns[name] for name in names])
 
 
 async def _database_time(connection: AsyncConnection) -> float:
@@ -151,38 +199,39 @@ async def _database_time(connection: AsyncConnection) -> float:
 
 
 _is_open = stream_sessions.c.end_reason.is_(None)
-_is_unknown = stream_sessions.c.node == UNKNOWN_NODE
+_is_unknown = stream_sessions.c.node == literal_column("''")  # UNKNOWN_NODE, as no parameter
 
 
-def _opening_row(record: SessionOpened) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "request_id": record.request_id,
-        "node": record.node,
-        "boot": record.boot,
-        "requested_model": record.requested_model,
-        "face": record.face,
-        "opened_at": record.opened_at,
-        "caller": record.caller,
-        "provider": record.provider,
-        "model": record.model,
-    }
+def _opening_row(record: SessionOpened) -> tuple[object, ...]:
+    """Return the values of _OPENED."""
+    return (
+        record.id,
+        record.request_id,
+        record.node,
+        record.boot,
+        record.requested_model,
+        record.face,
+        record.opened_at,
+        record.caller,
+    )
 
 
-def _ending_row(record: SessionClosed) -> dict[str, object]:
-    opening = opening_of(record)
-    return _opening_row(opening) | {
-        "end_reason": record.end.value,
-        "error_code": record.error_code,
-        "prompt_tokens": record.usage.prompt_tokens,
-        "completion_tokens": record.usage.completion_tokens,
-        "queue_ms": record.timings.queue_ms,
-        "load_ms": record.timings.load_ms,
-        "ttft_ms": record.timings.ttft_ms,
-        "total_ms": record.timings.total_ms,
-        "closed_at": record.closed_at,
-        "served_by": list(record.served_by) or None,
-    }
+def _ending_row(record: SessionClosed) -> tuple[object, ...]:
+    """Return the values of _SERVED and _CLOSED."""
+    return (
+        record.provider,
+        record.model,
+        record.end.value,
+        record.error_code,
+        record.usage.prompt_tokens,
+        record.usage.completion_tokens,
+        record.timings.queue_ms,
+        record.timings.load_ms,
+        record.timings.ttft_ms,
+        record.timings.total_ms,
+        record.closed_at,
+        list(record.served_by) or None,
+    )
 
 
 def opening_of(closed: SessionClosed) -> SessionOpened:

@@ -48,6 +48,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def clean_text(text: str, limit: int) -> str:
     """Return `text` as every database can hold it: NUL and lone surrogates replaced, bounded."""
+    if len(text) <= limit and text.isascii() and "\x00" not in text:  # as nearly all is
+        return text
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return _UNSTORABLE.sub("\ufffd", text)
 

@@ -112,6 +112,26 @@ async def test_the_order_in_which_records_arrive_does_not_matter(
     assert await session_store.recent(10) == [Session(opened(), closed())]
 
 
+@pytest.mark.parametrize("before", ["nothing", "opening", "end", "both", "interrupted"])
+async def test_a_session_that_arrives_whole_is_one_with_what_is_there(
+    session_store: SessionStore, before: str
+) -> None:
+    first = StreamEnd.LENGTH
+    if before in ("opening", "both", "interrupted"):
+        await session_store.write([opened()], [])
+    if before in ("end", "both"):
+        await session_store.write([], [closed(end=first)])
+    if before == "interrupted":
+        await session_store.interrupt_orphans("a", NOW, boot="2")
+    await session_store.write([opened("s0"), opened(), opened("s2")], [closed(), closed("s2")])
+    found = await session_store.find("s1")
+    assert found is not None and found.opened == opened() and found.closed is not None
+    expected = {"end": first, "both": first, "interrupted": StreamEnd.INTERRUPTED}
+    assert found.closed.end is expected.get(before, StreamEnd.STOP)
+    assert await session_store.find("s0") == Session(opened("s0"))
+    assert await session_store.find("s2") == Session(opened("s2"), closed("s2"))
+
+
 async def test_an_end_without_its_opening_is_not_lost(session_store: SessionStore) -> None:
     await session_store.write([], [closed()])
     found = await session_store.find("s1")
