@@ -53,6 +53,9 @@ _Wanted = Annotated[HubQueryInput | None, strawberry.argument(description="What 
 _Repository = Annotated[str, strawberry.argument(description="owner/name.")]
 _Validate = Annotated[bool, strawberry.argument(description="Ask the Hub whether it is valid.")]
 
+FRESH_S = 0.25
+"""How long a listing of sessions waits for the records that are on their way."""
+
 _IN_MEMORY = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.UNLOADING})
 
 
@@ -71,7 +74,10 @@ async def list_providers(info: Info) -> list[Provider] | None:
 
 
 async def list_sessions(info: Info, first: _Newest = 20) -> list[Session] | None:
-    recent = await info.context.gateway.sessions.recent(require_first(first))
+    services = info.context.gateway
+    newest = require_first(first)
+    await services.recorder.flush(FRESH_S)  # who has seen a stream finds it here, too
+    recent = await services.sessions.recent(newest)
     return [Session.of(session) for session in recent]
 
 

@@ -34,6 +34,7 @@ from gateway.services.streams import StreamService, choose_limits
 from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
 from gateway.store.journal import FileJournal
+from gateway.store.open_log import FileOpenLog
 from gateway.telemetry.meter import Meter
 from gateway.telemetry.watchdog import Stalls
 
@@ -114,7 +115,8 @@ def _build_requests(
     tasks: TaskGroup,
 ) -> Requests:
     node = settings.resolved_node
-    recorder = SessionRecorder(stores.sessions, journal, node=node, boot=boot)
+    openings = FileOpenLog(journal.folder, boot)
+    recorder = SessionRecorder(stores.sessions, journal, openings, node=node, boot=boot)
     rotation_rules: dict[str, VirtualModel] = {}
     router = ModelRouterService(
         models.providers,

@@ -1,8 +1,9 @@
 """Writes the sessions to the database in batches, behind the streams.
 
-While one batch is being committed the next one gathers, so a busy gateway commits rarely and an
-idle one at once. What the database does not take soon goes to the journal, and from there to the
-database once it is back, oldest first. Either makes a record durable, and nobody waits for both.
+The opening log takes a record at once, which makes it durable: so it may wait for others, and
+goes to the database with them. What the log does not take is durable once it is committed; while
+one batch is, the next one gathers. What the database does not take soon goes to the journal, and
+from there to the database once it is back, oldest first.
 """
 
 import logging
@@ -16,7 +17,7 @@ import anyio
 from msgspec.structs import replace
 
 from gateway.core.errors import DatabaseUnavailable
-from gateway.core.ports import SessionJournal, SessionStore
+from gateway.core.ports import SessionJournal, SessionLog, SessionStore
 from gateway.core.sessions import RecordCounts, SessionClosed, SessionOpened, SessionRecord
 from gateway.services.bell import Bell
 
@@ -24,9 +25,11 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH = 500
 """Records of one transaction."""
+GATHER_S = 0.05
+"""How long records that are in the log wait for others; a commit costs as much as fifty of them."""
 MAX_SPOOL = 2000
 """Records of one append to the journal; as many waiting ones go there even if commits succeed."""
-SPOOL_AFTER_S = 0.15
+SPOOL_AFTER_S = 0.2
 """How long a record waits for the database alone; less than `started` waits for its record."""
 SLOW_S = 1.0
 """A transaction that takes longer means that the database does not answer."""
@@ -44,6 +47,7 @@ class SessionRecorder:
         self,
         store: SessionStore,
         journal: SessionJournal,
+        log: SessionLog | None = None,
         *,
         node: str,
         boot: str,
@@ -55,6 +59,7 @@ class SessionRecorder:
         self.counts = RecordCounts()
         self._store = store
         self._journal = journal
+        self._log = log
         self._node = node
         self._boot = boot
         self._max_pending = max_pending
@@ -65,9 +70,14 @@ class SessionRecorder:
         self._lost: set[str] = set()
         self._work = anyio.Event()
         self._settled = Bell()
+        self._hurry = Bell()
         self._recovered = anyio.Event()
+        self._hurried_count = 0
+        # Each counts records from the first one on: queued; safe from the death of this process;
+        # safe from the loss of this memory, too: in the database or the journal.
         self._added_count = 0
         self._durable_count = 0
+        self._settled_count = 0
         self._asked_at: float | None = None
         self._is_away = False
         self.journal_healthy = True
@@ -102,12 +112,10 @@ class SessionRecorder:
         return self._add(record)
 
     async def wait_written(self, ticket: int, timeout_s: float) -> bool:
-        """Return whether all records up to `ticket` were durable within `timeout_s`: in the
-        database, or in the journal while that is away."""
-        until = anyio.current_time() + timeout_s
-        while self._durable_count < ticket:
-            if not await self._settled.wait(until - anyio.current_time()):
-                break
+        """Return whether all records up to `ticket` were durable within `timeout_s`: in the log or
+        the database, or in the journal while that is away."""
+        if self._durable_count < ticket:
+            await self._wait(lambda: self._durable_count >= ticket, timeout_s)
         return self._durable_count >= ticket
 
     async def wait_recovered(self, timeout_s: float) -> bool:
@@ -117,29 +125,54 @@ class SessionRecorder:
         return self._recovered.is_set()
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued so far is durable; False when time ran out."""
-        return await self.wait_written(self._added_count, timeout_s)
+        """Have everything queued so far written to the database, or to the journal while that is
+        away, without waiting for more; False when time ran out."""
+        ticket = self._hurried_count = self._added_count
+        self._hurry.ring()
+        return await self._wait(lambda: self._settled_count >= ticket, timeout_s)
+
+    async def _wait(self, is_reached: Callable[[], bool], timeout_s: float) -> bool:
+        until = anyio.current_time() + timeout_s
+        while not is_reached():
+            if not await self._settled.wait(until - anyio.current_time()):
+                return is_reached()
+        return True
 
     async def run(self) -> None:
         """Write for ever; end it by cancelling."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._store_for_ever, name="session records to the database")
-            tasks.start_soon(self._spool_for_ever, name="session records to the journal")
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._store_for_ever, name="session records to the database")
+                tasks.start_soon(self._spool_for_ever, name="session records to the journal")
+        finally:
+            if self._log is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._log.aclose(self._settled_count)
 
     async def _store_for_ever(self) -> None:
         while True:
+            if self._log is not None:
+                await self._log.trim(self._settled_count)
             if self._journal.backlog:
                 went_well = await self._replay()
             elif not self._recovered.is_set():
                 # Not before the journal is replayed: it may tell how those streams ended.
                 went_well = await self._interrupt_orphans()
             elif self._pending:
+                await self._gather()
                 went_well = await self._store_pending()
             else:
                 await self._wait_for_work()
                 continue
             if not went_well:
                 await self._sleep(RETRY_S)
+
+    async def _gather(self) -> None:
+        """Let more records come, as long as all that wait are safe without it."""
+        is_safe = self._durable_count == self._added_count
+        is_hurried = self._settled_count < self._hurried_count
+        if is_safe and not is_hurried and len(self._pending) < MAX_BATCH:
+            await self._hurry.wait(GATHER_S)
 
     async def _spool_for_ever(self) -> None:
         while True:
@@ -152,15 +185,15 @@ class SessionRecorder:
         """Return whether it is worth waiting for the database; waits to find out."""
         if self._journal.backlog or self._is_away or len(self._pending) >= MAX_SPOOL:
             return False
-        before = self._durable_count
+        before = self._settled_count
         with anyio.move_on_after(SPOOL_AFTER_S):
-            while self._durable_count == before and not self._is_away:
+            while self._settled_count == before and not self._is_away:
                 await self._settled.wait()
-        return self._durable_count > before
+        return self._settled_count > before
 
     async def _spool(self) -> None:
         records = list(islice(self._pending, MAX_SPOOL))
-        ticket = self._durable_count + len(records)
+        ticket = self._settled_count + len(records)
         try:
             await self._journal.append(records)
         except OSError as error:
@@ -183,7 +216,7 @@ class SessionRecorder:
 
     async def _store_pending(self) -> bool:
         records = list(islice(self._pending, MAX_BATCH))
-        ticket = self._durable_count + len(records)
+        ticket = self._settled_count + len(records)
         if not await self._write(records):
             return False
         self._settle(ticket)
@@ -238,9 +271,10 @@ class SessionRecorder:
             self._asked_at = None
 
     def _settle(self, ticket: int) -> None:
-        """Forget the records up to `ticket`: they are durable. Both writers may say so of one."""
-        for _ in range(ticket - self._durable_count):
+        """Forget the records up to `ticket`: others have them. Both writers may say so of one."""
+        for _ in range(ticket - self._settled_count):
             self._pending.popleft()
+        self._settled_count = max(ticket, self._settled_count)
         self._durable_count = max(ticket, self._durable_count)
         self.journal_healthy = self.journal_healthy or not self._pending
         self._settled.ring()
@@ -253,8 +287,18 @@ class SessionRecorder:
     def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
         self._added_count += 1
+        if not self._is_logged(record) or len(self._pending) == MAX_BATCH:
+            self._hurry.ring()
         self._work.set()
         return self._added_count
+
+    def _is_logged(self, record: SessionRecord) -> bool:
+        """Have the log take the newest record; return whether all records are durable with it."""
+        if self._log is None or not self._log.append(record, self._added_count):
+            return False
+        if self._durable_count == self._added_count - 1:
+            self._durable_count = self._added_count
+        return self._durable_count == self._added_count
 
     def _lose(self, record: SessionOpened) -> None:
         if not self._lost:

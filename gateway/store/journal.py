@@ -3,7 +3,8 @@
 A folder of numbered segments, each an append-only file of frames: length and CRC-32 of the payload
 (two little-endian 32-bit numbers), then the record as msgpack. What `append` returned for is
 synced, so it survives a power cut. A segment is removed when all of it is in the database. Nothing
-is ever appended to what an earlier process wrote: its last frame may be torn.
+is ever appended to what an earlier process wrote: its last frame may be torn. The logs of earlier
+runs (`open_log.py`) are read like segments, after them.
 
 Knows no database: services/recorder.py decides what goes in and when it comes out.
 """
@@ -31,9 +32,13 @@ SEGMENT_BYTES = 8 * 2**20
 MAX_FRAME_BYTES = 2**16
 """More than any record has: its texts are bounded. A greater length is damage."""
 
+_PLAIN_BYTES = 2**10
+"""A record that takes no more has no text that is too long."""
 _READ_BYTES = 4 * MAX_FRAME_BYTES
 _HEADER = struct.Struct("<II")
 _SUFFIX = ".journal"
+LOG_SUFFIX = ".log"
+"""Of the files of opening logs in the same folder."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[SessionRecord] = msgspec.msgpack.Decoder(SessionRecord)
 
@@ -62,7 +67,7 @@ class FileJournal:
         segment_bytes: int = SEGMENT_BYTES,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = min(segment_bytes, max_bytes)
         self._sync = sync
@@ -73,9 +78,10 @@ class FileJournal:
 
     async def open(self) -> None:
         """Find what an earlier process left. Raises OSError when the folder cannot be read."""
-        found = await anyio.to_thread.run_sync(_scan, self._folder)
-        self._segments.extend(_Segment(path, size) for _, path, size in found)
-        self._next_number = found[-1][0] + 1 if found else 1
+        found = await anyio.to_thread.run_sync(_scan, self.folder)
+        self._segments.extend(_Segment(path, size) for path, size in found)
+        numbers = [int(path.stem) for path, _ in found if path.suffix == _SUFFIX]
+        self._next_number = max(numbers, default=0) + 1
 
     @property
     def backlog(self) -> bool:
@@ -86,7 +92,7 @@ class FileJournal:
         return sum(segment.size for segment in self._segments)
 
     async def append(self, records: Sequence[SessionRecord]) -> None:
-        data = b"".join(map(_frame, records))
+        data = b"".join(map(encode_frame, records))
         async with self._changing:
             if self.size_bytes + len(data) > self._max_bytes:
                 raise OSError(errno.EFBIG, f"The journal holds its {self._max_bytes} bytes")
@@ -122,7 +128,7 @@ class FileJournal:
                 segment.path.name,
             )
             await self._abandon(segment)
-            await anyio.to_thread.run_sync(_remove, segment.path)
+            await anyio.to_thread.run_sync(remove, segment.path)
         return []
 
     async def release(self) -> None:
@@ -134,7 +140,7 @@ class FileJournal:
             if segment.offset < segment.size:
                 return
             self._forget(segment)
-            await anyio.to_thread.run_sync(_remove, segment.path)
+            await anyio.to_thread.run_sync(remove, segment.path)
 
     async def _abandon(self, segment: _Segment) -> None:
         async with self._changing:
@@ -147,19 +153,19 @@ class FileJournal:
 
     def _new_segment(self) -> _Segment:
         number, self._next_number = self._next_number, self._next_number + 1
-        return _Segment(self._folder / f"{number:08}{_SUFFIX}")
+        return _Segment(self.folder / f"{number:08}{_SUFFIX}")
 
     def _write(self, segment: _Segment, data: bytes) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         if segment.size == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             flags |= os.O_CREAT | os.O_EXCL
         file = os.open(segment.path, flags, 0o600)
         try:
             _write_all(file, data)
             self._sync(file)
             if segment.size == 0:
-                _sync_folder(self._folder, self._sync)
+                _sync_folder(self.folder, self._sync)
         except OSError:
             _undo(file, segment)
             raise
@@ -167,8 +173,13 @@ class FileJournal:
             os.close(file)
 
 
-def _frame(record: SessionRecord) -> bytes:
-    payload = _ENCODER.encode(_storable(record))
+def encode_frame(record: SessionRecord) -> bytes:
+    try:
+        payload = _ENCODER.encode(record)
+    except UnicodeEncodeError:
+        payload = b""
+    if not payload or len(payload) > _PLAIN_BYTES:
+        payload = _ENCODER.encode(_storable(record))
     return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
@@ -223,7 +234,8 @@ def _undo(file: int, segment: _Segment) -> None:
         logger.warning("%s keeps a torn end: %s", segment.path, error)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file of the journal if that can be done."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -240,9 +252,12 @@ def _sync_folder(folder: Path, sync: Callable[[int], None]) -> None:
         os.close(file)
 
 
-def _scan(folder: Path) -> list[tuple[int, Path, int]]:
-    """Return number, path and size of each segment, the oldest first; blocking."""
+def _scan(folder: Path) -> list[tuple[Path, int]]:
+    """Return path and size of each segment, the oldest first, and of each log; blocking."""
     if not folder.is_dir():
         return []
-    files = [file for file in folder.iterdir() if file.suffix == _SUFFIX and file.stem.isdigit()]
-    return sorted((int(file.stem), file, file.stat().st_size) for file in files)
+    files = sorted(folder.iterdir())
+    segments = [file for file in files if file.suffix == _SUFFIX and file.stem.isdigit()]
+    segments.sort(key=lambda file: int(file.stem))
+    logs = [file for file in files if file.suffix == LOG_SUFFIX]
+    return [(file, file.stat().st_size) for file in (*segments, *logs)]

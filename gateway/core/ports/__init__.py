@@ -19,7 +19,13 @@ from gateway.core.ports.library import (
 from gateway.core.ports.providers import Continuer, ModelObserver, ModelRemover, Provider
 from gateway.core.ports.rotations import RotationLook, RotationStore
 from gateway.core.ports.routing import DecisionStore, RuleStore
-from gateway.core.ports.sessions import RecordStore, SessionJournal, SessionMeter, SessionStore
+from gateway.core.ports.sessions import (
+    RecordStore,
+    SessionJournal,
+    SessionLog,
+    SessionMeter,
+    SessionStore,
+)
 from gateway.core.ports.states import ModelStateStore, ProviderStore
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "RuleStore",
     "SecretStore",
     "SessionJournal",
+    "SessionLog",
     "SessionMeter",
     "SessionStore",
     "Worker",

@@ -92,3 +92,19 @@ class SessionJournal(Protocol):
     async def release(self) -> None:
         """Forget what `read` returned last: it is in the database."""
         ...
+
+
+class SessionLog(Protocol):
+    """Session records on their way to the database, safe from the death of this process at once."""
+
+    def append(self, record: SessionRecord, ticket: int) -> bool:
+        """Keep the record, at once; tickets rise. False when it is not kept."""
+        ...
+
+    async def trim(self, stored: int) -> None:
+        """Forget the records up to that ticket, which others have by now, and make room."""
+        ...
+
+    async def aclose(self, stored: int) -> None:
+        """Do as `trim` and take no more; what is left is found by the journal of the next run."""
+        ...
