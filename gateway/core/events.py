@@ -153,48 +153,61 @@ class Generation(msgspec.Struct, frozen=True):
     switches: tuple[Switched, ...] = ()
 
 
-async def collect(events: AsyncIterable[Event]) -> Generation:
-    """Read a stream to its end and return the answer it made.
+class Collector:
+    """Makes one answer of the events of a stream, told one by one."""
 
-    Raises what the stream raises, and StreamCancelled for one that was cancelled, or that ends
-    without its end: somebody else did that.
-    """
-    text: list[str] = []
-    reasoning: list[str] = []
-    calls: list[ToolCall] = []
-    logprobs: list[TokenLogprob] = []
-    switches: list[Switched] = []
-    ref: ModelRef | None = None
-    finished: Finished | None = None
-    async for event in events:
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._switches: list[Switched] = []
+        self._ref: ModelRef | None = None
+        self._finished: Finished | None = None
+
+    def add(self, event: Event) -> None:
         match event:
             case TextDelta():
-                text.append(event.text)
-                logprobs += event.logprobs
+                self._text.append(event.text)
+                self._logprobs += event.logprobs
             case ReasoningDelta():
-                reasoning.append(event.text)
+                self._reasoning.append(event.text)
             case ToolCallDelta():
-                calls.append(event.call)
+                self._calls.append(event.call)
             case Started():
-                ref = event.ref
+                self._ref = event.ref
             case Switched():
-                ref = event.target
-                switches.append(event)
+                self._ref = event.target
+                self._switches.append(event)
             case Finished():
-                finished = event
+                self._finished = event
             case Routed() | Waiting():
                 pass
-    if finished is None or finished.reason == "cancelled":
-        raise StreamCancelled("The stream was cancelled before its answer was complete.")
-    assert ref is not None, "a stream broke its grammar: an end and no start"
-    return Generation(
-        ref=ref,
-        text="".join(text),
-        reasoning="".join(reasoning),
-        tool_calls=tuple(calls),
-        finish_reason=finished.reason,
-        usage=finished.usage,
-        logprobs=tuple(logprobs),
-        truncated=finished.truncated,
-        switches=tuple(switches),
-    )
+
+    def whole(self) -> Generation:
+        """Return the answer; raises StreamCancelled for one that was cancelled, or that has no
+        end: somebody else did that."""
+        finished = self._finished
+        if finished is None or finished.reason == "cancelled":
+            raise StreamCancelled("The stream was cancelled before its answer was complete.")
+        assert self._ref is not None, "a stream broke its grammar: an end and no start"
+        return Generation(
+            ref=self._ref,
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(self._calls),
+            finish_reason=finished.reason,
+            usage=finished.usage,
+            logprobs=tuple(self._logprobs),
+            truncated=finished.truncated,
+            switches=tuple(self._switches),
+        )
+
+
+async def collect(events: AsyncIterable[Event]) -> Generation:
+    """Read a stream to its end and return the answer it made; raises what the stream raises, and
+    what `Collector.whole` does."""
+    collector = Collector()
+    async for event in events:
+        collector.add(event)
+    return collector.whole()

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from gateway import telemetry
 from gateway.core.errors import ModelNotFound
-from gateway.core.events import Generation, collect
+from gateway.core.events import Generation
 from gateway.core.models import ModelInfo
 from gateway.core.names import nearest_names
 from gateway.core.routing import resolve_route
@@ -89,16 +89,16 @@ class OpenAIFace:
         chunks: type[ChatChunks] | type[CompletionChunks],
         describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
     ) -> Response:
-        open_stream = partial(
-            self._gateway.streams.open, wanted.request, face="openai", caller=caller_of(request)
-        )
+        streams = self._gateway.streams
+        asked = {"face": "openai", "caller": caller_of(request)}
         if wanted.is_stream:
+            open_stream = partial(streams.open, wanted.request, **asked)
             make = partial(chunks, includes_usage=wanted.includes_usage)
             return StreamReply(open_stream, make, self._settings)
-        async with open_stream() as reader:
-            note_decision(request.scope, reader.stream.id)
-            answer = await unless_disconnected(request.receive, partial(collect, reader))
-            return json_response(describe_whole(reader.stream, answer))
+        decided = partial(note_decision, request.scope)
+        generate = partial(streams.generate, wanted.request, decided=decided, **asked)
+        stream, answer = await unless_disconnected(request.receive, generate)
+        return json_response(describe_whole(stream, answer))
 
     def _find(self, name: str, listing: Listing) -> ModelInfo:
         """Return the model that `name` means.

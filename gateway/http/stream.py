@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from gateway import telemetry
 from gateway.core.errors import InvalidRequest
-from gateway.core.events import Generation, collect
+from gateway.core.events import Generation
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import convert_body, decode_body, read_request
@@ -89,11 +89,14 @@ class NativeFace:
 
     async def generate(self, request: Request) -> Response:
         asked = await read_asked(request, self._settings)
-        caller = caller_of(request)
-        async with self._gateway.streams.open(asked.request, caller=caller) as reader:
-            note_decision(request.scope, reader.stream.id)
-            answer = await unless_disconnected(request.receive, partial(collect, reader))
-            return json_response(_describe_answer(reader.stream, answer))
+        generate = partial(
+            self._gateway.streams.generate,
+            asked.request,
+            caller=caller_of(request),
+            decided=partial(note_decision, request.scope),
+        )
+        stream, answer = await unless_disconnected(request.receive, generate)
+        return json_response(_describe_answer(stream, answer))
 
 
 async def read_asked(request: Request, settings: Settings) -> Asked:

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from gateway.core.errors import GatewayError, StreamTakenOver
+from gateway.core.errors import GatewayError, StreamGap, StreamTakenOver
 from gateway.core.events import Event, Finished, Timings, Usage
 from gateway.core.sessions import SessionOpened
 from gateway.services.bell import Bell
@@ -38,7 +38,8 @@ class StreamLimits(msgspec.Struct, frozen=True):
 class LiveStream:
     """One stream, from its opening until nobody can read it any more.
 
-    `is_resumable`: another reader may go on where one left; `is_detached`: it needs none.
+    `is_resumable`: another reader may go on where one left; `is_detached`: it needs none;
+    `is_awaited`: somebody waits for the whole answer, and nobody can read it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LiveStream:
         limits: StreamLimits,
         is_resumable: bool = False,
         is_detached: bool = False,
+        is_awaited: bool = False,
         left: Callable[["LiveStream"], None],
         clock: Callable[[], float],
     ) -> None:
@@ -57,6 +59,7 @@ class LiveStream:
         self.caller = caller
         self.is_resumable = is_resumable
         self.is_detached = is_detached
+        self.is_awaited = is_awaited
         self.is_ended = False
         self.error: GatewayError | None = None
         self.tally = Tally(opened_at=clock())
@@ -89,7 +92,7 @@ class LiveStream:
         The model's own count once it finished. Else all that was said, where a reader has it or is
         about to; where none is there, what was handed to those that were.
         """
-        if self.tally.finished is not None or self.has_reader:
+        if self.tally.finished is not None or self.has_reader or self.is_awaited:
             return self.tally.usage
         return Usage(self.tally.usage.prompt_tokens, self._handed_tokens)
 
@@ -120,6 +123,8 @@ class LiveStream:
 
         Raises StreamGap when they are no longer kept, InvalidRequest for a number to come.
         """
+        if self.is_awaited:
+            raise StreamGap("The answer goes in one piece to who asked for it.")
         self._buffer.seek(after)
         self._note_handed()  # who names an event has had it
         self._reader = StreamReader(self)

@@ -12,6 +12,9 @@ from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta,
 EVENT_BYTES = 200
 """What an event takes in memory beside its text, roughly; a log probability takes about as much."""
 
+_Held = tuple[Event, int, int]
+"""An event, what it weighs and the tokens that it tells."""
+
 
 class ReplayBuffer:
     """Numbers events from 1, and keeps what was read as long as all fits into its bounds.
@@ -23,8 +26,8 @@ class ReplayBuffer:
     def __init__(self, *, max_events: int, max_bytes: int, keeps: bool) -> None:
         self._max_events = max_events if keeps else 0
         self._max_bytes = max_bytes
-        self._read: deque[Event] = deque()
-        self._unread: deque[Event] = deque()
+        self._read: deque[_Held] = deque()
+        self._unread: deque[_Held] = deque()
         self._unread_bytes = 0
         self.unread_tokens = 0
         self.size_bytes = 0
@@ -40,12 +43,13 @@ class ReplayBuffer:
         return len(self._unread) < most_unread and self._unread_bytes < self._max_bytes
 
     def append(self, event: Event) -> None:
-        size = weigh(event)
-        self._unread.append(event)
+        size, tokens = weigh(event), count_tokens(event)
+        self._unread.append((event, size, tokens))
         self._unread_bytes += size
-        self.unread_tokens += count_tokens(event)
+        self.unread_tokens += tokens
         self.size_bytes += size
-        self._trim()
+        if self._read:
+            self._trim()
 
     def take(self, most: int) -> list[Event]:
         """Return the next events, `most` at most; they count as read."""
@@ -70,18 +74,19 @@ class ReplayBuffer:
         self._trim()
 
     def _advance(self) -> Event:
-        event = self._unread.popleft()
-        self._unread_bytes -= weigh(event)
-        self.unread_tokens -= count_tokens(event)
-        self._read.append(event)
+        held = self._unread.popleft()
+        event, size, tokens = held
+        self._unread_bytes -= size
+        self.unread_tokens -= tokens
+        self._read.append(held)
         self.position += 1
         return event
 
     def _step_back(self) -> None:
-        event = self._read.pop()
-        self._unread_bytes += weigh(event)
-        self.unread_tokens += count_tokens(event)
-        self._unread.appendleft(event)
+        held = self._read.pop()
+        self._unread_bytes += held[1]
+        self.unread_tokens += held[2]
+        self._unread.appendleft(held)
         self.position -= 1
 
     def _trim(self) -> None:
@@ -89,7 +94,7 @@ class ReplayBuffer:
             len(self._read) + len(self._unread) > self._max_events
             or self.size_bytes > self._max_bytes
         ):
-            self.size_bytes -= weigh(self._read.popleft())
+            self.size_bytes -= self._read.popleft()[1]
 
 
 def weigh(event: Event) -> int:

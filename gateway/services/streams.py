@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ from gateway.core.errors import (
     ShuttingDown,
     StreamNotFound,
 )
-from gateway.core.events import Routed, Started, Usage
+from gateway.core.events import Collector, Event, Generation, Routed, Started, Usage
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 COMMIT_WAIT_S = 0.25
 """How long `started` waits for its record: durable before visible, but a slow database only
 delays by this much."""
+
+EVENTS_A_TURN = 256
+
+Take = Callable[[Event], Awaitable[None]]
 
 
 def choose_limits(settings: Settings) -> StreamLimits:
@@ -114,12 +119,46 @@ class StreamService:
         Raises Overloaded when too many are open, TooManyStreams when the caller has too many, and
         ShuttingDown while the gateway drains. Every other error comes out of the stream.
         """
+        stream, trail = self._accept(
+            request, face, caller, is_resumable=is_resumable or is_detached, is_detached=is_detached
+        )
+        request = replace(request, caller=caller.id)
+        self._tasks.start_soon(
+            self._own, stream, request, trail, stream.put, name=f"stream {stream.id}"
+        )
+        return stream.attach()
+
+    async def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        face: str = "native",
+        caller: Caller = ANYBODY,
+        decided: Callable[[str], None] = lambda _: None,
+    ) -> tuple[LiveStream, Generation]:
+        """Accept a request; return its whole answer, and the stream that it was. Being cancelled
+        stops the model. `decided` is told the decision's id at once.
+
+        Raises what `open` does, the stream's own error, and StreamCancelled. Nobody can read such
+        a stream: its events are not kept, and the asker's own task is what owns it.
+        """
+        stream, trail = self._accept(request, face, caller, is_awaited=True)
+        decided(stream.id)
+        answer = _InOnePiece()
+        await self._own(stream, replace(request, caller=caller.id), trail, answer.take)
+        if stream.error is not None:
+            raise stream.error.renewed()
+        return stream, answer.collector.whole()
+
+    def _accept(
+        self, request: GenerateRequest, face: str, caller: Caller, **kind: bool
+    ) -> tuple[LiveStream, Trail]:
+        """Admit a request and return its stream; `_own` must follow."""
         try:
             self._admit(caller)
         except GatewayError as error:
             self._meter.refused(error.code)
             raise
-        request = replace(request, caller=caller.id)
         opening = SessionOpened(
             id=secrets.token_hex(12),
             request_id=request.id,
@@ -134,16 +173,14 @@ class StreamService:
             opening,
             caller=caller.id,
             limits=self._limits,
-            is_resumable=is_resumable or is_detached,
-            is_detached=is_detached,
             left=self._left,
             clock=self._clock,
+            **kind,
         )
         if not self._live:
             self._idle = anyio.Event()
         self._live[stream.id] = stream
-        self._tasks.start_soon(self._own, stream, request, trail, name=f"stream {stream.id}")
-        return stream.attach()
+        return stream, trail
 
     def _admit(self, caller: Caller) -> None:
         if self.draining:
@@ -230,22 +267,30 @@ class StreamService:
             await stream.wait_attached()
             tasks.cancel_scope.cancel()
 
-    async def _own(self, stream: LiveStream, request: GenerateRequest, trail: Trail) -> None:
+    async def _own(
+        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Take
+    ) -> None:
+        """Run the model and give each event to `take`; the record is closed whatever happens."""
         error: GatewayError | None = None
         try:
             with stream.scope:
-                await self._pump(stream, request, trail)
+                await self._pump(stream, request, trail, take)
         except GatewayError as known:
             logger.info("stream %s failed: %s: %s", stream.id, known.code, known.message)
             error = known
         except Exception:
             logger.exception("stream %s failed", stream.id)
             error = Internal("Something went wrong inside the gateway.")
+        except anyio.get_cancelled_exc_class():
+            stream.is_awaited = False  # who would have had the whole answer has left
+            raise
         finally:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.
             self._close(stream, stream.error or error)
 
-    async def _pump(self, stream: LiveStream, request: GenerateRequest, trail: Trail) -> None:
+    async def _pump(
+        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Take
+    ) -> None:
         ticket = 0
         async with aclosing(self._router.stream(request, trail)) as events:
             async for event in events:
@@ -256,8 +301,8 @@ class StreamService:
                     continue
                 if isinstance(event, Started):
                     await self._recorder.wait_written(ticket, COMMIT_WAIT_S)
-                await stream.put(event)
-                # After the put: what was cut off before the reader could have it does not count.
+                await take(event)
+                # Only now: what was cut off before the reader could have it does not count.
                 stream.tally.observe(event, self._clock())
 
     def _close(self, stream: LiveStream, error: GatewayError | None) -> None:
@@ -292,6 +337,20 @@ class StreamService:
             self._ended.keep(stream, keep_s)
         if not self._live:
             self._idle.set()
+
+
+class _InOnePiece:
+    """Takes the events of an answer that is handed over at its end."""
+
+    def __init__(self) -> None:
+        self.collector = Collector()
+        self._count = 0
+
+    async def take(self, event: Event) -> None:
+        self._count += 1
+        if self._count % EVENTS_A_TURN == 0:
+            await anyio.lowlevel.checkpoint()  # a model that always has more leaves others none
+        self.collector.add(event)
 
 
 def _routed(opening: SessionOpened, ref: ModelRef) -> SessionOpened:

@@ -13,9 +13,12 @@ from gateway.core.errors import (
     EngineFailed,
     IncompleteStream,
     Internal,
+    KeyRevoked,
     ModelNotFound,
     Overloaded,
     ShuttingDown,
+    StreamCancelled,
+    StreamGap,
 )
 from gateway.core.events import Finished, Started, TextDelta, Usage, collect
 from gateway.core.messages import GenerateRequest, Message
@@ -23,6 +26,7 @@ from gateway.core.sessions import Session
 from gateway.core.states import StreamEnd
 from gateway.services.catalog import Catalog
 from gateway.services.images import ImagePolicy
+from gateway.services.live import LiveStream
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.stream_tokens import StreamTokens
@@ -101,6 +105,79 @@ async def test_a_finished_stream_has_one_record_with_everything(open_house: Open
     assert closed.timings.ttft_ms is not None
     assert closed.timings.total_ms >= closed.timings.ttft_ms
     assert closed.error_code is None
+
+
+async def test_an_answer_in_one_piece_has_one_record_with_everything(open_house: OpenHouse) -> None:
+    async with open_house(answer("a", "b")) as house:
+        stream, generation = await house.streams.generate(REQUEST, face="openai")
+        assert (stream.is_ended, generation.text, generation.usage) == (True, "ab", Usage(3, 2))
+        session = await house.session()
+    assert session.opened.id == stream.id
+    assert session.closed is not None and session.closed.end is StreamEnd.STOP
+    assert session.closed.usage == Usage(3, 2)
+    assert session.closed.timings.ttft_ms is not None
+
+
+async def test_an_asker_who_leaves_stops_the_model_and_was_handed_nothing(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house([Started(ECHO, 7), TextDelta("a"), anyio.Event()]) as house:
+        async with anyio.create_task_group() as asker:
+            asker.start_soon(house.streams.generate, REQUEST)
+            await anyio.wait_all_tasks_blocked()
+            assert house.streams.used().popitem()[1] == Usage(7, 1)
+            asker.cancel_scope.cancel()
+        await house.provider.closed.wait()
+        session = await house.session()
+    assert session.closed is not None and session.closed.end is StreamEnd.CANCELLED
+    assert session.closed.usage == Usage(7, 0)
+
+
+async def test_a_failed_answer_in_one_piece_raises_and_counts_what_was_said(
+    open_house: OpenHouse,
+) -> None:
+    async with open_house([Started(ECHO, 7), TextDelta("a"), EngineFailed("boom")]) as house:
+        with pytest.raises(EngineFailed, match="boom"):
+            await house.streams.generate(REQUEST)
+        session = await house.session()
+    assert session.closed is not None and session.closed.error_code == "engine_failed"
+    assert session.closed.usage == Usage(7, 1)
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        (lambda streams, stream: streams.stop(stream.id, caller=stream.caller), StreamCancelled),
+        (lambda streams, stream: stream.abort(KeyRevoked("gone")), KeyRevoked),
+        (lambda streams, stream: stream.attach(), StreamGap),
+    ],
+)
+async def test_an_answer_in_one_piece_can_be_stopped_and_not_be_read(
+    open_house: OpenHouse,
+    stop: Callable[[StreamService, LiveStream], object],
+    shown: type[Exception],
+) -> None:
+    gate = anyio.Event()
+    raised: list[Exception] = []
+
+    async def ask(house: House) -> None:
+        try:
+            await house.streams.generate(REQUEST)
+        except Exception as error:
+            raised.append(error)
+
+    async with open_house([Started(ECHO), TextDelta("a"), gate, *answer()[1:]]) as house:
+        async with anyio.create_task_group() as asker:
+            asker.start_soon(ask, house)
+            await anyio.wait_all_tasks_blocked()
+            [stream] = house.streams.of_caller("")
+            if shown is StreamGap:
+                with pytest.raises(StreamGap):
+                    stop(house.streams, stream)
+                gate.set()
+            else:
+                stop(house.streams, stream)
+        assert [type(error) for error in raised] == ([] if shown is StreamGap else [shown])
 
 
 async def test_cancelling_closes_the_provider_and_counts_what_was_handed_over(
