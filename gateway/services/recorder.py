@@ -29,10 +29,11 @@ GATHER_S = 0.05
 """How long records that are in the log wait for others; a commit costs as much as fifty of them."""
 MAX_SPOOL = 2000
 """Records of one append to the journal; as many waiting ones go there even if commits succeed."""
-SPOOL_AFTER_S = 0.2
+SPOOL_AFTER_S = 0.15
 """How long a record waits for the database alone; less than `started` waits for its record."""
 SLOW_S = 1.0
-"""A transaction that takes longer means that the database does not answer."""
+"""A transaction that takes longer means that the database does not answer. So long do records wait
+that are in the log."""
 RETRY_S = 0.5
 
 
@@ -186,7 +187,8 @@ class SessionRecorder:
         if self._journal.backlog or self._is_away or len(self._pending) >= MAX_SPOOL:
             return False
         before = self._settled_count
-        with anyio.move_on_after(SPOOL_AFTER_S):
+        is_logged = self._durable_count == self._added_count
+        with anyio.move_on_after(SLOW_S if is_logged else SPOOL_AFTER_S):
             while self._settled_count == before and not self._is_away:
                 await self._settled.wait()
         return self._settled_count > before

@@ -1,4 +1,4 @@
-"""The opening log: what streams began and ended since the last commits, written before they show it.
+"""The opening log: what began and ended since the last commits, written before a client sees it.
 
 Append-only files of the journal's frames beside the journal's own, never synced: what is in them
 survives the death of the process, as a commit of SQLite does with synchronous=NORMAL, and not a
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 256 * 2**10
 """About six hundred sessions: as many are read again at most, and found to be there already."""
-SLOW_S = 0.05
-REST_S = 30.0
+SLOW_S = 0.1
+REST_S = 5.0
 """How long nothing is written after a write that failed or took longer than SLOW_S."""
 
 
