@@ -129,6 +129,18 @@ LIMIT_HEADERS = (
 )
 
 
+class Door:
+    """Knows where the gateway listens, and so who stands before it without a key."""
+
+    def __init__(self, host: str) -> None:
+        """`host` is the address that the gateway listens on."""
+        self._on_loopback = is_loopback(host)
+
+    def is_local(self, scope: Scope) -> bool:
+        """Tell whether a request comes from this machine and from nowhere else."""
+        return self._on_loopback and is_loopback(_address_of(scope))
+
+
 class RequireKeys:
     """Lets in who has a key whose scope opens the route, and puts the Caller into the ASGI scope.
 
@@ -143,14 +155,13 @@ class RequireKeys:
         gatekeeper: Gatekeeper,
         streams: StreamService,
         routes: Sequence[BaseRoute],
-        host: str,
+        door: Door,
     ) -> None:
-        """`host` is the address that the gateway listens on."""
         self._app = app
         self._gatekeeper = gatekeeper
         self._streams = streams
         self._routes = routes
-        self._on_loopback = is_loopback(host)
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -197,7 +208,7 @@ class RequireKeys:
             if name in _CREDENTIALS
         ]
         if not self._gatekeeper.needs_keys:
-            if self._on_loopback and is_loopback(_address_of(scope)):
+            if self._door.is_local(scope):
                 return identify_stranger(headers)
             raise Forbidden(
                 "This gateway has no API keys yet, so it serves its own machine only.",

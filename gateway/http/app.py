@@ -1,12 +1,14 @@
 """The ASGI application: which face answers where, and what every request passes before it."""
 
+from collections.abc import Collection
+
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.http.access import LIMIT_HEADERS, RequireKeys
+from gateway.http.access import LIMIT_HEADERS, Door, RequireKeys
 from gateway.http.collections import CollectionsFace
 from gateway.http.control import ControlFace
 from gateway.http.decision_ids import DECISION_ID
@@ -15,7 +17,7 @@ from gateway.http.downloads import DownloadsFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
-from gateway.http.hosts import is_loopback
+from gateway.http.hosts import Hosts, is_loopback
 from gateway.http.hub import HubFace
 from gateway.http.keys import KeysFace
 from gateway.http.library import LibraryFace
@@ -33,6 +35,7 @@ from gateway.http.openai import OpenAIFace
 from gateway.http.pages import PagesFace
 from gateway.http.rotations import RotationsFace
 from gateway.http.routes import RoutesFace
+from gateway.http.short_way import ShortWay
 from gateway.http.sse import STREAM_ID
 from gateway.http.stream import NativeFace
 from gateway.http.streams import StreamsFace
@@ -50,13 +53,16 @@ class _Application:
         await self._app(scope, receive, send)
 
 
-def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIApp:
+def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ShortWay:
     """Return the application that serves every face; `graphql` gets all of /graphql."""
     endpoint = _Application(graphql)
-    routes: list[BaseRoute] = [
-        # Looked through one by one: first those that are asked for most.
+    inference = [
         *NativeFace(gateway, settings).routes(),
         *OpenAIFace(gateway, settings).routes(),
+    ]
+    routes: list[BaseRoute] = [
+        # Looked through one by one: first those that are asked for most.
+        *inference,
         *HealthFace(gateway).routes(),
         *MetricsFace(gateway).routes(),
         *PagesFace(settings).routes(),
@@ -75,16 +81,33 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ASGIAp
         Route("/graphql", endpoint, name="graphql"),
         WebSocketRoute("/graphql", endpoint, name="graphql-ws"),
     ]
+    hosts, door = Hosts(_choose_hosts(settings)), Door(settings.host)
     app = Starlette(
         routes=routes,
-        middleware=_middleware(gateway, settings, routes),
+        middleware=_middleware(gateway, settings, routes, hosts, door),
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
-    return app
+    return ShortWay(
+        app,
+        inference,
+        hosts=hosts,
+        door=door,
+        gatekeeper=gateway.gatekeeper,
+        streams=gateway.streams,
+        metrics=gateway.metrics,
+    )
 
 
-def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -> list[Middleware]:
+def _choose_hosts(settings: Settings) -> Collection[str] | None:
+    """Return the names that the gateway answers to beside this machine's own; None for any."""
+    is_bound = is_loopback(settings.host) or settings.allowed_hosts
+    return settings.allowed_hosts if is_bound else None
+
+
+def _middleware(
+    gateway: Gateway, settings: Settings, routes: list[BaseRoute], hosts: Hosts, door: Door
+) -> list[Middleware]:
     """Outermost first: every reply has its id, and browsers may read the errors, too."""
     stack = [Middleware(RequestIds, metrics=gateway.metrics)]
     if settings.cors_origins:
@@ -105,8 +128,7 @@ def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -
             )
         )
     stack.append(Middleware(UnexpectedErrors))
-    if is_loopback(settings.host) or settings.allowed_hosts:
-        stack.append(Middleware(RefuseForeignHosts, allowed=settings.allowed_hosts))
+    stack.append(Middleware(RefuseForeignHosts, hosts=hosts))
     stack.append(Middleware(RefuseForeignPages, allowed=settings.cors_origins))
     stack.append(
         Middleware(
@@ -114,7 +136,7 @@ def _middleware(gateway: Gateway, settings: Settings, routes: list[BaseRoute]) -
             gatekeeper=gateway.gatekeeper,
             streams=gateway.streams,
             routes=routes,
-            host=settings.host,
+            door=door,
         )
     )
     stack.append(Middleware(RefuseWhileDraining, streams=gateway.streams, readable=["/graphql"]))

@@ -6,6 +6,7 @@ What the fields mean is for the faces; see `wire.py`.
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -16,6 +17,7 @@ from starlette.requests import Request
 
 from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
 from gateway.core.messages import require_clean_text
+from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.headers import find_header
 
 OFF_LOOP_BYTES = 32 * 2**10
@@ -65,7 +67,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        with anyio.fail_after(BODY_DEADLINE_S):
+        with _deadline(request):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > max_bytes:
@@ -76,6 +78,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         message = f"The body did not arrive within {BODY_DEADLINE_S:g} s."
         raise HTTPException(408, message, {"Connection": "close"}) from None
     return b"".join(chunks)
+
+
+def _deadline(request: Request) -> AbstractContextManager[object]:
+    """Return what bounds the wait for a body; nothing for one that is here, as most are: it would
+    take longer than the reading."""
+    connection: Connection | None = request.scope.get(CONNECTION)
+    if connection is not None and connection.is_body_here:
+        return nullcontext()
+    return anyio.fail_after(BODY_DEADLINE_S)
 
 
 async def _discard(request: Request) -> None:

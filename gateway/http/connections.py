@@ -15,6 +15,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.errors import Overloaded
+from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
 from gateway.http.hosts import is_loopback
@@ -90,6 +91,7 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
         _deadline: asyncio.TimerHandle | None = None
         _head_bytes = 0
         _in_head = True
+        _connection: Connection | None = None
 
         def connection_made(self, transport: Any) -> None:
             peername = transport.get_extra_info("peername")
@@ -100,9 +102,12 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
                 return
             self._peer = peer
             super().connection_made(transport)
+            self._connection = Connection(self.flow.resume_reading)
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            if self._connection is not None:
+                self._connection.lose()
             if self._peer is not None:
                 self._leave()
                 super().connection_lost(exc)
@@ -119,11 +124,19 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            if self._connection is not None:
+                self._connection.is_body_here = False
             self._expect_head()
 
         def on_headers_complete(self) -> None:
             self._forget_head()
+            self.scope[CONNECTION] = self._connection  # type: ignore[literal-required]
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            if self._connection is not None:
+                self._connection.is_body_here = True
 
         def handle_websocket_upgrade(self) -> None:
             # From here on it is no connection of this protocol; sockets have limits of their own.

@@ -98,7 +98,7 @@ class ControlFace:
             keep_alive_s=parse_keep_alive(body.keep_alive),
             wait=bool(body.wait),
         )
-        status = await unless_disconnected(request.receive, load)
+        status = await unless_disconnected(request, load)
         return _reply(status, ModelState.LOADED)
 
     async def unload(self, request: Request) -> Response:
@@ -109,7 +109,7 @@ class ControlFace:
             force=bool(body.force),
             wait=bool(body.wait),
         )
-        status = await unless_disconnected(request.receive, unload)
+        status = await unless_disconnected(request, unload)
         return _reply(status, ModelState.NOT_LOADED)
 
     async def status(self, request: Request) -> Response:

@@ -2,42 +2,89 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import anyio
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
+CONNECTION = "gateway.connection"
+"""Where in the ASGI scope the server of ours puts the Connection."""
+WORK = "gateway.work"
+"""Where in the ASGI scope the CancelScope is that all of the request runs in."""
+
+
+class Connection:
+    """Tells when a connection is lost. It knows no protocol: requests and protocols would hold each
+    other, work for the collector."""
+
+    __slots__ = ("_resume_reading", "_watches", "is_body_here", "is_lost")
+
+    def __init__(self, resume_reading: Callable[[], None]) -> None:
+        """`resume_reading` has the end of the connection looked for, whatever it sends."""
+        self._resume_reading = resume_reading
+        self.is_lost = False
+        self.is_body_here = False
+        """Whether the newest request has come whole: then reading it waits for nothing."""
+        self._watches: tuple[Callable[[], None], ...] = ()
+
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Have `lost` called when the connection is lost; at once, if it is."""
+        if self.is_lost:
+            lost()
+            return
+        self._watches += (lost,)
+        self._resume_reading()
+
+    def unwatch(self, lost: Callable[[], None]) -> None:
+        self._watches = tuple([watch for watch in self._watches if watch != lost])
+
+    def lose(self) -> None:
+        self.is_lost = True
+        for lost in self._watches:
+            lost()
+
+
+async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
     """Return what `work` returns; cancel it and raise ClientDisconnect if the client leaves first.
 
     The request's body must have been read whole.
     """
-    with cancelled_on_disconnect(receive):
+    with cancelled_on_disconnect(request.scope, request.receive):
         return await work()
     raise ClientDisconnect
 
 
 @contextmanager
-def cancelled_on_disconnect(receive: Receive) -> Iterator[anyio.CancelScope]:
+def cancelled_on_disconnect(scope: Scope, receive: Receive) -> Iterator[anyio.CancelScope]:
     """Cancel what runs in here when the client leaves; whoever looks after it sees no error.
 
-    Every request has this, and a task group around its one small task would cost as much as all
-    else that is done here for the request. The task does nothing but wait, and is never awaited.
+    Where the server tells of lost connections by itself, nothing waits for that: each of many
+    thousand silent streams would have a task for it. And where all of the request is in a scope
+    (`WORK`), that is what is cancelled: each scope is a dozen microseconds.
     """
-    with anyio.CancelScope() as scope:
-        watch = asyncio.ensure_future(_cancel_on_disconnect(receive, scope))
-        try:
-            yield scope
-        finally:
-            watch.cancel()
+    connection: Connection | None = scope.get(CONNECTION)
+    shared = scope.get(WORK)
+    with anyio.CancelScope() if shared is None else nullcontext(shared) as work:
+        if connection is None:
+            watch = asyncio.ensure_future(_cancel_on_disconnect(receive, work))
+            try:
+                yield work
+            finally:
+                watch.cancel()
+        else:
+            connection.watch(work.cancel)
+            try:
+                yield work
+            finally:
+                connection.unwatch(work.cancel)
 
 
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, work: anyio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    work.cancel()

@@ -76,7 +76,7 @@ class DownloadsFace:
     async def start(self, request: Request) -> Response:
         order, is_dry = await read_request(request, self._settings.max_body_bytes, _parse)
         if is_dry:
-            plan = await unless_disconnected(request.receive, partial(self._downloads.plan, order))
+            plan = await unless_disconnected(request, partial(self._downloads.plan, order))
             return json_response(describe_plan(plan))
         download = await self._downloads.start(order)
         headers = {"Location": f"/api/v1/downloads/{download.id}"}

@@ -96,7 +96,7 @@ class EmbeddingsFace:
             caller=caller_of(request),
             decided=partial(note_decision, request.scope),
         )
-        found = await unless_disconnected(request.receive, embed)
+        found = await unless_disconnected(request, embed)
         # In a thread, vector by vector: a thousand of them are a million numbers to be written.
         data = await anyio.to_thread.run_sync(_encode, found, wanted.in_base64, describe)
         return Response(data, media_type="application/json")

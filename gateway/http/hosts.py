@@ -15,6 +15,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+class Hosts:
+    """The names that a gateway may be called by; `allowed` is None where every name will do."""
+
+    def __init__(self, allowed: Collection[str] | None) -> None:
+        self._allowed = None if allowed is None else frozenset(allowed)
+        self._last: str | None = None  # nearly all requests call it by one name
+
+    def admit(self, host_header: str) -> bool:
+        if self._allowed is None or host_header == self._last:
+            return True
+        if not may_be_called(host_header, self._allowed):
+            return False
+        self._last = host_header
+        return True
+
+
 def may_be_called(host_header: str, allowed: Collection[str]) -> bool:
     """Tell whether a gateway may be called by the name in a Host header.
 

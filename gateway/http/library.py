@@ -68,7 +68,7 @@ class LibraryFace:
             body.check or Check.CHECKSUMS,
             force=bool(body.force),
         )
-        verified = await unless_disconnected(request.receive, work)
+        verified = await unless_disconnected(request, work)
         return json_response(
             {
                 **describe_entry(verified.entry),

@@ -16,7 +16,7 @@ from gateway.core.errors import ForeignOrigin, ShuttingDown
 from gateway.http.decision_ids import DECISION_ID, noted_decision
 from gateway.http.errors import error_response
 from gateway.http.headers import find_header
-from gateway.http.hosts import may_be_called
+from gateway.http.hosts import Hosts
 from gateway.problems import describe
 from gateway.services.metrics import MetricsService
 from gateway.services.streams import StreamService
@@ -50,22 +50,11 @@ class RequestIds:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        given = find_header(scope, _REQUEST_ID_NAME) or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        request_id = choose_request_id(find_header(scope, _REQUEST_ID_NAME) or "")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in _STARTS:
-                # What accepts a WebSocket has no status of its own: the protocol's is 101.
-                self._metrics.meter.responded(message.get("status", 101))
-                given = message.get("headers", ())
-                names = {name for name, _ in given}
-                message["headers"] = [
-                    *given,
-                    (_REQUEST_ID_NAME, request_id.encode()),
-                    *(header for header in _ALWAYS if header[0] not in names),
-                ]
-                if decision_id := noted_decision(scope):
-                    message["headers"].append((_DECISION_ID_NAME, decision_id.encode()))
+                self.complete(message, request_id, self._metrics, scope)
             await send(message)
 
         token = telemetry.request_id.set(request_id)
@@ -73,6 +62,26 @@ class RequestIds:
             await self._app(scope, receive, send_with_headers)
         finally:
             telemetry.request_id.reset(token)
+
+    @staticmethod
+    def complete(message: Message, request_id: str, metrics: MetricsService, scope: Scope) -> None:
+        """Give the start of a reply the headers that all have, and count it."""
+        # What accepts a WebSocket has no status of its own: the protocol's is 101.
+        metrics.meter.responded(message.get("status", 101))
+        given = message.get("headers", ())
+        names = {name for name, _ in given}
+        message["headers"] = [
+            *given,
+            (_REQUEST_ID_NAME, request_id.encode()),
+            *[header for header in _ALWAYS if header[0] not in names],
+        ]
+        if decision_id := noted_decision(scope):
+            message["headers"].append((_DECISION_ID_NAME, decision_id.encode()))
+
+
+def choose_request_id(given: str) -> str:
+    """Return the caller's own id if it is usable, else a new one."""
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 class RefuseForeignPages:
@@ -106,18 +115,16 @@ class RefuseForeignPages:
 class RefuseForeignHosts:
     """Answers only to addresses, localhost and the names that the operator allowed."""
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self._app = app
-        self._allowed = frozenset(allowed)
-        self._last_passed: str | None = None  # nearly all requests call it by one name
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         host = find_header(scope, b"host") or ""
-        if host == self._last_passed or may_be_called(host, self._allowed):
-            self._last_passed = host
+        if self._hosts.admit(host):
             await self._app(scope, receive, send)
             return
         problem = describe(
@@ -176,7 +183,15 @@ class UnexpectedErrors:
         except ClientDisconnect:
             pass  # nobody is there to be told
         except Exception as error:
-            logger.exception("%s %r failed", scope.get("method", "WebSocket"), scope["path"])
-            if not started:
-                await error_response(scope["path"], describe(error))(scope, receive, send)
-            # Else the reply stays incomplete, on which the server cuts the connection.
+            await answer_unexpected(error, scope, receive, send, is_started=started)
+
+
+async def answer_unexpected(
+    error: Exception, scope: Scope, receive: Receive, send: Send, *, is_started: bool
+) -> None:
+    """Log a defect with its traceback; tell the caller of it, if the reply has not begun."""
+    method = scope.get("method", "WebSocket")
+    logger.error("%s %r failed", method, scope["path"], exc_info=error)
+    if not is_started:
+        await error_response(scope["path"], describe(error))(scope, receive, send)
+    # Else the reply stays incomplete, on which the server cuts the connection.

@@ -90,14 +90,19 @@ class OpenAIFace:
         describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
     ) -> Response:
         streams = self._gateway.streams
-        asked = {"face": "openai", "caller": caller_of(request)}
+        caller = caller_of(request)
         if wanted.is_stream:
-            open_stream = partial(streams.open, wanted.request, **asked)
+            open_stream = partial(streams.open, wanted.request, face="openai", caller=caller)
             make = partial(chunks, includes_usage=wanted.includes_usage)
             return StreamReply(open_stream, make, self._settings)
-        decided = partial(note_decision, request.scope)
-        generate = partial(streams.generate, wanted.request, decided=decided, **asked)
-        stream, answer = await unless_disconnected(request.receive, generate)
+        generate = partial(
+            streams.generate,
+            wanted.request,
+            face="openai",
+            caller=caller,
+            decided=partial(note_decision, request.scope),
+        )
+        stream, answer = await unless_disconnected(request, generate)
         return json_response(describe_whole(stream, answer))
 
     def _find(self, name: str, listing: Listing) -> ModelInfo:

@@ -82,7 +82,7 @@ class StreamReply(Response):
         async with self._attach() as reader:
             note_decision(scope, reader.stream.id)
             encoder = self._make_encoder(reader.stream)
-            with cancelled_on_disconnect(receive) as work:
+            with cancelled_on_disconnect(scope, receive) as work:
                 opening = await _open(reader, encoder) if self._awaits_first else b""
                 await send(_start(reader.stream.id))
                 writer = _Writer(send, work, self._settings.send_timeout_s, reader.stream.id)

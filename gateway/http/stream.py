@@ -95,7 +95,7 @@ class NativeFace:
             caller=caller_of(request),
             decided=partial(note_decision, request.scope),
         )
-        stream, answer = await unless_disconnected(request.receive, generate)
+        stream, answer = await unless_disconnected(request, generate)
         return json_response(_describe_answer(stream, answer))
 
 

@@ -47,11 +47,10 @@ class _Compiled:
         assert expected == names and set(compiled.params) == set(names), expected
         self.text = str(compiled)
         self.is_positional = compiled.positiontup is not None
-        processors = [
+        self._processors: list[Callable[[Any], Any]] = [
             column.type.dialect_impl(dialect).bind_processor(dialect) or _as_it_is
             for column in columns
         ]
-        self._processors: list[Callable[[Any], Any]] = processors
 
     def bind(self, row: Row) -> tuple[Any, ...]:
         return tuple([process(value) for process, value in zip(self._processors, row, strict=True)])

@@ -1,0 +1,174 @@
+"""The short way answers as the long way does, and lets in nobody whom the long way would not."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.core.errors import EngineFailed
+from gateway.core.events import Started, TextDelta
+from gateway.core.keys import KeyOrder, KeyScope
+from gateway.http.short_way import ShortWay
+from tests.integration.http.serving import Served, serving
+from tests.scripted_provider import ECHO, ScriptedProvider, answer
+
+PATHS = ("/api/v1/stream", "/api/v1/generate", "/v1/chat/completions", "/v1/completions")
+VARYING = re.compile(rb'[0-9a-f]{24,32}|"created":\d+|"(ttft|total|queue|load)_ms":[^,}]*')
+
+
+class Counted:
+    """The long way, and how often it was gone."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._app: ASGIApp | None = None
+
+    def before(self, app: ASGIApp) -> ASGIApp:
+        assert isinstance(app, ShortWay)
+        self._app, app.long_way = app.long_way, self  # type: ignore[assignment]
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.times += 1
+        assert self._app is not None
+        await self._app(scope, receive, send)
+
+
+def only_the_long_way(app: ASGIApp) -> ASGIApp:
+    assert isinstance(app, ShortWay)
+    return app.long_way
+
+
+async def make(served: Served, *scopes: str, **limits: int) -> str:
+    order = KeyOrder("test", tuple(map(KeyScope, scopes)), **limits)
+    return (await served.gateway.keys.create(order))[1]
+
+
+def body_for(path: str, **more: Any) -> dict[str, Any]:
+    asked = {"prompt": "hi"} if path.endswith("/completions") and "chat" not in path else {}
+    return {"model": "scripted/echo"} | (asked or {"messages": [HELLO]}) | more
+
+
+HELLO = {"role": "user", "content": "hi"}
+
+Ask = Callable[[httpx.AsyncClient, str, str], Any]
+
+CASES: dict[str, Ask] = {
+    "an answer": lambda c, path, key: c.post(path, json=body_for(path), headers=bearer(key)),
+    "a stream": lambda c, path, key: c.post(
+        path, json=body_for(path, stream=True), headers=bearer(key)
+    ),
+    "no model of that name": lambda c, path, key: c.post(
+        path, json=body_for(path) | {"model": "nobody"}, headers=bearer(key)
+    ),
+    "no JSON": lambda c, path, key: c.post(path, content=b"{", headers=bearer(key)),
+    "a form": lambda c, path, key: c.post(path, data={"a": "b"}, headers=bearer(key)),
+    "no key": lambda c, path, key: c.post(path, json=body_for(path)),
+    "a wrong key": lambda c, path, key: c.post(
+        path, json=body_for(path), headers=bearer(key[:-1] + "x")
+    ),
+    "two keys": lambda c, path, key: c.post(
+        path, json=body_for(path), headers={"x-api-key": "other", **bearer(key)}
+    ),
+    "a foreign page": lambda c, path, key: c.post(
+        path, json=body_for(path), headers={"origin": "http://evil.example", **bearer(key)}
+    ),
+    "a foreign host": lambda c, path, key: c.post(
+        path, json=body_for(path), headers={"host": "evil.example", **bearer(key)}
+    ),
+    "another method": lambda c, path, key: c.put(path, json=body_for(path), headers=bearer(key)),
+    "an id of its own": lambda c, path, key: c.post(
+        path, json=body_for(path), headers={"x-request-id": "mine", **bearer(key)}
+    ),
+    "no usable id": lambda c, path, key: c.post(
+        path, json=body_for(path), headers={"x-request-id": "a b", **bearer(key)}
+    ),
+}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def seen(reply: httpx.Response) -> tuple[int, dict[str, str], bytes]:
+    """Return what a client sees of a reply, without what differs from one to the next."""
+    given = {"x-request-id": len(reply.headers["x-request-id"])}
+    kept = {k: v for k, v in reply.headers.items() if k not in ("date", "x-stream-id", *given)}
+    kept |= {name: str(length) for name, length in given.items()}
+    kept.pop("content-length", None)
+    return reply.status_code, kept, VARYING.sub(b"", reply.content)
+
+
+@pytest.mark.parametrize("scopes", [("infer",), ("manage",)], ids=["its scope", "another scope"])
+@pytest.mark.parametrize("case", CASES)
+async def test_both_ways_answer_alike(case: str, scopes: tuple[str, ...]) -> None:
+    found = []
+    for wrap in (lambda app: app, only_the_long_way):
+        async with serving(ScriptedProvider(answer("a", "b")), wrap=wrap) as served:
+            key = await make(served, *scopes)
+            found.append([seen(await CASES[case](served.client, path, key)) for path in PATHS])
+            statuses = served.gateway.metrics.meter.responses
+            assert sum(statuses.values()) == len(PATHS)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_who_passes_every_check_does_not_go_the_long_way(path: str) -> None:
+    long = Counted()
+    async with serving(ScriptedProvider(answer("a")), wrap=long.before) as served:
+        assert (await served.client.post(path, json=body_for(path))).status_code == 200
+        key = await make(served, "infer")
+        reply = await served.client.post(path, json=body_for(path), headers=bearer(key))
+        assert (reply.status_code, long.times) == (200, 0)
+        assert (await served.client.post(path, json=body_for(path))).status_code == 401
+        assert long.times == 1
+
+
+async def test_a_key_with_a_limit_of_requests_goes_the_long_way_where_they_are_counted() -> None:
+    async with serving(ScriptedProvider(answer("a"))) as served:
+        key = await make(served, "infer", requests_per_minute=1)
+        codes = []
+        for _ in range(2):
+            reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]), headers=bearer(key))
+            codes.append(reply.status_code)
+    assert codes == [200, 429]
+
+
+async def test_a_defect_is_told_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(ScriptedProvider([ValueError("secret")])) as served:
+        reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal")
+    assert "secret" not in reply.text
+
+
+async def test_a_failure_after_the_beginning_is_the_end_of_the_stream() -> None:
+    script = [Started(ECHO), TextDelta("a"), EngineFailed("boom")]
+    async with serving(ScriptedProvider(script)) as served:
+        reply = await served.client.post(PATHS[0], json=body_for(PATHS[0]))
+    assert reply.status_code == 200 and "event: failed" in reply.text
+
+
+async def test_a_draining_gateway_takes_nothing_by_the_short_way() -> None:
+    async with serving(ScriptedProvider(answer("a"))) as served:
+        await served.gateway.streams.drain(0)
+        reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+
+
+async def test_a_revoked_key_is_cut_in_a_body_that_does_not_come() -> None:
+    async with serving(ScriptedProvider(answer("a"))) as served:
+        key = await make(served, "infer")
+        [made] = await served.gateway.keys.all()
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as client:
+            head = f"POST {PATHS[1]} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+            await client.send(
+                f"{head}Authorization: Bearer {key}\r\nContent-Length: 9\r\n\r\n".encode()
+            )
+            assert (await client.receive()).startswith(b"HTTP/1.1 100")  # its body is waited for
+            await served.gateway.keys.revoke(made.id)
+            reply = await client.receive()
+    assert reply.startswith(b"HTTP/1.1 401") and b"key_revoked" in reply
