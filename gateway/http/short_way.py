@@ -129,9 +129,7 @@ class ShortWay:
 class _Reply:
     """A `send` that gives the reply the headers that all have, and knows whether it began."""
 
-    def __init__(
-        self, send: Send, metrics: MetricsService, request_id: str, scope: Scope
-    ) -> None:
+    def __init__(self, send: Send, metrics: MetricsService, request_id: str, scope: Scope) -> None:
         self._send = send
         self._metrics = metrics
         self._request_id = request_id
