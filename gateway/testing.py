@@ -8,6 +8,7 @@ from msgspec.structs import asdict, replace
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
 from gateway.core.decision_records import DecisionFilter, DecisionRecord, describe_session
 from gateway.core.downloads import LEGAL_SOURCES, Download, DownloadState, Progress
+from gateway.core.drift import StateDrift, find_drift
 from gateway.core.errors import CollectionExists
 from gateway.core.events import Timings, Usage
 from gateway.core.hub import Remembered, StoredSecret
@@ -223,16 +224,17 @@ class MemoryModelStateStore:
     async def apply(self, node: str, changes: Sequence[ModelStateChange], at: float) -> None:
         for change in changes:
             size_bytes = None if change.size_bytes is None else clean_count(change.size_bytes)
-            stored = replace(change, size_bytes=size_bytes, message=_message(change.message))
+            message = _message(change.message)
+            stored = replace(change, size_bytes=size_bytes, message=message, reason=None)
             self._changes[node, change.ref] = stored
 
     async def reconcile(
         self, node: str, provider: str, truth: Sequence[ModelStateChange], at: float
-    ) -> None:
+    ) -> Sequence[StateDrift]:
         mine = [key for key in self._changes if key[0] == node and key[1].provider == provider]
-        for key in mine:
-            del self._changes[key]
+        recorded = {key[1]: self._changes.pop(key).state for key in mine}
         await self.apply(node, truth, at)
+        return find_drift(recorded, truth)
 
     async def all(self, node: str) -> Sequence[ModelStateChange]:
         mine = [change for (owner, _), change in self._changes.items() if owner == node]

@@ -142,6 +142,10 @@ class ModelFeed:
         """Return the present state of every model, sorted by name."""
         return [self._known[ref].change for ref in sorted(self._known, key=str)]
 
+    def of(self, provider: str) -> list[ModelStateChange]:
+        """Return the present state of every model of a provider, in no order."""
+        return [known.change for ref, known in self._known.items() if ref.provider == provider]
+
     @contextmanager
     def subscribe(self, interest: Interest) -> Iterator[Subscription]:
         """Give a subscription for as long as the block lasts.

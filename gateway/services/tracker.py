@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
+from gateway.core.drift import StateDrift
 from gateway.core.errors import DatabaseUnavailable
 from gateway.core.models import ModelStateChange
 from gateway.core.ports import ModelStateStore, ProviderStore
@@ -14,6 +15,9 @@ from gateway.services.catalog import Catalog, Listing, describe_providers
 from gateway.services.feed import ModelFeed
 
 logger = logging.getLogger(__name__)
+
+MAX_TOLD = 10
+"""Models of one reconciliation that the log names."""
 
 
 class ModelStateTracker:
@@ -51,6 +55,8 @@ class ModelStateTracker:
         self._must_look = False
         self._writing = anyio.Lock()
         self.healthy = True
+        self.drift: Counter[tuple[str, str, str]] = Counter()
+        """How often the record was not the truth: by provider, what it said, and what was so."""
 
     def observe(self, change: ModelStateChange) -> None:
         """Take note of a transition; never blocks. A core.ports.ModelObserver."""
@@ -76,7 +82,8 @@ class ModelStateTracker:
                     await self._guarded(self.write_changes)
 
     async def reconcile(self) -> None:
-        """Look at every provider and write what is there: states of providers and of models."""
+        """Look at every provider and write what is there: states of providers and of models. Where
+        the record differs although nothing is on its way to it, that is counted and told."""
         begun = self._feed.mark()
         listing = await self._catalog.listing(fresh=True)
         at = self._now()
@@ -84,8 +91,12 @@ class ModelStateTracker:
         self._feed.reconcile(truths, since=begun)
         statuses = describe_providers(listing, self._provider_names, at=at, kinds=self._kinds)
         await self._providers.put(self._node, statuses)
-        for name, truth in truths.items():
-            await self._models.reconcile(self._node, name, truth, at)
+        await self.write_changes()
+        for name in truths:
+            # The feed's word: what was observed since the listing began is newer than it.
+            on_its_way = {change.ref for change in self._changes}
+            drift = await self._models.reconcile(self._node, name, self._feed.of(name), at)
+            self._tell([each for each in drift if each.ref not in on_its_way])
 
     async def write_changes(self) -> None:
         """Write the transitions observed since the last call."""
@@ -100,6 +111,14 @@ class ModelStateTracker:
     async def write_last(self) -> None:
         """Write what is left, for a gateway that stops; a dead database is only logged."""
         await self._guarded(self.write_changes)
+
+    def _tell(self, drift: Sequence[StateDrift]) -> None:
+        for each in drift:
+            self.drift[each.ref.provider, each.recorded.value, each.found.value] += 1
+        if drift:
+            told = "; ".join(map(str, drift[:MAX_TOLD]))
+            more = f"; and {len(drift) - MAX_TOLD} more" if len(drift) > MAX_TOLD else ""
+            logger.info("states repaired: %s%s", told, more)
 
     async def _guarded(self, write: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -1,11 +1,12 @@
 """Last known states of models in the database. Decides nothing about transitions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.core.drift import StateDrift, find_drift
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
@@ -30,11 +31,14 @@ class DatabaseModelStateStore:
 
     async def reconcile(
         self, node: str, provider: str, truth: Sequence[ModelStateChange], at: float
-    ) -> None:
+    ) -> Sequence[StateDrift]:
         async with self._database.writing() as connection:
-            await _remove_others(connection, node, provider, [change.ref for change in truth])
+            recorded = await _read_states(connection, node, provider)
+            gone = recorded.keys() - {change.ref for change in truth}
+            await _remove(connection, node, gone)
             if truth:
                 await self._put(connection, node, truth, at)
+        return find_drift(recorded, truth)
 
     async def all(self, node: str) -> Sequence[ModelStateChange]:
         statement = select(models).where(models.c.node == node)
@@ -58,21 +62,36 @@ class DatabaseModelStateStore:
         await connection.execute(statement, [_row(node, change, at) for change in changes])
 
 
-async def _remove_others(
-    connection: AsyncConnection, node: str, provider: str, keep: Sequence[ModelRef]
-) -> None:
-    # Compared here and removed one key at a time: a NOT IN over thousands of names would meet
-    # the databases' limits on parameters.
+async def _read_states(
+    connection: AsyncConnection, node: str, provider: str
+) -> dict[ModelRef, ModelState]:
     mine = models.c.node == node, models.c.provider == provider
-    found = await connection.execute(select(models.c.model, models.c.revision).where(*mine))
-    kept = {(ref.model, ref.revision or _NO_REVISION) for ref in keep}
-    gone = [{"gone_model": row[0], "gone_revision": row[1]} for row in found if (*row,) not in kept]
+    columns = models.c.model, models.c.revision, models.c.state
+    found = await connection.execute(select(*columns).where(*mine))
+    return {
+        ModelRef(provider, row.model, row.revision or None): ModelState(row.state) for row in found
+    }
+
+
+async def _remove(connection: AsyncConnection, node: str, gone: Collection[ModelRef]) -> None:
+    # One key at a time: an IN over thousands of names would meet the databases' limits on
+    # parameters.
     if gone:
         this = (
+            models.c.node == node,
+            models.c.provider == bindparam("gone_provider"),
             models.c.model == bindparam("gone_model"),
             models.c.revision == bindparam("gone_revision"),
         )
-        await connection.execute(delete(models).where(*mine, *this), gone)
+        keys = [
+            {
+                "gone_provider": ref.provider,
+                "gone_model": ref.model,
+                "gone_revision": ref.revision or _NO_REVISION,
+            }
+            for ref in gone
+        ]
+        await connection.execute(delete(models).where(*this), keys)
 
 
 def _row(node: str, change: ModelStateChange, at: float) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.core.drift import StateDrift
 from gateway.core.models import ModelStateChange, ProviderStatus
 
 
@@ -15,8 +16,9 @@ class ModelStateStore(Protocol):
 
     async def reconcile(
         self, node: str, provider: str, truth: Sequence[ModelStateChange], at: float
-    ) -> None:
-        """Make the records of one provider equal to the truth; models not in it are removed."""
+    ) -> Sequence[StateDrift]:
+        """Make the records of one provider equal to the truth, and return where they were not;
+        models that are not in it are removed."""
         ...
 
     async def all(self, node: str) -> Sequence[ModelStateChange]: ...

@@ -77,8 +77,23 @@ async def test_reconciling_makes_one_provider_equal_to_the_truth(
     before = [change("kept"), change("gone"), change("kept", revision="gone"), ollama]
     await model_store.apply("a", before, NOW)
     truth = [change("kept", ModelState.NOT_LOADED), change("new", size_bytes=1)]
-    await model_store.reconcile("a", "huggingface", truth, NOW + 1)
+    drift = await model_store.reconcile("a", "huggingface", truth, NOW + 1)
     assert await model_store.all("a") == [*truth, ollama]
+    # What is loaded on one side only, and nothing of files that came or of another provider.
+    loaded, nothing = ModelState.LOADED, ModelState.NOT_LOADED
+    assert {(str(each.ref), each.recorded, each.found) for each in drift} == {
+        ("huggingface/kept", loaded, nothing),
+        ("huggingface/gone", loaded, nothing),
+        ("huggingface/kept@gone", loaded, nothing),
+        ("huggingface/new", nothing, loaded),
+    }
+    assert not await model_store.reconcile("a", "huggingface", truth, NOW + 2)
+
+
+async def test_files_that_come_and_go_are_no_drift(model_store: ModelStateStore) -> None:
+    here = change("m", ModelState.NOT_LOADED)
+    assert not await model_store.reconcile("a", "huggingface", [here], NOW)
+    assert not await model_store.reconcile("a", "huggingface", [], NOW)
 
 
 async def test_reconciling_with_nothing_removes_all_of_that_provider(

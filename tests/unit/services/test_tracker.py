@@ -1,4 +1,8 @@
+import logging
+from typing import Any
+
 import anyio
+import pytest
 
 from gateway.core.errors import DatabaseUnavailable, ProviderUnavailable
 from gateway.core.models import ModelInfo, ModelStateChange
@@ -123,3 +127,79 @@ async def test_it_looks_again_when_it_is_told_to() -> None:
         await anyio.wait_all_tasks_blocked()
         assert await house.states() == {"scripted/echo": ModelState.LOADING}
         tasks.cancel_scope.cancel()
+
+
+async def test_what_an_earlier_run_left_is_repaired_counted_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    house = House()
+    house.provider.listed = [ModelInfo(ECHO)]
+    gone = ModelRef("scripted", "gone")
+    left = [ModelStateChange(ECHO, ModelState.LOADED), ModelStateChange(gone, ModelState.LOADING)]
+    await house.models.apply("n", left, 1.0)
+    await house.tracker.reconcile()
+    assert await house.states() == {"scripted/echo": ModelState.NOT_LOADED}
+    assert house.tracker.drift == {
+        ("scripted", "LOADED", "NOT_LOADED"): 1,
+        ("scripted", "LOADING", "NOT_LOADED"): 1,
+    }
+    [told] = [record.getMessage() for record in caplog.records if "repaired" in record.message]
+    assert "scripted/echo was recorded as LOADED and is NOT_LOADED" in told
+    await house.tracker.reconcile()
+    assert house.tracker.drift.total() == 2
+
+
+async def test_a_transition_that_was_recorded_is_no_drift() -> None:
+    house = House()
+    house.provider.listed = [ModelInfo(ECHO)]
+    await house.tracker.reconcile()
+    house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADING))
+    house.provider.listed = [ModelInfo(ECHO, state=ModelState.LOADING)]
+    await house.tracker.reconcile()
+    assert not house.tracker.drift
+
+
+async def test_transitions_lost_with_the_database_are_drift_once_it_is_back() -> None:
+    house = House()
+    house.provider.listed = [ModelInfo(ECHO)]
+    await house.tracker.reconcile()
+    original = house.models.apply
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    house.models.apply = fail  # type: ignore[method-assign, assignment]
+    house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADED))
+    await house.tracker.write_last()
+    house.models.apply = original  # type: ignore[method-assign]
+    house.provider.listed = [ModelInfo(ECHO, state=ModelState.LOADED)]
+    await house.tracker.reconcile()
+    assert house.tracker.drift == {("scripted", "NOT_LOADED", "LOADED"): 1}
+
+
+async def test_a_transition_during_the_look_is_newer_than_what_was_seen() -> None:
+    """It neither is undone by the older listing nor counts as drift."""
+    house = House()
+    house.provider.listed = [ModelInfo(ECHO)]
+    await house.tracker.reconcile()
+    put = house.providers.put
+
+    async def put_late(*arguments: Any) -> None:
+        await put(*arguments)
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADING))
+
+    house.providers.put = put_late  # type: ignore[method-assign]
+    reconcile = house.models.reconcile
+
+    async def reconcile_late(*arguments: Any) -> Any:
+        drift = await reconcile(*arguments)
+        house.tracker.observe(ModelStateChange(ECHO, ModelState.LOADED))
+        return drift
+
+    house.models.reconcile = reconcile_late  # type: ignore[method-assign]
+    await house.tracker.reconcile()
+    assert await house.states() == {"scripted/echo": ModelState.LOADING}
+    await house.tracker.write_changes()
+    assert await house.states() == {"scripted/echo": ModelState.LOADED}
+    assert not house.tracker.drift
