@@ -126,6 +126,7 @@ def _build_requests(
         rules=ChainMap(rotation_rules, models.rules.virtual),
         asked=lambda model: rotations.asked(model),
         max_continuations=settings.max_continuations,
+        meter=meter,
     )
     slots, log = CallerSlots(), DecisionLog()
     streams = StreamService(
@@ -182,4 +183,6 @@ def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsS
         embeddings=requests.embeddings,
         feed=models.feed,
         recorder=requests.recorder,
+        health=requests.router.health,
+        tracker=models.tracker,
     )

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.core.cards import ModelCard
 from gateway.core.names import ModelRef
-from gateway.core.states import ModelState, ProviderState
+from gateway.core.states import ModelState, ProviderState, UnloadReason
 
 
 class Capability(StrEnum):
@@ -57,12 +57,13 @@ class ProviderStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStateChange(msgspec.Struct, frozen=True):
-    """One transition of one model; `message` says why it failed."""
+    """One transition of one model; `message` says why it failed, `reason` why it is unloaded."""
 
     ref: ModelRef
     state: ModelState
     size_bytes: int | None = None
     message: str | None = None
+    reason: UnloadReason | None = None
 
 
 class Resident(msgspec.Struct, frozen=True):

@@ -15,6 +15,19 @@ class ModelState(StrEnum):
     FAILED = "FAILED"
 
 
+class UnloadReason(StrEnum):
+    """Why a model leaves memory: `room` is an eviction, `idle` the end of its keep-alive, `asked`
+    somebody's wish, `replaced` new files or another config, `died` its engine's failure,
+    `stopping` the end of the gateway."""
+
+    ROOM = "room"
+    IDLE = "idle"
+    ASKED = "asked"
+    REPLACED = "replaced"
+    DIED = "died"
+    STOPPING = "stopping"
+
+
 class ProviderState(StrEnum):
     UNKNOWN = "UNKNOWN"
     UP = "UP"

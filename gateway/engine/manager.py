@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -33,7 +34,7 @@ from gateway.core.loading import (
 from gateway.core.models import LocalModel, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
-from gateway.core.states import ModelState
+from gateway.core.states import ModelState, UnloadReason
 from gateway.engine.alarm import Alarm
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.claim import Claim
@@ -91,7 +92,7 @@ class HuggingFaceModelManager:
         self._placement = Placement(
             budgets,
             choose_device=choose_device,
-            evict=self._begin_unload,
+            evict=partial(self._begin_unload, reason=UnloadReason.ROOM),
             max_models=max_models,
             wait_s=place_wait_s,
             clock=clock,
@@ -243,7 +244,7 @@ class HuggingFaceModelManager:
             await attempt.done.wait()
         if residence := model.residence:
             residence.forced = residence.forced or force
-            self._begin_unload(residence)
+            self._begin_unload(residence, UnloadReason.ASKED)
             await residence.gone.wait()
         if model.state is ModelState.FAILED:
             model.enter(ModelState.NOT_LOADED)
@@ -269,7 +270,7 @@ class HuggingFaceModelManager:
                 await model.attempt.done.wait()
         for place in list(self._placement):
             if place.residence:
-                self._begin_unload(place.residence)
+                self._begin_unload(place.residence, UnloadReason.STOPPING)
                 await place.residence.gone.wait()
 
     def _model(self, ref: ModelRef) -> Model:
@@ -301,7 +302,7 @@ class HuggingFaceModelManager:
         residence = model.residence
         if residence is not None and not residence.unloading:
             if self._must_go(residence, claim):
-                self._begin_unload(residence)
+                self._begin_unload(residence, UnloadReason.REPLACED)
             else:
                 self._grant(claim, residence)
                 return True
@@ -356,7 +357,7 @@ class HuggingFaceModelManager:
         if residence.engine is not None and residence.engine.alive:
             return
         residence.unloading = True
-        model.enter(ModelState.UNLOADING)
+        model.enter(ModelState.UNLOADING, reason=UnloadReason.DIED)
         model.residence = None
         model.enter(ModelState.FAILED, EngineFailed(f"The engine of {model.ref} died."))
         self._tasks.start_soon(self._take_down, residence, name=f"bury {model.ref}")
@@ -451,13 +452,13 @@ class HuggingFaceModelManager:
 
         return call
 
-    def _begin_unload(self, residence: Residence) -> None:
+    def _begin_unload(self, residence: Residence, reason: UnloadReason) -> None:
         if residence.unloading:
             residence.place.model.notify()
             return
         residence.unloading = True
         model = residence.place.model
-        model.enter(ModelState.UNLOADING)
+        model.enter(ModelState.UNLOADING, reason=reason)
         self._tasks.start_soon(self._take_down, residence, name=f"unload {model.ref}")
 
     async def _take_down(self, residence: Residence) -> None:
@@ -502,7 +503,7 @@ class HuggingFaceModelManager:
             if residence is None or at is None:
                 continue
             if at <= self._clock():
-                self._begin_unload(residence)
+                self._begin_unload(residence, UnloadReason.IDLE)
             else:
                 self._alarm.set(at)
 

@@ -19,7 +19,7 @@ from gateway.core.loading import (
 from gateway.core.models import LocalModel, ModelStateChange, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
-from gateway.core.states import ModelState, require_transition
+from gateway.core.states import ModelState, UnloadReason, require_transition
 from gateway.engine.budget import Share
 from gateway.engine.engine import Engine
 from gateway.engine.progress import LoadProgress
@@ -152,15 +152,19 @@ class Model:
     def memory_bytes(self) -> int:
         return self.residence.place.share.held_bytes if self.residence else 0
 
-    def enter(self, state: ModelState, error: GatewayError | None = None) -> None:
+    def enter(
+        self,
+        state: ModelState,
+        error: GatewayError | None = None,
+        reason: UnloadReason | None = None,
+    ) -> None:
         """Go to another state; raises StaleTransition for one that cannot follow."""
         self.state = require_transition(self.state, state)
         # Without its traceback: the frames of a failed load may hold a whole model.
         self.error = error.renewed() if error else None
         message = error.message if error else None
-        self._observe(
-            ModelStateChange(self.ref, state, self.memory_bytes or self.files_bytes, message)
-        )
+        size_bytes = self.memory_bytes or self.files_bytes
+        self._observe(ModelStateChange(self.ref, state, size_bytes, message, reason))
         self.notify()
 
     def notify(self) -> None:

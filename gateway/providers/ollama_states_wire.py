@@ -9,7 +9,7 @@ from gateway.core.errors import GatewayError, ModelNotFound
 from gateway.core.models import ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
-from gateway.core.states import ModelState
+from gateway.core.states import ModelState, UnloadReason
 from gateway.providers.ollama_listing_wire import name_key
 
 
@@ -40,7 +40,9 @@ class ModelStates:
     @contextmanager
     def unloading(self, ref: ModelRef, size_bytes: int | None) -> Iterator[None]:
         """Show a model as on its way out of memory; if the block raises, as loaded still."""
-        self._enter(ModelStateChange(ref, ModelState.UNLOADING, size_bytes))
+        self._enter(
+            ModelStateChange(ref, ModelState.UNLOADING, size_bytes, reason=UnloadReason.ASKED)
+        )
         try:
             yield
         except BaseException:

@@ -1,12 +1,13 @@
 """Who is well: one breaker for each provider and each model that failed."""
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import anyio
 
-from gateway.core.breaker import Breaker
+from gateway.core.breaker import Breaker, BreakerState
 from gateway.core.errors import GatewayError, ProviderResting, ProviderUnavailable
 from gateway.core.names import ModelRef
 from gateway.core.plan import Health
@@ -47,6 +48,8 @@ class HealthBoard:
         self._clock = clock
         self._breakers: dict[Key, Breaker] = {}
         self._failed = anyio.Event()
+        self.openings: Counter[str] = Counter()
+        """How often asking was given up, by provider: as a whole, or one of its models."""
 
     def view(self) -> Health:
         """Return who had better not be asked now; cheap while all are well."""
@@ -62,6 +65,15 @@ class HealthBoard:
             {key: reason for key, reason in shut.items() if isinstance(key, str)},
             {key: reason for key, reason in shut.items() if isinstance(key, ModelRef)},
         )
+
+    def breakers(self) -> dict[Key, BreakerState]:
+        """Return the state of each provider's breaker, and of models' that are not closed."""
+        now = self._clock()
+        states: dict[Key, BreakerState] = dict.fromkeys(self._providers, "closed")
+        for key, breaker in self._breakers.items():
+            if (state := breaker.state(now)) != "closed":
+                states[key] = state
+        return states
 
     @property
     def resting(self) -> list[str]:
@@ -121,7 +133,11 @@ class HealthBoard:
         if key not in self._breakers and len(self._breakers) >= MAX_BREAKERS:
             del self._breakers[next(iter(self._breakers))]
         breaker = self._breakers.setdefault(key, Breaker())
-        breaker.fail(self._clock(), error.message, is_probe=breaker in attempt.probes)
+        now = self._clock()
+        was_open = breaker.state(now) != "closed"
+        breaker.fail(now, error.message, is_probe=breaker in attempt.probes)
+        if not was_open and breaker.state(now) == "open":
+            self.openings[attempt.ref.provider] += 1
         self._failed.set()
 
     async def watch(self, sleep: Callable[[float], Awaitable[None]] = anyio.sleep) -> None:

@@ -10,15 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import anyio
 import msgspec
 
+from gateway.core.breaker import BreakerState
 from gateway.core.errors import GatewayError
 from gateway.core.loading import ModelStatus
 from gateway.core.ports import Provider
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
+from gateway.services.health import HealthBoard
 from gateway.services.recorder import SessionRecorder
 from gateway.services.streams import StreamService
+from gateway.services.tracker import ModelStateTracker
 from gateway.telemetry.figures import Family, Row, Sample
-from gateway.telemetry.meter import Meter
+from gateway.telemetry.meter import MAX_MODELS, Meter
 from gateway.telemetry.watchdog import Stalls
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 STATUS_WAIT_S = 1.0
 """How long a look waits for a provider to tell which models it has in memory."""
 
+_BREAKER_LEVELS: dict[BreakerState, int] = {"closed": 0, "half_open": 1, "open": 2}
 _MODEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
 REQUEST_DURATION = Family(
@@ -44,6 +48,12 @@ TOKEN_TIME = Family(
     "gen_ai_server_time_per_output_token_seconds",
     "histogram",
     "The mean gap between the tokens of an answer that became whole.",
+    _MODEL,
+)
+GAPS = Family(
+    "gen_ai_client_operation_time_per_output_chunk_seconds",
+    "histogram",
+    "The gaps between the pieces of an answer, as its stream took them.",
     _MODEL,
 )
 TOKENS = Family(
@@ -79,6 +89,30 @@ LOAD = Family(
     "The wait of an answered request for its model to be loaded.",
     _MODEL,
 )
+RETRIES = Family(
+    "gateway_retries_total",
+    "counter",
+    "Requests that were sent to the same model again, by what had failed.",
+    ("provider", "error"),
+)
+FALLBACKS = Family(
+    "gateway_fallbacks_total",
+    "counter",
+    "Requests that went on to the next candidate, by what had failed.",
+    ("provider", "error"),
+)
+BREAKER_STATE = Family(
+    "gateway_breaker_state",
+    "gauge",
+    "0: asked as usual, 1: one may try, 2: left alone. A model is here while it is not 0.",
+    ("provider", "model"),
+)
+BREAKER_OPENINGS = Family(
+    "gateway_breaker_openings_total",
+    "counter",
+    "How often a provider, or a model of it, began to be left alone.",
+    ("provider",),
+)
 OPEN_STREAMS = Family("gateway_streams_open", "gauge", "Streams that run.")
 OPEN_EMBEDDINGS = Family("gateway_embeddings_open", "gauge", "Embedding requests that run.")
 SUBSCRIPTIONS = Family("gateway_subscriptions_open", "gauge", "Subscriptions to model states.")
@@ -87,6 +121,24 @@ TRANSITIONS = Family(
     "counter",
     "States that models entered: LOADED is a load, NOT_LOADED an unload or eviction.",
     ("provider", "state"),
+)
+LOADS = Family(
+    "gateway_model_load_seconds",
+    "histogram",
+    "From the decision to load a model to its being loaded, the wait for room included.",
+    ("provider", "model"),
+)
+UNLOADS = Family(
+    "gateway_model_unloads_total",
+    "counter",
+    "Models that began to leave memory, by why; room is an eviction.",
+    ("provider", "reason"),
+)
+DRIFT = Family(
+    "gateway_state_drift_total",
+    "counter",
+    "States in the database that were not the truth, and were repaired.",
+    ("provider", "recorded", "found"),
 )
 PROVIDER_UP = Family(
     "gateway_provider_up",
@@ -126,8 +178,9 @@ WORST_STALL = Family(
 )
 
 FAMILIES = (
-    *(REQUEST_DURATION, FIRST_TOKEN, TOKEN_TIME, TOKENS, REQUESTS, REFUSALS, RESPONSES, QUEUE),
-    *(LOAD, OPEN_STREAMS, OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, PROVIDER_UP, MODEL_BYTES),
+    *(REQUEST_DURATION, FIRST_TOKEN, TOKEN_TIME, GAPS, TOKENS, REQUESTS, REFUSALS, RESPONSES),
+    *(QUEUE, LOAD, RETRIES, FALLBACKS, BREAKER_STATE, BREAKER_OPENINGS, OPEN_STREAMS),
+    *(OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, LOADS, UNLOADS, DRIFT, PROVIDER_UP, MODEL_BYTES),
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
     *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS),
 )
@@ -147,6 +200,8 @@ class MetricsService:
         embeddings: EmbeddingService,
         feed: ModelFeed,
         recorder: SessionRecorder,
+        health: HealthBoard,
+        tracker: ModelStateTracker,
     ) -> None:
         self.meter = meter
         self.stalls = stalls
@@ -155,12 +210,16 @@ class MetricsService:
         self._embeddings = embeddings
         self._feed = feed
         self._recorder = recorder
+        self._health = health
+        self._tracker = tracker
 
     async def gather(self) -> list[Sample]:
         """Return one sample of each family; takes as long as the slowest provider, 1 s at most."""
         statuses = await self._ask_providers()
         return [
             *self._of_requests(),
+            *self._of_routing(),
+            *self._of_lifecycle(),
             OPEN_STREAMS.is_(self._streams.live_count),
             OPEN_EMBEDDINGS.is_(self._embeddings.open_count),
             SUBSCRIPTIONS.is_(self._feed.subscriber_count),
@@ -176,6 +235,7 @@ class MetricsService:
         series = meter.series.items()
         yield FIRST_TOKEN.of((key, each.first_token.copy()) for key, each in series)
         yield TOKEN_TIME.of((key, each.token_time.copy()) for key, each in series)
+        yield GAPS.of((key, each.gaps.copy()) for key, each in series)
         yield TOKENS.of(
             ((*key, kind), figure.copy())
             for key, each in series
@@ -187,7 +247,20 @@ class MetricsService:
         yield REFUSALS.of(((code,), count) for code, count in meter.refusals.items())
         yield CONTINUATIONS.of(meter.continuations.items())
         yield RESPONSES.of(((str(status),), count) for status, count in meter.responses.items())
+
+    def _of_routing(self) -> Iterator[Sample]:
+        meter, health = self.meter, self._health
+        yield RETRIES.of(meter.retries.items())
+        yield FALLBACKS.of(meter.fallbacks.items())
+        yield BREAKER_STATE.of(_breaker_rows(health))
+        yield BREAKER_OPENINGS.of(((name,), count) for name, count in health.openings.items())
+
+    def _of_lifecycle(self) -> Iterator[Sample]:
+        meter = self.meter
         yield TRANSITIONS.of(meter.transition_rows())
+        yield LOADS.of((key, each.copy()) for key, each in meter.loads.items())
+        yield UNLOADS.of(meter.unloads.items())
+        yield DRIFT.of(self._tracker.drift.items())
 
     def _of_records(self) -> Iterator[Sample]:
         counts = msgspec.structs.asdict(self._recorder.counts)
@@ -214,6 +287,16 @@ class MetricsService:
                 for name, provider in self._providers.items():
                     tasks.start_soon(ask, name, provider)
         return found
+
+
+def _breaker_rows(health: HealthBoard) -> Iterator[Row]:
+    models = 0
+    for key, state in health.breakers().items():
+        if isinstance(key, str):
+            yield (key, ""), _BREAKER_LEVELS[state]
+        elif models < MAX_MODELS:
+            models += 1
+            yield (key.provider, key.qualified_model), _BREAKER_LEVELS[state]
 
 
 def _of_models(statuses: Mapping[str, Sequence[ModelStatus] | None]) -> Iterator[Sample]:

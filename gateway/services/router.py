@@ -20,7 +20,7 @@ from gateway.core.events import Event, Finished, Generation, Routed, Waiting, co
 from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, plan_routes
-from gateway.core.ports import Continuer, Provider
+from gateway.core.ports import Continuer, Provider, RouteMeter
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route
 from gateway.core.trail import Trail
@@ -29,6 +29,7 @@ from gateway.services.catalog import Catalog, Listing
 from gateway.services.health import HealthBoard
 from gateway.services.images import ImagePolicy
 from gateway.services.tries import Tries
+from gateway.telemetry.meter import Meter
 
 AnyRequest = GenerateRequest | EmbedRequest
 
@@ -49,6 +50,7 @@ class ModelRouterService:
         rules: Mapping[str, VirtualModel] | None = None,
         max_continuations: int = 3,
         asked: Callable[[str], None] | None = None,
+        meter: RouteMeter | None = None,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -66,6 +68,7 @@ class ModelRouterService:
         self._max_continuations = max_continuations
         self._clock = clock
         self._budget = RetryBudget()
+        self._meter = meter or Meter()
         self._draw = draw
         self._sleep = sleep
 
@@ -174,13 +177,17 @@ class ModelRouterService:
 
     async def _goes_on(self, tries: Tries, error: GatewayError) -> bool:
         """Turn to the same candidate again or to the next one; False: it ends with the error."""
-        tries.after = error.code
+        tries.after, provider = error.code, tries.route.ref.provider
         wait_s = retry_in_s(error, tries.count, self._draw)
         if wait_s is not None and self._budget.spend():
+            self._meter.retried(provider, error.code)
             await self._sleep(wait_s)
             tries.count += 1
             return True
-        return helps_elsewhere(error) and tries.turn()
+        if not (helps_elsewhere(error) and tries.turn()):
+            return False
+        self._meter.fell_back(provider, error.code)
+        return True
 
     def _relay(self, request: GenerateRequest) -> Relay | None:
         most = count_continuations(request, self._rules.get(request.model), self._max_continuations)

@@ -327,7 +327,7 @@ class StreamService:
         )
         self._recorder.closed(closed)
         self._decisions.end(closed)
-        self._meter.stream_ended(stream.opened.face, closed)
+        self._meter.stream_ended(stream.opened.face, closed, tally.gaps)
         logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]
         self._slots.free(stream.caller)

@@ -12,6 +12,7 @@ from gateway.core.events import (
     ToolCallDelta,
     Usage,
 )
+from gateway.core.gaps import Gaps
 from gateway.core.names import ModelRef
 
 
@@ -22,8 +23,10 @@ class Tally:
         self.ref: ModelRef | None = None
         self.finished: Finished | None = None
         self.said_tokens = 0
+        self.gaps = Gaps()
         self._opened_at = opened_at
         self._first_at: float | None = None
+        self._last_at = opened_at
         self._ended_at: float | None = None
         self._started: Started | None = None
         self._switches: list[Switched] = []
@@ -34,6 +37,9 @@ class Tally:
                 self.said_tokens += event.tokens
                 if self._first_at is None:
                     self._first_at = at
+                else:
+                    self.gaps.add(at - self._last_at)
+                self._last_at = at
             case Started():
                 self._started = event
                 self.ref = event.ref

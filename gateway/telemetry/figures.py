@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from operator import add
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,11 @@ class Distribution:
     def add(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def merge(self, counts: Sequence[int], total: float) -> None:
+        """Add what was counted elsewhere in buckets of the same bounds."""
+        self.counts = list(map(add, self.counts, counts))
+        self.total += total
 
     def copy(self) -> "Distribution":
         twin = Distribution(self.bounds)

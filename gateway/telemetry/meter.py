@@ -2,11 +2,13 @@
 what a request costs must not show in what it measures.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from gateway.core.events import Timings, Usage
+from gateway.core.gaps import GAP_BOUNDS, Gaps
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed
@@ -38,17 +40,20 @@ CHAT, EMBEDDINGS = "chat", "embeddings"
 class ModelSeries:
     """The distributions of one model and one kind of work. Times are seconds."""
 
-    __slots__ = ("first_token", "input_tokens", "load", "output_tokens", "queue", "token_time")
+    __slots__ = (
+        *("first_token", "gaps", "input_tokens", "load", "output_tokens", "queue", "token_time"),
+    )
 
     def __init__(self) -> None:
         self.first_token = Distribution(FIRST_TOKEN_BOUNDS)
         self.token_time = Distribution(TOKEN_TIME_BOUNDS)
+        self.gaps = Distribution(GAP_BOUNDS)
         self.queue = Distribution(WAIT_BOUNDS)
         self.load = Distribution(WAIT_BOUNDS)
         self.input_tokens = Distribution(TOKEN_BOUNDS)
         self.output_tokens = Distribution(TOKEN_BOUNDS)
 
-    def add(self, timings: Timings, usage: Usage, *, is_whole: bool) -> None:
+    def add(self, timings: Timings, usage: Usage, gaps: Gaps, *, is_whole: bool) -> None:
         """Count one stream that began to answer."""
         assert timings.ttft_ms is not None
         self.first_token.add(timings.ttft_ms / 1000)
@@ -56,6 +61,7 @@ class ModelSeries:
         self.load.add(timings.load_ms / 1000)
         self.input_tokens.add(usage.prompt_tokens)
         self.output_tokens.add(usage.completion_tokens)
+        self.gaps.merge(gaps.counts, gaps.total_s)
         if is_whole and usage.completion_tokens > 1:
             rest_s = (timings.total_ms - timings.ttft_ms) / 1000
             self.token_time.add(rest_s / (usage.completion_tokens - 1))
@@ -73,9 +79,12 @@ class Account:
 
 
 class Meter:
-    """Fulfils core.ports.SessionMeter; what it counted is read by `services.metrics`."""
+    """Fulfils core.ports.SessionMeter and RouteMeter; what it counted is read by
+    `services.metrics`."""
 
-    def __init__(self, *, max_models: int = MAX_MODELS) -> None:
+    def __init__(
+        self, *, max_models: int = MAX_MODELS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.accounts: dict[tuple[str, str, str, str, str, str], Account] = {}
         """By operation, face, provider, model, outcome and error code."""
         self.durations: dict[tuple[str, str, str, str], Distribution] = {}
@@ -85,10 +94,19 @@ class Meter:
         self.transitions: Counter[tuple[str, str]] = Counter()
         self.continuations: Counter[tuple[str, str]] = Counter()
         """By the providers that broke off and went on."""
+        self.unloads: Counter[tuple[str, str]] = Counter()
+        """By provider and reason."""
+        self.retries: Counter[tuple[str, str]] = Counter()
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
+        """Both by the provider that failed, and the code of its error."""
+        self.loads: dict[tuple[str, str], Distribution] = {}
+        """How long loads took, by provider and model."""
+        self._load_begun: dict[ModelRef, float] = {}
+        self._clock = clock
         self._max_models = max_models
         self._models: set[tuple[str, str]] = set()
 
-    def stream_ended(self, face: str, closed: SessionClosed) -> None:
+    def stream_ended(self, face: str, closed: SessionClosed, gaps: Gaps) -> None:
         """Count a stream by what its terminal record says."""
         timings = closed.timings
         has_begun, error = timings.ttft_ms is not None, closed.error_code or ""
@@ -97,7 +115,7 @@ class Meter:
         account.count += 1
         account.duration.add(timings.total_ms / 1000)
         if has_begun:
-            account.series.add(timings, closed.usage, is_whole=not error)
+            account.series.add(timings, closed.usage, gaps, is_whole=not error)
         for pair in pairwise(name.partition("/")[0] for name in closed.served_by):
             self.continuations[pair] += 1
 
@@ -113,6 +131,12 @@ class Meter:
         if usage is not None:
             account.series.input_tokens.add(usage.prompt_tokens)
 
+    def retried(self, provider: str, error: str) -> None:
+        self.retries[provider, error] += 1
+
+    def fell_back(self, provider: str, error: str) -> None:
+        self.fallbacks[provider, error] += 1
+
     def refused(self, code: str) -> None:
         self.refusals[code] += 1
 
@@ -121,7 +145,18 @@ class Meter:
 
     def model_changed(self, change: ModelStateChange) -> None:
         """Count a transition of a model. A core.ports.ModelObserver."""
-        self.transitions[change.ref.provider, change.state.value] += 1
+        provider, state = change.ref.provider, change.state
+        self.transitions[provider, state.value] += 1
+        if change.reason is not None:
+            self.unloads[provider, change.reason.value] += 1
+        if state is ModelState.LOADING:
+            self._load_begun[change.ref] = self._clock()
+            return
+        begun = self._load_begun.pop(change.ref, None)
+        if begun is not None and state is ModelState.LOADED:
+            name = self._label(provider, change.ref.qualified_model, is_known=True)
+            loads = self.loads.setdefault(name, Distribution(WAIT_BOUNDS))
+            loads.add(self._clock() - begun)
 
     def transition_rows(self) -> Iterator[Row]:
         """Return how often each state was entered, of every provider that has models."""

@@ -21,6 +21,7 @@ from gateway.core.ports.rotations import RotationLook, RotationStore
 from gateway.core.ports.routing import DecisionStore, RuleStore
 from gateway.core.ports.sessions import (
     RecordStore,
+    RouteMeter,
     SessionJournal,
     SessionLog,
     SessionMeter,
@@ -52,6 +53,7 @@ __all__ = [
     "RecordStore",
     "RotationLook",
     "RotationStore",
+    "RouteMeter",
     "RuleStore",
     "SecretStore",
     "SessionJournal",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gateway.core.events import Usage
+from gateway.core.gaps import Gaps
 from gateway.core.names import ModelRef
 from gateway.core.sessions import Session, SessionClosed, SessionOpened, SessionRecord
 
@@ -11,7 +12,7 @@ from gateway.core.sessions import Session, SessionClosed, SessionOpened, Session
 class SessionMeter(Protocol):
     """Is told of every request once, at its end, on the event loop; must not block."""
 
-    def stream_ended(self, face: str, closed: SessionClosed) -> None: ...
+    def stream_ended(self, face: str, closed: SessionClosed, gaps: Gaps) -> None: ...
 
     def embedded(
         self, face: str, ref: ModelRef | None, usage: Usage | None, error: str, seconds: float
@@ -22,6 +23,19 @@ class SessionMeter(Protocol):
 
     def refused(self, code: str) -> None:
         """Count a request that was not let in."""
+        ...
+
+
+class RouteMeter(Protocol):
+    """Is told of each further try of a request, on the event loop; must not block. `provider` is
+    the one that failed before, with the code `error`."""
+
+    def retried(self, provider: str, error: str) -> None:
+        """Count a request that is sent to the same candidate again."""
+        ...
+
+    def fell_back(self, provider: str, error: str) -> None:
+        """Count a request that goes to the next candidate."""
         ...
 
 

@@ -13,7 +13,7 @@ from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
-from gateway.core.states import ModelState
+from gateway.core.states import ModelState, UnloadReason
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
 from gateway.engine.manager import HuggingFaceModelManager
@@ -38,6 +38,7 @@ class House:
         self.loads: list[ModelRef] = []
         self.configs: list[LoadConfig] = []
         self.changes: list[tuple[ModelRef, ModelState]] = []
+        self.reasons: list[tuple[ModelRef, UnloadReason]] = []
         self.shares: dict[ModelRef, Share] = {}
         self.budgets = DeviceBudgets(lambda device: budget)
         self.clock = HandClock()
@@ -64,6 +65,8 @@ class House:
 
     def observe(self, change: ModelStateChange) -> None:
         self.changes.append((change.ref, change.state))
+        if change.reason is not None:
+            self.reasons.append((change.ref, change.reason))
 
     def states_of(self, ref: ModelRef) -> list[ModelState]:
         return [state for changed, state in self.changes if changed == ref]

@@ -134,6 +134,7 @@ def build_gateway(
     )
     by_name = {provider.name: provider for provider in providers}
     catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
+    slots, meter = CallerSlots(), Meter()
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
     routing = build_routing(settings, catalog, tuple(by_name))
     rules: dict[str, VirtualModel] = {}
@@ -144,9 +145,9 @@ def build_gateway(
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
         rules=ChainMap(rules, routing.rules.virtual),
         max_continuations=settings.max_continuations,
+        meter=meter,
         sleep=retry_sleep,
     )
-    slots, meter = CallerSlots(), Meter()
     streams = StreamService(
         router,
         recorder,
@@ -213,6 +214,8 @@ def build_gateway(
             embeddings=embeddings,
             feed=feed,
             recorder=recorder,
+            health=router.health,
+            tracker=tracker,
         ),
         downloads=build_downloads({}),
         rules=routing.rules,

@@ -221,6 +221,8 @@ class GraphQLServer:
                 embeddings=embeddings,
                 feed=feed,
                 recorder=recorder,
+                health=router.health,
+                tracker=tracker,
             ),
             downloads=build_downloads(self.sources),
             rules=routing.rules,

@@ -20,6 +20,7 @@ from gateway.core.virtual import Candidate, VirtualModel
 from gateway.services.catalog import Catalog
 from gateway.services.images import ImagePolicy
 from gateway.services.router import ModelRouterService
+from gateway.telemetry.meter import Meter
 from tests.scripted_provider import ScriptedProvider, Step, answer
 
 A, B = ModelRef("a", "echo"), ModelRef("b", "echo")
@@ -38,6 +39,7 @@ class House:
         for provider in self.providers:
             provider.listed = [ModelInfo(ModelRef(provider.name, "echo"))]
         self.now = 0.0
+        self.meter = Meter()
         candidates = tuple(Candidate(f"{name}/echo") for name in named)
         self.router = ModelRouterService(
             named,
@@ -45,6 +47,7 @@ class House:
             aliases={},
             images=ImagePolicy(1, 1),
             rules={"any": VirtualModel("any", candidates)},
+            meter=self.meter,
             draw=lambda: 1.0,
             clock=lambda: self.now,
             sleep=self.sleep,
@@ -78,6 +81,42 @@ async def test_one_that_is_away_is_tried_again_with_longer_waits_before_the_next
     await house.hear()
     assert house.asked == [3, 1]
     assert house.now == pytest.approx(0.05 + 0.2)
+
+
+async def test_what_was_tried_again_and_what_went_elsewhere_is_counted_by_who_failed() -> None:
+    house = House([away()], answer("x"))
+    await house.hear()
+    assert house.meter.retries == {("a", "provider_unavailable"): 2}
+    assert house.meter.fallbacks == {("a", "provider_unavailable"): 1}
+
+
+async def test_an_error_that_nobody_mends_counts_as_no_further_try() -> None:
+    house = House([away()])
+    with pytest.raises(ProviderUnavailable):
+        await house.hear(DIRECT)
+    assert house.meter.retries == {("a", "provider_unavailable"): 2}
+    assert not house.meter.fallbacks
+
+
+async def test_the_state_of_every_provider_s_breaker_is_told_and_its_openings_are_counted() -> None:
+    house = House([away()], answer("x"))
+    assert house.router.health.breakers() == {"a": "closed", "b": "closed"}
+    for _ in range(FAILURES):
+        await house.hear()
+    assert house.router.health.breakers() == {"a": "open", "b": "closed"}
+    house.now += 1.0
+    assert house.router.health.breakers()["a"] == "half_open"
+    await house.hear()  # the probe fails, and it is one outage still
+    assert house.router.health.breakers()["a"] == "open"
+    assert house.router.health.openings == {"a": 1}
+
+
+async def test_a_model_s_breaker_is_told_while_it_is_not_closed() -> None:
+    house = House([IncompleteStream("a", "Cut.")], answer("x"))
+    for _ in range(FAILURES):
+        await house.hear()
+    assert house.router.health.breakers() == {"a": "closed", "b": "closed", A: "open"}
+    assert house.router.health.openings == {"a": 1}
 
 
 async def test_after_the_first_token_nothing_is_repeated() -> None:

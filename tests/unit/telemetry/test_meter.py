@@ -3,9 +3,11 @@
 from msgspec.structs import replace
 
 from gateway.core.events import Timings, Usage
+from gateway.core.gaps import Gaps
+from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed
-from gateway.core.states import StreamEnd
+from gateway.core.states import ModelState, StreamEnd, UnloadReason
 from gateway.telemetry.meter import Meter
 
 
@@ -27,7 +29,7 @@ def counts(meter: Meter) -> dict[tuple[str, ...], int]:
 
 def test_an_answer_is_counted_under_its_model() -> None:
     meter = Meter()
-    meter.stream_ended("openai", closed())
+    meter.stream_ended("openai", closed(), Gaps())
     assert counts(meter) == {("chat", "openai", "p", "m", "stop", ""): 1}
     series = meter.series["chat", "p", "m"]
     assert series.first_token.total == 0.1
@@ -48,7 +50,7 @@ def test_answers_that_were_gone_on_with_are_counted_by_their_providers() -> None
 
 def test_a_cut_answer_counts_its_tokens_and_no_pace() -> None:
     meter = Meter()
-    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="provider_unavailable"))
+    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="provider_unavailable"), Gaps())
     series = meter.series["chat", "p", "m"]
     assert series.output_tokens.total == 5
     assert series.token_time.count == 0
@@ -57,7 +59,7 @@ def test_a_cut_answer_counts_its_tokens_and_no_pace() -> None:
 
 def test_one_token_has_no_gap() -> None:
     meter = Meter()
-    meter.stream_ended("native", closed(usage=Usage(7, 1)))
+    meter.stream_ended("native", closed(usage=Usage(7, 1)), Gaps())
     assert meter.series["chat", "p", "m"].token_time.count == 0
 
 
@@ -65,22 +67,22 @@ def test_a_name_that_never_answered_is_no_label() -> None:
     meter = Meter()
     for number in range(1000):
         made_up = closed(f"m{number}", StreamEnd.ERROR, error="model_not_found", ttft_ms=None)
-        meter.stream_ended("native", made_up)
+        meter.stream_ended("native", made_up, Gaps())
     assert counts(meter) == {("chat", "native", "p", "other", "error", "model_not_found"): 1000}
     assert len(meter.series) == 1
 
 
 def test_a_model_that_answered_keeps_its_label_when_it_fails() -> None:
     meter = Meter()
-    meter.stream_ended("native", closed())
-    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="no_room", ttft_ms=None))
+    meter.stream_ended("native", closed(), Gaps())
+    meter.stream_ended("native", closed(end=StreamEnd.ERROR, error="no_room", ttft_ms=None), Gaps())
     assert counts(meter)["chat", "native", "p", "m", "error", "no_room"] == 1
 
 
 def test_beyond_the_bound_models_are_one() -> None:
     meter = Meter(max_models=2)
     for name in ("a", "b", "c", "d", "a"):
-        meter.stream_ended("native", closed(name))
+        meter.stream_ended("native", closed(name), Gaps())
     counted = {key[3]: count for key, count in counts(meter).items()}
     assert counted == {"a": 2, "b": 1, "other": 2}
 
@@ -97,3 +99,36 @@ def test_embeddings_count_by_how_they_ended() -> None:
         ("embeddings", "native", "", "other", "cancelled", ""): 1,
     }
     assert meter.series["embeddings", "p", "e"].input_tokens.total == 7
+
+
+def test_the_gaps_of_an_answer_are_those_of_its_model() -> None:
+    meter, gaps = Meter(), Gaps()
+    for seconds in (0.03, 0.03, 3.0):
+        gaps.add(seconds)
+    meter.stream_ended("native", closed(), gaps)
+    meter.stream_ended("native", closed(), gaps)
+    figure = meter.series["chat", "p", "m"].gaps
+    assert (figure.count, round(figure.total, 6)) == (6, 6.12)
+    assert figure.counts[figure.bounds.index(0.04)] == 4
+
+
+def test_a_load_is_timed_until_the_model_is_loaded() -> None:
+    now = 0.0
+    meter = Meter(clock=lambda: now)
+    ref, other = ModelRef("p", "m"), ModelRef("p", "torn")
+    for each in (ref, other):
+        meter.model_changed(ModelStateChange(each, ModelState.LOADING))
+    now = 7.0
+    meter.model_changed(ModelStateChange(ref, ModelState.LOADED))
+    meter.model_changed(ModelStateChange(other, ModelState.FAILED))
+    assert {name: (each.count, each.total) for name, each in meter.loads.items()} == {
+        ("p", "m"): (1, 7.0)
+    }
+
+
+def test_unloads_are_told_apart_by_their_reason() -> None:
+    meter, ref = Meter(), ModelRef("p", "m")
+    for reason in (UnloadReason.ROOM, UnloadReason.IDLE, UnloadReason.ROOM, None):
+        meter.model_changed(ModelStateChange(ref, ModelState.UNLOADING, reason=reason))
+    assert meter.unloads == {("p", "room"): 2, ("p", "idle"): 1}
+    assert meter.transitions["p", "UNLOADING"] == 4
