@@ -22,12 +22,15 @@ DOCS = Path(__file__).parents[3] / "docs" / "operations.md"
 HEADER = re.compile(r"^# TYPE (\S+) \S+$", re.MULTILINE)
 
 
-async def scrape(served: Served) -> dict[str, Counter[frozenset[tuple[str, str]]]]:
+Scraped = dict[str, Counter[frozenset[tuple[str, str]]]]
+
+
+async def scrape(served: Served) -> Scraped:
     """Return the value of each sample by its name and labels."""
     reply = await served.client.get("/metrics")
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("text/plain; version=")
-    found: dict[str, Counter[frozenset[tuple[str, str]]]] = {}
+    found: Scraped = {}
     for family in text_string_to_metric_families(reply.text):
         for sample in family.samples:
             values = found.setdefault(sample.name, Counter())
