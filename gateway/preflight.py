@@ -3,6 +3,7 @@
 Looks, and makes the folders that the gateway writes to; starts nothing.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from gateway import providers
@@ -19,6 +20,7 @@ def find_mistakes(settings: Settings) -> list[str]:
         *_folder_mistakes("data_dir", settings.data_dir),
         *_folder_mistakes("journal_dir", settings.journal_dir),
         *_model_mistakes(settings.hf_model_path),
+        *_traces_mistakes(settings.traces_endpoint),
     ]
 
 
@@ -71,3 +73,11 @@ def _model_mistakes(folder: Path | None) -> list[str]:
     if (folder / "config.json").exists():
         return [f"{name}: {folder} is a model; give the folder that holds it: {folder.parent}"]
     return []
+
+
+def _traces_mistakes(endpoint: str) -> list[str]:
+    parts = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
+    if not endpoint or all(map(find_spec, parts)):
+        return []
+    needed = "traces need OpenTelemetry: pip install 'model-gateway[traces]'"
+    return [f"{environment_name('traces_endpoint')}: {needed}"]

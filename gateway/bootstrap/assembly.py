@@ -12,7 +12,7 @@ from gateway.bootstrap.hub import Hub
 from gateway.bootstrap.models import Models, build_models
 from gateway.bootstrap.stores import Stores
 from gateway.core.keys import Peppers
-from gateway.core.ports import Provider
+from gateway.core.ports import Provider, Tracer
 from gateway.core.virtual import VirtualModel
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
@@ -58,6 +58,7 @@ def assemble(
     peppers: Peppers,
     hub: Hub,
     boot: str,
+    tracer: Tracer | None,
     tasks: TaskGroup,
 ) -> tuple[Gateway, Mapping[str, Provider]]:
     """Return the gateway, and its providers, which are the caller's to close.
@@ -66,7 +67,7 @@ def assemble(
     """
     meter = Meter()
     models = build_models(settings, stores, hub.service, meter, tasks)
-    requests = _build_requests(settings, stores, journal, models, meter, boot, tasks)
+    requests = _build_requests(settings, stores, journal, models, meter, boot, tracer, tasks)
     gatekeeper = Gatekeeper(
         stores.keys,
         peppers,
@@ -112,6 +113,7 @@ def _build_requests(
     models: Models,
     meter: Meter,
     boot: str,
+    tracer: Tracer | None,
     tasks: TaskGroup,
 ) -> Requests:
     node = settings.resolved_node
@@ -139,6 +141,7 @@ def _build_requests(
         slots=slots,
         meter=meter,
         decisions=log,
+        tracer=tracer,
     )
     embeddings = EmbeddingService(
         router,
@@ -146,6 +149,7 @@ def _build_requests(
         slots=slots,
         meter=meter,
         decisions=log,
+        tracer=tracer,
         node=node,
     )
     decisions = DecisionService(log, stores.decisions, router, node=node)

@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from gateway.bootstrap.assembly import assemble
 from gateway.bootstrap.hub import Hub, open_hub
 from gateway.bootstrap.stores import Stores
+from gateway.bootstrap.tracing import open_tracer
 from gateway.core.errors import GatewayError
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, RecordStore
@@ -80,19 +81,20 @@ async def _assembled(
     """Give the gateway while it runs in `tasks`."""
     journal = await _open_journal(settings)
     boot = secrets.token_hex(8)
-    gateway, providers = assemble(settings, stores, journal, peppers, hub, boot, tasks)
-    try:
-        await gateway.gatekeeper.look()
-        await gateway.configs.restore()
-        await gateway.rules.look()
-        await gateway.rotations.restore()
-        _start(settings, gateway, stores, boot, tasks)
-        if not await gateway.recorder.wait_recovered(RECOVERY_S):
-            logger.warning("records of an earlier run are still being written")
-        yield gateway
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _close(settings, gateway, providers)
+    async with open_tracer(settings) as tracer:
+        gateway, providers = assemble(settings, stores, journal, peppers, hub, boot, tracer, tasks)
+        try:
+            await gateway.gatekeeper.look()
+            await gateway.configs.restore()
+            await gateway.rules.look()
+            await gateway.rotations.restore()
+            _start(settings, gateway, stores, boot, tasks)
+            if not await gateway.recorder.wait_recovered(RECOVERY_S):
+                logger.warning("records of an earlier run are still being written")
+            yield gateway
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _close(settings, gateway, providers)
 
 
 def _start(

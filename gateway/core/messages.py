@@ -1,5 +1,6 @@
 """What a caller asks for: messages with text and image parts, options, tools. Frozen plain data."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -167,6 +168,16 @@ class GenerateRequest(msgspec.Struct, frozen=True):
         """How many tokens the answer may still have; None: nobody says."""
         most = self.options.max_tokens
         return most if most is None or self.said is None else max(1, most - self.said.tokens)
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Everything that the caller wrote, but for images and tools."""
+        yield self.prompt or ""
+        for message in self.messages:
+            yield message.text
+            yield message.reasoning or ""
+            for call in message.tool_calls:
+                yield call.arguments
 
     @property
     def text_length(self) -> int:

@@ -109,7 +109,8 @@ def _middleware(
     gateway: Gateway, settings: Settings, routes: list[BaseRoute], hosts: Hosts, door: Door
 ) -> list[Middleware]:
     """Outermost first: every reply has its id, and browsers may read the errors, too."""
-    stack = [Middleware(RequestIds, metrics=gateway.metrics)]
+    is_traced = bool(settings.traces_endpoint)
+    stack = [Middleware(RequestIds, metrics=gateway.metrics, is_traced=is_traced)]
     if settings.cors_origins:
         stack.append(
             Middleware(

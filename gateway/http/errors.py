@@ -80,7 +80,8 @@ def error_response(path: str, problem: Problem, headers: dict[str, str] | None =
 async def render_gateway_error(request: Request, error: Exception) -> Response:
     problem = describe(error)
     if problem.status >= 500:
-        logger.warning("%r: %s: %s", request.scope["path"], problem.code, problem.message)
+        # The message may cite the request: who has its text logs it as far as it does not.
+        logger.warning("%r: %s", request.scope["path"], problem.code)
     return error_response(request.scope["path"], problem)
 
 

@@ -20,6 +20,7 @@ from gateway.http.hosts import Hosts
 from gateway.problems import describe
 from gateway.services.metrics import MetricsService
 from gateway.services.streams import StreamService
+from gateway.telemetry.propagation import incoming
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,11 @@ class RequestIds:
     """Gives each request an id, the caller's own if it is usable, and puts it on the reply, with
     the id of the decision if there is one."""
 
-    def __init__(self, app: ASGIApp, metrics: MetricsService) -> None:
-        """`metrics` counts the statuses of replies."""
+    def __init__(self, app: ASGIApp, metrics: MetricsService, *, is_traced: bool = False) -> None:
+        """`metrics` counts the statuses of replies; with `is_traced` the caller's trace goes on."""
         self._app = app
         self._metrics = metrics
+        self._is_traced = is_traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -57,6 +59,8 @@ class RequestIds:
                 self.complete(message, request_id, self._metrics, scope)
             await send(message)
 
+        if self._is_traced:
+            incoming.set(_read_trace(scope))
         token = telemetry.request_id.set(request_id)
         try:
             await self._app(scope, receive, send_with_headers)
@@ -82,6 +86,14 @@ class RequestIds:
 def choose_request_id(given: str) -> str:
     """Return the caller's own id if it is usable, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def _read_trace(scope: Scope) -> dict[str, str] | None:
+    """Return the caller's headers of W3C Trace Context; None without any."""
+    parent = find_header(scope, b"traceparent")
+    if parent is None:
+        return None
+    return {"traceparent": parent, "tracestate": find_header(scope, b"tracestate") or ""}
 
 
 class RefuseForeignPages:

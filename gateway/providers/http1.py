@@ -25,6 +25,7 @@ from gateway.providers.http1_wire import (
     TransportError,
     Unreachable,
 )
+from gateway.telemetry.propagation import outgoing
 
 MAX_HELD_BYTES = 64 * 1024
 """With more that nobody has read, a connection is read no further (by one read at most)."""
@@ -60,10 +61,11 @@ class Http1Client:
         request is one that does no harm when it is done twice: should the server have closed a
         connection that was kept, it is sent once more. Raises TransportError.
         """
-        message = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        message = b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
             self._base_path,
             path.encode(),
             self.fields,
+            outgoing.get(),
             len(body),
             body,
         )

@@ -1,19 +1,22 @@
 """Admits embedding requests: how many at once, none while the gateway drains."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import anyio
 import msgspec
 from msgspec.structs import replace
 
+from gateway import telemetry
+from gateway.core.citations import quotable
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, Internal, Overloaded, ShuttingDown
 from gateway.core.events import Timings, Usage
 from gateway.core.keys import ANYBODY, Caller
-from gateway.core.ports import SessionMeter
+from gateway.core.ports import SessionMeter, Tracer
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.core.trail import Trail
@@ -21,6 +24,8 @@ from gateway.services.decision_log import DecisionLog
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
 from gateway.telemetry.meter import Meter
+
+logger = logging.getLogger(__name__)
 
 
 def _tell_nobody(_decision_id: str) -> None:
@@ -41,6 +46,7 @@ class EmbeddingService:
         decisions: DecisionLog | None = None,
         node: str = "",
         now: Callable[[], float] = time.time,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._router = router
@@ -48,6 +54,7 @@ class EmbeddingService:
         self._decisions = decisions or DecisionLog()
         self._node = node
         self._now = now
+        self._tracer = tracer
         self._clock = clock
         self._slots = slots or CallerSlots()
         self._max_open = max_open
@@ -88,7 +95,9 @@ class EmbeddingService:
             caller=caller.id,
         )
         decided(opened.id)
-        with self._admitted(caller), self._recorded(opened) as work:
+        telemetry.decision_id.set(opened.id)
+        traced = self._tracer.embedding(opened) if self._tracer else nullcontext()
+        with self._admitted(caller), self._recorded(opened, request) as work, traced:
             request = replace(request, caller=caller.id)
             work.found = await self._router.embed(request, work.trail)
             return work.found
@@ -112,7 +121,7 @@ class EmbeddingService:
         self._slots.take(caller.id, caller.max_streams)
 
     @contextmanager
-    def _recorded(self, opened: SessionOpened) -> Iterator["_Work"]:
+    def _recorded(self, opened: SessionOpened, request: EmbedRequest) -> Iterator["_Work"]:
         """Tell the meter and the decisions how a request ended, by what was found then."""
         begun, end, code = self._clock(), StreamEnd.CANCELLED, ""
         work = _Work(self._decisions.begin(opened, "embedding"))
@@ -120,6 +129,9 @@ class EmbeddingService:
             yield work
         except GatewayError as error:
             end, code = StreamEnd.ERROR, error.code
+            texts = (each for each in request.inputs if isinstance(each, str))
+            said = quotable(error.message, texts)
+            logger.info("embedding %s failed: %s: %s", opened.id, code, said)
             raise
         except Exception:
             end, code = StreamEnd.ERROR, Internal.code

@@ -15,6 +15,8 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
+from gateway import telemetry
+from gateway.core.citations import quotable
 from gateway.core.errors import (
     GatewayError,
     Internal,
@@ -26,7 +28,7 @@ from gateway.core.events import Collector, Event, Generation, Routed, Started, U
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
-from gateway.core.ports import SessionMeter
+from gateway.core.ports import SessionMeter, StreamTrace, Tracer
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.core.trail import Trail
@@ -80,6 +82,7 @@ class StreamService:
         slots: CallerSlots | None = None,
         meter: SessionMeter | None = None,
         decisions: DecisionLog | None = None,
+        tracer: Tracer | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
@@ -93,6 +96,7 @@ class StreamService:
         self._slots = slots or CallerSlots()
         self._meter = meter or Meter()
         self._decisions = decisions or DecisionLog()
+        self._tracer = tracer
         self._now = now
         self._clock = clock
         self._sleep = sleep
@@ -169,6 +173,7 @@ class StreamService:
             caller=caller.id,
         )
         trail = self._decisions.begin(opening, "stream")
+        telemetry.decision_id.set(opening.id)
         stream = LiveStream(
             opening,
             caller=caller.id,
@@ -272,11 +277,14 @@ class StreamService:
     ) -> None:
         """Run the model and give each event to `take`; the record is closed whatever happens."""
         error: GatewayError | None = None
+        trace = self._tracer.stream(stream.opened) if self._tracer else None
         try:
             with stream.scope:
-                await self._pump(stream, request, trail, take)
+                answer = self._router.stream(request, trail)
+                await self._pump(stream, trace.over(answer) if trace else answer, take)
         except GatewayError as known:
-            logger.info("stream %s failed: %s: %s", stream.id, known.code, known.message)
+            said = quotable(known.message, request.texts)
+            logger.info("stream %s failed: %s: %s", stream.id, known.code, said)
             error = known
         except Exception:
             logger.exception("stream %s failed", stream.id)
@@ -286,13 +294,13 @@ class StreamService:
             raise
         finally:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.
-            self._close(stream, stream.error or error)
+            self._close(stream, stream.error or error, trace)
 
     async def _pump(
-        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Take
+        self, stream: LiveStream, answer: AsyncGenerator[Event, None], take: Take
     ) -> None:
         ticket = 0
-        async with aclosing(self._router.stream(request, trail)) as events:
+        async with aclosing(answer) as events:
             async for event in events:
                 if isinstance(event, Routed):
                     # For the record alone: what readers see is numbered, and this is not shown.
@@ -305,7 +313,9 @@ class StreamService:
                 # Only now: what was cut off before the reader could have it does not count.
                 stream.tally.observe(event, self._clock())
 
-    def _close(self, stream: LiveStream, error: GatewayError | None) -> None:
+    def _close(
+        self, stream: LiveStream, error: GatewayError | None, trace: StreamTrace | None
+    ) -> None:
         tally = stream.tally
         finished = tally.finished
         if finished is not None:
@@ -328,6 +338,8 @@ class StreamService:
         self._recorder.closed(closed)
         self._decisions.end(closed)
         self._meter.stream_ended(stream.opened.face, closed, tally.gaps)
+        if trace is not None:
+            trace.end(closed)
         logger.debug("stream %s of %s ended: %s", stream.id, stream.opened.requested_model, end)
         del self._live[stream.id]
         self._slots.free(stream.caller)

@@ -2,11 +2,11 @@
 
 import ipaddress
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
-from gateway.settings.values import Folder, Group, Names
+from gateway.settings.values import Folder, Group, Names, parse_collector
 
 
 class ServerSettings(Group):
@@ -27,6 +27,20 @@ class ServerSettings(Group):
         le=60,
         allow_inf_nan=False,
         description="Seconds the event loop may stand still before that is logged; 0: not watched.",
+    )
+    traces_endpoint: Annotated[str, AfterValidator(parse_collector)] = Field(
+        "",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP), as http://host:4318; "
+        "empty: no traces.",
+    )
+    traces_headers: SecretStr = Field(
+        SecretStr(""), description="Headers that it wants, as name=value, comma-separated."
+    )
+    traces_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that is traced, of those whose callers do not trace.",
     )
     cors_origins: Names = Field(
         (), description="Origins of web pages that may call, as http://host:port; * is any."
@@ -75,6 +89,14 @@ class ServerSettings(Group):
         given = value.get_secret_value()
         if given and min(map(len, given.replace(",", " ").split()), default=0) < 32:
             raise ValueError("each has 32 characters or more")
+        return value
+
+    @field_validator("traces_headers")
+    @classmethod
+    def _check_headers(cls, value: SecretStr) -> SecretStr:
+        for pair in filter(None, value.get_secret_value().split(",")):
+            if not re.fullmatch(r"\s*[!#$%&'*+.^_`|~\w-]+=[\x20-\x7e]+", pair, re.ASCII):
+                raise ValueError("they are not of the form name=value,name=value")
         return value
 
     @field_validator("cors_origins")

@@ -49,6 +49,15 @@ def parse_hub_endpoint(value: str) -> str:
     return text
 
 
+def parse_collector(value: str) -> str:
+    """Return the base URL of a collector without the slash at its end; "" stays what it is."""
+    text = value.strip().rstrip("/")
+    parts = urlsplit(text)
+    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ValueError("it is not of the form http://host:port")
+    return text.removesuffix("/v1/traces")
+
+
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]

@@ -1,4 +1,4 @@
-"""Logs: one line (or one JSON object) an event, each with the id of the request it belongs to."""
+"""Logs: one line (or one JSON object) an event, each with the ids of the request it belongs to."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ from typing import Literal
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that the running task works for."""
+decision_id: ContextVar[str] = ContextVar("decision_id", default="")
+"""The id of its decision record, which is that of its stream, once it has one."""
 
 
 class _JsonFormatter(logging.Formatter):
@@ -20,6 +22,8 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "request_id": request_id.get(),
         }
+        if decision := decision_id.get():
+            entry["decision_id"] = decision
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
@@ -27,7 +31,7 @@ class _JsonFormatter(logging.Formatter):
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        record.request_id = request_id.get()
+        record.ids = f"{request_id.get()} {decision_id.get()}".rstrip()
         return super().format(record)
 
 
@@ -38,7 +42,7 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
         handler.setFormatter(_JsonFormatter())
     else:
         handler.setFormatter(
-            _TextFormatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s")
+            _TextFormatter("%(asctime)s %(levelname)-7s %(name)s [%(ids)s] %(message)s")
         )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # These speak of every request and every connection at info.

@@ -28,6 +28,7 @@ from gateway.core.ports.sessions import (
     SessionStore,
 )
 from gateway.core.ports.states import ModelStateStore, ProviderStore
+from gateway.core.ports.traces import StreamTrace, Tracer
 
 __all__ = [
     "CollectionStore",
@@ -60,5 +61,7 @@ __all__ = [
     "SessionLog",
     "SessionMeter",
     "SessionStore",
+    "StreamTrace",
+    "Tracer",
     "Worker",
 ]

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from gateway.core.keys import Peppers
-from gateway.core.ports import Provider
+from gateway.core.ports import Provider, Tracer
 from gateway.core.sessions import Session
 from gateway.core.virtual import VirtualModel
 from gateway.http.app import create_app
@@ -82,6 +82,7 @@ async def serving(
     patience_s: float = 30.0,
     max_connections: int = 5000,
     retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    tracer: Tracer | None = None,
     **values: Any,
 ) -> AsyncIterator[Served]:
     """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
@@ -91,7 +92,7 @@ async def serving(
     with _listen() as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
-            gateway = build_gateway(settings, tasks, providers, retry_sleep)
+            gateway = build_gateway(settings, tasks, providers, retry_sleep, tracer)
             await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
             tasks.start_soon(gateway.router.health.watch)
@@ -125,6 +126,7 @@ def build_gateway(
     tasks: TaskGroup,
     providers: tuple[Provider, ...],
     retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    tracer: Tracer | None = None,
 ) -> Gateway:
     """Return the real services over `providers`, with stores in memory."""
     sessions, models, statuses = (
@@ -158,6 +160,7 @@ def build_gateway(
         slots=slots,
         meter=meter,
         decisions=routing.log,
+        tracer=tracer,
     )
     embeddings = EmbeddingService(
         router,
@@ -165,6 +168,7 @@ def build_gateway(
         slots=slots,
         meter=meter,
         decisions=routing.log,
+        tracer=tracer,
         node="test",
     )
     key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
