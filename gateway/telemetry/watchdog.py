@@ -6,12 +6,13 @@ the loop stands while it still does. (Where the lock is held, it tells as soon a
 which is before the loop's thread can go on.)
 """
 
+import gc
 import logging
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import FrameType
 
 import anyio
@@ -62,6 +63,7 @@ class LoopWatchdog:
         self._sleep = sleep
         self._beaten_at = 0.0
         self._told: list[float] = []
+        self._collected_at = -1.0
 
     async def run(self) -> None:
         """Watch for ever; end it by cancelling."""
@@ -72,13 +74,19 @@ class LoopWatchdog:
             target=self._watch, args=arguments, name="loop watchdog", daemon=True
         )
         watcher.start()
+        gc.callbacks.append(self._note_collection)
         try:
             while True:
                 await self._sleep(self._beat_s)
                 self._beat()
         finally:
+            gc.callbacks.remove(self._note_collection)
             stop.set()
             watcher.join()
+
+    def _note_collection(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            self._collected_at = self._clock()
 
     def _beat(self) -> None:
         now = self._clock()
@@ -99,20 +107,55 @@ class LoopWatchdog:
     def _tell(self, stood_s: float, loop_thread: int) -> None:
         now = self._clock()
         self._told = [told_at for told_at in self._told if now - told_at < 60]
-        frame = sys._current_frames().get(loop_thread)
+        frames = sys._current_frames()
+        frame = frames.pop(loop_thread, None)
         if len(self._told) >= MAX_TOLD or frame is None:
             return
         self._told.append(now)
-        logger.warning(
-            "the event loop has stood still for %.0f ms %s", stood_s * 1000, _describe(frame)
-        )
+        frames.pop(threading.get_ident(), None)
+        level, where = _describe(frame, frames)
+        if level is logging.WARNING and self._collected_at > now - stood_s:
+            # Every thread stands still meanwhile, whatever it does.
+            level, where = logging.INFO, "while garbage was collected, as after loads of models"
+        logger.log(level, "the event loop has stood still for %.0f ms %s", stood_s * 1000, where)
 
 
-def _describe(frame: FrameType) -> str:
-    """Return the stack above the loop's own frames; without any, the loop only waits to go on."""
+def _describe(frame: FrameType, others: Mapping[int, FrameType]) -> tuple[int, str]:
+    """Return where the loop stands, and how grave that is: the stack above the loop's own frames.
+
+    Without any, the loop only waits to go on. Python code of another thread lets it within
+    milliseconds, so if one imports, that is why: loading a library holds the interpreter. That
+    happens once for each, and nobody can mend it.
+    """
     stack = traceback.extract_stack(frame)
     loop_at = [at for at, each in enumerate(stack) if each.filename.endswith(_LOOP_FILES)]
     own = stack[loop_at[-1] + 1 :] if loop_at else stack
+    imported = next(filter(None, map(_find_import, others.values())), None)
+    if imported is not None and (not own or _waits_for_thread(own)):
+        return logging.INFO, f"while a thread imports {imported}, which happens once"
     if not own:
-        return "and nothing runs in it: the machine, or another thread, holds it up"
-    return f"at\n{''.join(traceback.format_list(own[-MAX_FRAMES:]))}"
+        busy = "".join(map(_describe_thread, others.values()))
+        return (
+            logging.WARNING,
+            f"and nothing runs in it: the machine, or a thread, holds it up{busy}",
+        )
+    return logging.WARNING, f"at\n{''.join(traceback.format_list(own[-MAX_FRAMES:]))}"
+
+
+def _waits_for_thread(own: list[traceback.FrameSummary]) -> bool:
+    """Tell whether the loop starts a thread, which cannot say that it is there meanwhile."""
+    return any(each.filename.endswith("threading.py") and each.name == "start" for each in own)
+
+
+def _find_import(frame: FrameType | None) -> str | None:
+    """Return the module that a thread imports, the innermost one; None if it imports none."""
+    while frame is not None:
+        if frame.f_code.co_name == "_load_unlocked" and "spec" in frame.f_locals:
+            return str(frame.f_locals["spec"].name)
+        frame = frame.f_back
+    return None
+
+
+def _describe_thread(frame: FrameType) -> str:
+    at = traceback.extract_stack(frame)[-1]
+    return f"\n  beside it: {at.filename}:{at.lineno} in {at.name}"

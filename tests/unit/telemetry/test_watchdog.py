@@ -1,12 +1,15 @@
 """Loops that are made to stand still, and what is told of it."""
 
 import ctypes
+import gc
+import importlib
 import logging
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -61,9 +64,59 @@ async def test_a_loop_that_waits_is_described_as_one_that_does_nothing() -> None
         frame = sys._current_frames()[loop_thread]
         while not frame.f_code.co_filename.endswith("selectors.py"):
             frame = sys._current_frames()[loop_thread]
-        return _describe(frame)
+        return _describe(frame, {})[1]
 
     assert "nothing runs in it" in await anyio.to_thread.run_sync(look)
+
+
+IMPORTED = """
+import ctypes
+ctypes.PyDLL(None).usleep({microseconds})
+"""
+"""A module that holds the interpreter while it is loaded, as libraries in C do."""
+
+
+async def test_a_stall_by_another_thread_s_import_names_it_and_is_no_warning(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    text = IMPORTED.format(microseconds=int(5 * WARN_S * 1e6))
+    (tmp_path / "slow_to_load.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    async with watched() as stalls:
+        await anyio.to_thread.run_sync(importlib.import_module, "slow_to_load")
+    assert stalls.worst_s > 3 * WARN_S
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if "stood still" in r.message]
+    assert ("INFO", "slow_to_load") in [
+        (level, text.split()[-4].strip(",")) for level, text in told
+    ]
+
+
+async def test_a_stall_by_a_collection_says_so_and_is_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Slow:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            hold_the_interpreter(5 * WARN_S)
+
+    async with watched():
+        Slow()
+        gc.collect()
+    told = {r.levelname for r in caplog.records if "while garbage was collected" in r.message}
+    assert told == {"INFO"}
+
+
+async def test_nothing_is_left_in_the_collector(caplog: pytest.LogCaptureFixture) -> None:
+    before = list(gc.callbacks)
+    async with watched():
+        assert len(gc.callbacks) == len(before) + 1
+        hold_the_loop(5 * WARN_S)
+    assert gc.callbacks == before
 
 
 async def test_a_loop_that_turns_is_no_stall() -> None:
