@@ -163,7 +163,8 @@ class OtlpStreamTrace:
             case Routed():
                 self._begin_attempt(event.ref, event.after)
             case Switched():
-                self._begin_attempt(event.target, event.reason)
+                self._end_stage()
+                self._request.add_event("switched", {"gateway.reason": event.reason})
             case _:
                 pass
 

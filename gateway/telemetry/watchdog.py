@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from types import FrameType
 
 import anyio
@@ -85,8 +86,8 @@ class LoopWatchdog:
             watcher.join()
 
     def _note_collection(self, phase: str, info: dict[str, int]) -> None:
-        if phase == "stop" and info["generation"] == 2:
-            self._collected_at = self._clock()
+        if info["generation"] == 2:
+            self._collected_at = inf if phase == "start" else self._clock()
 
     def _beat(self) -> None:
         now = self._clock()

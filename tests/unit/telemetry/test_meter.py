@@ -43,8 +43,8 @@ def test_an_answer_is_counted_under_its_model() -> None:
 
 def test_answers_that_were_gone_on_with_are_counted_by_their_providers() -> None:
     meter = Meter()
-    meter.stream_ended("native", replace(closed(), served_by=("a/m", "b/m", "b/n")))
-    meter.stream_ended("native", replace(closed(), served_by=("a/x/y", "b/m")))
+    meter.stream_ended("native", replace(closed(), served_by=("a/m", "b/m", "b/n")), Gaps())
+    meter.stream_ended("native", replace(closed(), served_by=("a/x/y", "b/m")), Gaps())
     assert meter.continuations == {("a", "b"): 2, ("b", "b"): 1}
 
 
