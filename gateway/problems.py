@@ -54,7 +54,7 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.Overloaded: _Kind(503, True, "Too many requests at once; try again.", 1.0),
     errors.NoRoom: _Kind(503, True, "Every loaded model is in use; try again.", 2.0),
     errors.ModelTooLarge: _Kind(
-        422, hint="Use a smaller model or raise GATEWAY_HF_MEMORY_BUDGET_BYTES."
+        422, hint="Use a smaller model or raise GATEWAY_MEMORY_BUDGET_BYTES."
     ),
     errors.ModelLoadFailed: _Kind(500, hint="Check the model's files; the log has the traceback."),
     errors.ModelCorrupt: _Kind(

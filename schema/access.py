@@ -54,6 +54,7 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "rotations": _MANAGE,
         "rotation": _MANAGE,
         "rotationHistory": _MANAGE,
+        "memory": _MANAGE,
         "version": _ANY,
     },
     OperationType.MUTATION: {

@@ -24,6 +24,7 @@ from schema.downloads import (
 from schema.hub import HfToken, HubDetails, HubListing, HubQueryInput
 from schema.inputs import LoadConfigInput
 from schema.library import Library, list_library
+from schema.memory import Memory, tell_memory
 from schema.models import ModelFilter, ModelPage, choose_page
 from schema.providers import Provider
 from schema.rotations import (
@@ -213,5 +214,9 @@ class Query:
     )
     rotation_history: list[RotationStep] | None = strawberry.field(
         resolver=list_steps, description="The newest steps of a rotation, newest first."
+    )
+    memory: Memory | None = strawberry.field(
+        resolver=tell_memory,
+        description="What the models of all providers hold of this machine's memory.",
     )
     version: str = strawberry.field(resolver=tell_version, description="The gateway's version.")

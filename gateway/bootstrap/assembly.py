@@ -102,6 +102,7 @@ def assemble(
         decisions=requests.decisions,
         rules=models.rules,
         rotations=requests.rotations,
+        memory=models.memory,
     )
     return gateway, models.providers
 
@@ -189,4 +190,5 @@ def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsS
         recorder=requests.recorder,
         health=requests.router.health,
         tracker=models.tracker,
+        memory=models.memory,
     )

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
+from gateway.bootstrap.memory import budget_bytes
 from gateway.core.loading import LoadConfig
 from gateway.engine.loader import choose_device
-from gateway.engine.runtime import default_budget
 from gateway.hub.client import HubClient
 from gateway.hub.search import HubSearch
 from gateway.hub.token import ask_whoami
@@ -73,7 +73,5 @@ async def _budget_bytes(settings: Settings) -> int | None:
     """Return what models may take on the default device; None where the gateway runs none."""
     if "huggingface" not in settings.providers:
         return None
-    if settings.hf_memory_budget_bytes:
-        return settings.hf_memory_budget_bytes
     device = await anyio.to_thread.run_sync(choose_device, settings.hf_device)
-    return await anyio.to_thread.run_sync(default_budget, device)
+    return await anyio.to_thread.run_sync(budget_bytes, settings, device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from anyio.abc import TaskGroup
 
 from gateway import demo, providers
+from gateway.bootstrap.memory import build_memory
 from gateway.bootstrap.stores import Stores
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
@@ -21,6 +22,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.feed import ModelFeed
 from gateway.services.library import LibraryService
+from gateway.services.memory import MemoryService
 from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings, child_environment
@@ -38,6 +40,7 @@ class Models:
     control: ModelControlService
     library: LibraryService
     rules: RuleService
+    memory: MemoryService
 
 
 def build_models(
@@ -79,11 +82,12 @@ def build_models(
     )
     removers: dict[str, ModelRemover] = {}
     files, library = _build_library(settings, stores, catalog, control, removers, revisions)
+    memory = build_memory(settings)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
-    built |= _build_providers(settings, files, observe, library.note_used, tasks)
+    built |= _build_providers(settings, files, observe, library.note_used, memory, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
-    return Models(built, catalog, feed, tracker, control, library, rules)
+    return Models(built, catalog, feed, tracker, control, library, rules, memory)
 
 
 def _build_library(
@@ -120,6 +124,7 @@ def _build_providers(
     files: FileLibrary,
     observe: ModelObserver,
     used: Callable[[LocalModel], None],
+    memory: MemoryService,
     tasks: TaskGroup,
 ) -> dict[str, Provider]:
     return {
@@ -132,6 +137,7 @@ def _build_providers(
                 clock=time.monotonic,
                 used=used,
                 name=name,
+                ledger=memory.ledger,
             ),
         )
         for name, kind in settings.provider_kinds.items()

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.bootstrap.lifetime import running
+from gateway.core.hosts import is_loopback
 from gateway.http import app as http
 from gateway.http.connections import (
     ConnectionGuard,
@@ -20,7 +21,6 @@ from gateway.http.connections import (
     most_connections,
     raise_file_limit,
 )
-from gateway.http.hosts import is_loopback
 from gateway.http.server import DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.services.gateway import Gateway

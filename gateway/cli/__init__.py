@@ -14,6 +14,7 @@ from gateway.cli.collections import collections
 from gateway.cli.decisions import decisions
 from gateway.cli.hub import hub, search
 from gateway.cli.keys import keys
+from gateway.cli.memory import memory
 from gateway.cli.models import models
 from gateway.cli.pull import downloads, pull
 from gateway.cli.rotations import rotations
@@ -116,6 +117,7 @@ main.add_command(token)
 main.add_command(downloads)
 main.add_command(pull)
 main.add_command(rotations)
+main.add_command(memory)
 
 
 def _checked_settings() -> Settings:

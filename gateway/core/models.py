@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -66,8 +67,18 @@ class ModelStateChange(msgspec.Struct, frozen=True):
     reason: UnloadReason | None = None
 
 
+Basis = Literal["measured", "told", "reserved", "estimated"]
+"""How the bytes of a model in memory are known: counted here, told by its server, reserved for a
+load by what its files say, or reserved by no more than their size."""
+
+
 class Resident(msgspec.Struct, frozen=True):
-    """A model in memory. `leases` > 0: in use. Times are of one clock, its unit seconds."""
+    """A model in memory, or on its way there. `leases` > 0: in use. Times are of one clock, its
+    unit seconds.
+
+    `slots` is how many of the counted places it takes, `heat` how often it was asked for lately,
+    `load_s` what its last load took.
+    """
 
     ref: ModelRef
     memory_bytes: int
@@ -75,6 +86,10 @@ class Resident(msgspec.Struct, frozen=True):
     last_used: float = 0.0
     pinned: bool = False
     expires_at: float | None = None
+    basis: Basis = "measured"
+    slots: int = 1
+    heat: float = 0.0
+    load_s: float | None = None
 
 
 class LocalModel(msgspec.Struct, frozen=True):

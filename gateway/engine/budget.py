@@ -10,7 +10,8 @@ from gateway.core.names import ModelRef
 
 
 class MemoryBudget:
-    """The bytes of one device. Never more than `total_bytes` are out at any moment."""
+    """The bytes of one device. Never more than `total_bytes` are given out at any moment; what is
+    claimed was taken without asking, and may be more."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -30,6 +31,12 @@ class MemoryBudget:
         share = Share(ref, self)
         return share if self._move(share, size_bytes) else None
 
+    def claim(self, ref: ModelRef, size_bytes: int) -> "Share":
+        """Return a share of what a server took by itself, whether there is room or not."""
+        share = Share(ref, self)
+        self._set(share, size_bytes)
+        return share
+
     def _move(self, share: "Share", size_bytes: int) -> bool:
         """Move bytes into a share (negative: back); False, and nothing moved, where there are too
         few, or when the share is closed."""
@@ -41,6 +48,12 @@ class MemoryBudget:
             share.held_bytes += size_bytes
             self._used_bytes += size_bytes
             return True
+
+    def _set(self, share: "Share", size_bytes: int) -> None:
+        with self._lock:
+            if not share.closed:
+                self._used_bytes += size_bytes - share.held_bytes
+                share.held_bytes = size_bytes
 
     def _close(self, share: "Share") -> None:
         with self._lock:
@@ -83,6 +96,10 @@ class Share:
             raise ValueError("a share shrinks by what it releases")
         self._budget._move(self, -size_bytes)
 
+    def claim(self, size_bytes: int) -> None:
+        """Hold exactly so much, whether there is room or not."""
+        self._budget._set(self, size_bytes)
+
     def close(self) -> None:
         """Give everything back, once and for all: a closed share reserves nothing."""
         self._budget._close(self)
@@ -96,6 +113,14 @@ class DeviceBudgets:
         self._total_of = total_of
         self._budgets: dict[str, MemoryBudget] = {}
         self._lock = threading.Lock()
+
+    def known(self, device: str) -> MemoryBudget | None:
+        """Return a device's budget if it was asked for before; never blocks."""
+        return self._budgets.get(device)
+
+    def devices(self) -> list[str]:
+        """Return the devices that were asked for, by name."""
+        return sorted(self._budgets)
 
     def of(self, device: str) -> MemoryBudget:
         """Return the budget of a device such as `cpu` or `cuda:0`."""

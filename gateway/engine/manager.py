@@ -36,9 +36,10 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.states import ModelState, UnloadReason
 from gateway.engine.alarm import Alarm
-from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.budget import Share
 from gateway.engine.claim import Claim
 from gateway.engine.engine import Engine
+from gateway.engine.ledger import MemoryLedger
 from gateway.engine.needs import estimate_load
 from gateway.engine.placement import Placement
 from gateway.engine.progress import LoadProgress
@@ -55,8 +56,8 @@ class HuggingFaceModelManager:
     """Gives leases on loaded models.
 
     Many who ask for one model share one load, and none of them leaving disturbs it. A model that
-    is leased or pinned is never evicted; room is made from the least recently used idle ones, by
-    count and by bytes.
+    is leased or pinned is never evicted; room is made from idle ones, by count and by bytes, as the
+    ledger's policy says.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class HuggingFaceModelManager:
         *,
         open: Open,
         choose_device: Callable[[LoadConfig], str],
-        budgets: DeviceBudgets,
+        ledger: MemoryLedger,
         task_group: TaskGroup,
         observe: ModelObserver,
         max_models: int,
@@ -80,7 +81,7 @@ class HuggingFaceModelManager:
 
         `place_wait_s` is how long a load waits for models in use, `keep_alive_s` how long an idle
         model stays if neither its config nor a request says so (negative: until its room is
-        needed); `sleep` must go by `clock`.
+        needed); `clock` must be the ledger's, and `sleep` go by it.
         """
         self._open = open
         self._tasks = task_group
@@ -89,14 +90,13 @@ class HuggingFaceModelManager:
         self._default_config = default_config
         self._estimate = estimate
         self._clock = clock
+        self._ledger = ledger
         self._placement = Placement(
-            budgets,
+            ledger,
             choose_device=choose_device,
             evict=partial(self._begin_unload, reason=UnloadReason.ROOM),
             max_models=max_models,
             wait_s=place_wait_s,
-            clock=clock,
-            sleep=sleep,
         )
         self._models: dict[ModelRef, Model] = {}
         self._loading = anyio.Lock()
@@ -240,7 +240,7 @@ class HuggingFaceModelManager:
             return
         if attempt := model.attempt:
             attempt.give_up(ModelUnloaded(f"The load of {ref} was cancelled: it was unloaded."))
-            self._placement.notify()
+            self._ledger.notify()
             await attempt.done.wait()
         if residence := model.residence:
             residence.forced = residence.forced or force
@@ -264,7 +264,7 @@ class HuggingFaceModelManager:
             if model.attempt:
                 model.attempt.give_up(_shutting_down())
             model.notify()
-        self._placement.notify()
+        self._ledger.notify()
         for model in list(self._models.values()):
             if model.attempt:
                 await model.attempt.done.wait()
@@ -284,7 +284,7 @@ class HuggingFaceModelManager:
     def _config_changed(self, model: Model) -> None:
         self._expire_later(model)
         model.notify()
-        self._placement.notify()
+        self._ledger.notify()
 
     def _keep_alive_of(self, model: Model) -> float:
         own = model.config.keep_alive_s
@@ -321,6 +321,7 @@ class HuggingFaceModelManager:
         return claim.attempt is None and residence.files != claim.files and residence.leases == 0
 
     def _grant(self, claim: Claim, residence: Residence) -> None:
+        self._ledger.asked(claim.model.ref)
         claim.residence = residence
         claim.model.queued -= 1
         residence.leases += 1
@@ -335,7 +336,7 @@ class HuggingFaceModelManager:
             residence.leases -= 1
             residence.last_used = self._clock()
         model.notify()
-        self._placement.notify()
+        self._ledger.notify()
         self._expire_later(model)
 
     async def _watch(self, model: Model, engine: Engine) -> None:
@@ -503,6 +504,7 @@ class HuggingFaceModelManager:
             if residence is None or at is None:
                 continue
             if at <= self._clock():
+                self._ledger.expired(residence.place.model.ref)
                 self._begin_unload(residence, UnloadReason.IDLE)
             else:
                 self._alarm.set(at)

@@ -54,6 +54,8 @@ class Place:
             last_used=residence.last_used if residence else 0.0,
             pinned=is_settled and model.config.pinned,
             expires_at=residence.expires_at if residence else None,
+            basis="measured" if residence else "reserved",
+            load_s=model.last_load_s,
         )
 
 
@@ -151,6 +153,11 @@ class Model:
     @property
     def memory_bytes(self) -> int:
         return self.residence.place.share.held_bytes if self.residence else 0
+
+    @property
+    def last_load_s(self) -> float | None:
+        """What its last load took, whatever it was."""
+        return self._last_load.seconds if self._last_load else None
 
     def enter(
         self,

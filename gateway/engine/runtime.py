@@ -7,6 +7,8 @@ import sys
 import threading
 from contextlib import suppress
 
+from gateway.core.ledger import UNBOUNDED
+
 ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h
 MACHINE_SHARE = 0.6
@@ -76,10 +78,15 @@ def trim_memory() -> None:
 
 
 def default_budget(device: str) -> int:
-    """Return the bytes that models may take on a device; on a GPU it imports torch."""
+    """Return the bytes that models may take on a device; on a GPU it imports torch.
+
+    UNBOUNDED for a GPU that torch cannot use: others do, and know its size.
+    """
     kind, _, index = device.partition(":")
     if kind == "cuda":
         import torch
 
+        if not torch.cuda.is_available():
+            return UNBOUNDED
         return int(torch.cuda.get_device_properties(int(index or 0)).total_memory * GPU_SHARE)
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MACHINE_SHARE)

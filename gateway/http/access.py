@@ -14,11 +14,11 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core.errors import Forbidden, GatewayError, KeyRevoked, Unauthenticated
+from gateway.core.hosts import is_loopback
 from gateway.core.keys import CALLER, Caller, KeyScope, read_credential
 from gateway.core.rate import Allowance, require
 from gateway.http.caller import identify_stranger
 from gateway.http.errors import error_response
-from gateway.http.hosts import is_loopback
 from gateway.http.pages import CHAT_ROUTES, opens_page
 from gateway.problems import describe
 from gateway.services.gatekeeper import Gatekeeper
@@ -54,6 +54,7 @@ ROUTE_SCOPES: Mapping[tuple[str, str], frozenset[KeyScope]] = {
     ("POST", "/api/v1/models/verify"): MANAGE,
     ("POST", "/api/v1/models/delete"): MANAGE,
     ("POST", "/api/v1/models/clean"): MANAGE,
+    ("GET", "/api/v1/memory"): MANAGE,
     ("GET", "/api/v1/collections"): LOOK,
     ("POST", "/api/v1/collections"): MANAGE,
     ("GET", "/api/v1/collections/{id}"): LOOK,

@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.core.hosts import is_loopback
 from gateway.http.access import LIMIT_HEADERS, Door, RequireKeys
 from gateway.http.collections import CollectionsFace
 from gateway.http.control import ControlFace
@@ -17,10 +18,11 @@ from gateway.http.downloads import DownloadsFace
 from gateway.http.embeddings import EmbeddingsFace
 from gateway.http.errors import EXCEPTION_HANDLERS
 from gateway.http.health import HealthFace
-from gateway.http.hosts import Hosts, is_loopback
+from gateway.http.hosts import Hosts
 from gateway.http.hub import HubFace
 from gateway.http.keys import KeysFace
 from gateway.http.library import LibraryFace
+from gateway.http.memory import MemoryFace
 from gateway.http.metrics import MetricsFace
 from gateway.http.middleware import (
     REQUEST_ID,
@@ -78,6 +80,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ShortW
         *DecisionsFace(gateway).routes(),
         *RoutesFace(gateway, settings).routes(),
         *EmbeddingsFace(gateway, settings).routes(),
+        *MemoryFace(gateway).routes(),
         Route("/graphql", endpoint, name="graphql"),
         WebSocketRoute("/graphql", endpoint, name="graphql-ws"),
     ]

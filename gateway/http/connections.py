@@ -15,10 +15,10 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.errors import Overloaded
+from gateway.core.hosts import is_loopback
 from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
-from gateway.http.hosts import is_loopback
 from gateway.problems import describe
 
 logger = logging.getLogger(__name__)

@@ -4,15 +4,9 @@ import ipaddress
 import re
 from collections.abc import Collection
 
+from gateway.core.hosts import is_loopback
+
 _HOST = re.compile(r"(?:\[(?P<address>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` (a name or an address) can only be reached from this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 class Hosts:

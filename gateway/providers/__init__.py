@@ -16,6 +16,9 @@ from anyio.abc import TaskGroup
 from gateway.core.errors import Misconfigured
 from gateway.core.models import LocalModel
 from gateway.core.ports import ModelLibrary, ModelObserver, Provider
+from gateway.engine.budget import DeviceBudgets
+from gateway.engine.ledger import MemoryLedger
+from gateway.engine.runtime import default_budget
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -28,7 +31,8 @@ class ProviderContext(msgspec.Struct, frozen=True):
     """What a provider may use of the gateway; `clock` is monotonic seconds.
 
     `used` is told of the library's models as they are loaded and asked. `name` stands before the
-    names of its models; a kind of which there is one has its own.
+    names of its models; a kind of which there is one has its own. What models hold of this
+    machine's memory is in the `ledger`.
     """
 
     library: ModelLibrary
@@ -37,6 +41,9 @@ class ProviderContext(msgspec.Struct, frozen=True):
     clock: Callable[[], float]
     used: Callable[[LocalModel], None] = lambda model: None
     name: str = ""
+    ledger: MemoryLedger = msgspec.field(
+        default_factory=lambda: MemoryLedger(DeviceBudgets(default_budget))
+    )
 
 
 class ProviderFactory(Protocol):

@@ -33,7 +33,7 @@ from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
-from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.budget import Share
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.isolated import PROCESS_BYTES, open_isolated
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
@@ -43,7 +43,7 @@ from gateway.engine.needs import Setup, estimate_load
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from gateway.engine.room import EngineRoom, open_room
-from gateway.engine.runtime import default_budget, import_torch
+from gateway.engine.runtime import import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings, child_environment
 
@@ -326,13 +326,10 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
             recipes[files, config] = engine.recipe
         return engine
 
-    def total_of(device: str) -> int:
-        return settings.hf_memory_budget_bytes or default_budget(device)
-
     manager = HuggingFaceModelManager(
         open=open,
         choose_device=lambda config: choose_device(config.device),
-        budgets=DeviceBudgets(total_of),
+        ledger=context.ledger,
         task_group=context.task_group,
         observe=context.observe,
         max_models=settings.hf_max_models,

@@ -4,8 +4,9 @@ Owns the connections to one Ollama server and their deadlines. What goes over th
 the `ollama_*_wire` modules.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from gateway.core.errors import (
     GatewayError,
     ProviderProtocolError,
     ProviderTimeout,
+    ProviderUnavailable,
     UnsupportedCapability,
 )
 from gateway.core.events import Event
@@ -40,6 +42,7 @@ from gateway.providers.ollama_fault_wire import (
     describe_transport,
     encoded_answer,
 )
+from gateway.providers.ollama_ledger_wire import SharedMemory
 from gateway.providers.ollama_lifecycle_wire import (
     ModelConfigs,
     find_running,
@@ -54,6 +57,11 @@ from gateway.providers.ollama_listing_wire import (
     read_info,
     read_ref,
     read_resident,
+)
+from gateway.providers.ollama_memory_wire import (
+    Elsewhere,
+    OllamaMemory,
+    find_devices,
 )
 from gateway.providers.ollama_states_wire import ModelStates
 from gateway.providers.ollama_truncation_wire import TruncationGuard, is_longer, too_long
@@ -98,6 +106,20 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         num_ctx=settings.ollama_num_ctx or None,
         truncate=settings.ollama_truncate,
         observe=context.observe,
+        memory=_choose_memory(settings, context),
+    )
+
+
+def _choose_memory(settings: "Settings", context: ProviderContext) -> OllamaMemory:
+    if not settings.ollama_is_neighbour:
+        return Elsewhere()
+    return SharedMemory(
+        context.ledger,
+        context.task_group,
+        devices=find_devices(settings.ollama_device),
+        wait_s=settings.hf_place_wait_s,
+        clock=context.clock,
+        now=time,
     )
 
 
@@ -120,8 +142,10 @@ class OllamaService:
         truncate: bool = False,
         now: Callable[[], float] = time,
         observe: ModelObserver = lambda change: None,
+        memory: OllamaMemory | None = None,
     ) -> None:
-        """`now` is Unix seconds; `observe` is told what this service does to models."""
+        """`now` is Unix seconds; `observe` is told what this service does to models; without
+        `memory` theirs is Ollama's own business."""
         self._base_url = base_url.rstrip("/")
         self._timeouts = timeouts or OllamaTimeouts()
         self._configs = ModelConfigs(num_ctx)
@@ -133,6 +157,8 @@ class OllamaService:
         self._truncate = truncate
         self._traits: dict[str, Traits] = {}
         self._listed: dict[str, ModelInfo] = {}
+        self._memory = memory or Elsewhere()
+        self._memory.serve(self._look, self.unload)
 
     async def version(self) -> str:
         """Return the server's version."""
@@ -145,7 +171,9 @@ class OllamaService:
         left empty, which means unknown.
         """
         deadline = anyio.current_time() + self._timeouts.control_s
-        tags, running = await self._control.tags_and_running()
+        async with self._looking() as note:
+            tags, running = await self._control.tags_and_running()
+            await note(running)
         await self._learn_traits(tags, deadline)
         in_memory = index_running(running)
         self._guard.learn(in_memory)
@@ -161,22 +189,38 @@ class OllamaService:
 
     async def resident(self) -> Sequence[Resident]:
         """Return the models in Ollama's memory; it does not tell who uses them."""
-        running = await self._control.running()
-        found = (read_resident(model) for model in running)
+        found = (read_resident(model) for model in await self._look())
         return [resident for resident in found if resident is not None]
 
-    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
-        """Generate; closing the generator closes the connection, Ollama's only way to cancel."""
+    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        """Generate; closing the generator closes the connection, Ollama's only way to cancel.
+
+        Raises ModelTooLarge and NoRoom where the model is not in memory, and finds no room in the
+        one that it shares with the gateway's.
+        """
+        return self._answer(request, ref, self._memory)
+
+    async def _answer(
+        self, request: GenerateRequest, ref: ModelRef, memory: OllamaMemory
+    ) -> AsyncGenerator[Event, None]:
+        """Yield what `stream` does; `memory` is told of the use."""
         request = self._configs.apply(request, ref)
         # Ollama's own refusal comes after it has loaded the model: look first.
         if known := self._listed.get(name_key(ref)):
             require_capabilities(request, known)
         may_cut = self._truncate if request.truncate is None else request.truncate
         reader = AnswerReader(request.id, ref)
-        reply, is_cut = await self._ask(request, ref, may_cut)
+        stay = await memory.enter(ref, self._find_size)
+        try:
+            reply, is_cut = await self._ask(request, ref, may_cut)
+        except BaseException:
+            memory.leave(stay)
+            raise
         try:
             while reader.finished is None:
                 lines, chunk = reader.lines, await self._read(reply, started=reader.lines > 0)
+                if not lines:
+                    memory.answered(stay)
                 for event in reader.feed(chunk) if chunk else reader.end():
                     yield event
                 if reader.lines > lines:
@@ -185,6 +229,7 @@ class OllamaService:
             await reply.finish(_END_GRACE_S)
         finally:
             reply.close()
+            memory.leave(stay)
         counted, num_ctx = reader.finished.usage.prompt_tokens, self._configs.num_ctx(ref)
         is_cut = is_cut or await self._guard.was_cut(request, ref, counted, num_ctx)
         if is_cut and not may_cut:
@@ -231,10 +276,10 @@ class OllamaService:
         as it was."""
         with self._configs.changed(ref, ConfigChange(load=config, pinned=pinned)):
             if await self._running(ref) is not None:
-                await self._run_empty(ref, keep_alive_s)
+                await self._run_empty(ref, keep_alive_s, self._memory)
                 return
             with self._states.loading(*self._shown(ref)):
-                await self._run_empty(ref, keep_alive_s)
+                await self._run_empty(ref, keep_alive_s, self._memory)
 
     async def unload(self, ref: ModelRef, *, force: bool = False) -> None:
         """Have Ollama unload the model once nobody uses it; returns when it is gone.
@@ -250,7 +295,7 @@ class OllamaService:
             self._states.forget_failure(ref)
             return
         with self._states.unloading(*self._shown(ref)):
-            await self._run_empty(ref, 0)
+            await self._run_empty(ref, 0, Elsewhere())
             await self._wait_gone(ref)
 
     async def _wait_gone(self, ref: ModelRef) -> None:
@@ -267,7 +312,8 @@ class OllamaService:
         return (ref, None) if listed is None else (listed.ref, listed.size_bytes)
 
     async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
-        """Return what is known of a load; what it takes and who goes for it only Ollama knows."""
+        """Return what is known of a load; without a memory that is shared, who goes for it only
+        Ollama knows."""
         require_loadable(ref, config)
         running = await self._running(ref)
         if running is not None:
@@ -276,16 +322,11 @@ class OllamaService:
             need_bytes = resident.memory_bytes if resident else None
             return LoadPlan(ref, need_bytes=need_bytes, fits=True, already_loaded=is_same)
         await self._control.traits(ref.model, ref)  # raises for a model that is not installed
-        listed = self._listed.get(name_key(ref))
-        return LoadPlan(
-            ref,
-            need_bytes=listed.size_bytes if listed else None,
-            reason="Ollama decides by itself which models go to make room.",
-        )
+        return await self._memory.plan(ref, await self._find_size(ref))
 
     async def status(self, ref: ModelRef | None = None) -> Sequence[ModelStatus]:
         """Return the models in Ollama's memory, or the one of them that is asked for."""
-        running = await self._control.running()
+        running = await self._look()
         found = [self._configs.status(model, self._now()) for model in running]
         return [
             replace(each, ref=ref or each.ref)
@@ -302,13 +343,41 @@ class OllamaService:
         return self._configs.report(ref, running)
 
     async def _running(self, ref: ModelRef) -> Running | None:
-        return find_running(await self._control.running(), ref)
+        return find_running(await self._look(), ref)
 
-    async def _run_empty(self, ref: ModelRef, keep_alive_s: float | None) -> None:
+    async def _look(self) -> Sequence[Running]:
+        """Return the models in Ollama's memory."""
+        async with self._looking() as note:
+            running = await self._control.running()
+            await note(running)
+        return running
+
+    @asynccontextmanager
+    async def _looking(self) -> AsyncIterator[Callable[[Sequence[Running]], Awaitable[None]]]:
+        """Give what is to be told of an answer of `/api/ps` that is asked for in the block."""
+        since = self._memory.mark()
+        try:
+            yield partial(self._memory.note, since=since)
+        except ProviderUnavailable as error:
+            if isinstance(error.__cause__, ConnectionError):
+                self._memory.forget(since)  # nobody listens there: its models went with it
+            raise
+
+    async def _find_size(self, ref: ModelRef) -> int | None:
+        """Return the size of a model's file as listed; None where nobody knows."""
+        if name_key(ref) not in self._listed:
+            with suppress(GatewayError):
+                await self.models()
+        listed = self._listed.get(name_key(ref))
+        return listed.size_bytes if listed else None
+
+    async def _run_empty(
+        self, ref: ModelRef, keep_alive_s: float | None, memory: OllamaMemory
+    ) -> None:
         request = GenerateRequest(
             id="control", model=str(ref), prompt="", keep_alive_s=keep_alive_s
         )
-        async with aclosing(self.stream(request, ref)) as events:
+        async with aclosing(self._answer(request, ref, memory)) as events:
             async for _ in events:
                 pass
 
@@ -317,15 +386,21 @@ class OllamaService:
         body = await anyio.to_thread.run_sync(
             encode_embed, request, ref, self._configs.num_ctx(ref)
         )
-        reply = await self._open("/api/embed", body, ref)
+        stay = await self._memory.enter(ref, self._find_size)
         try:
-            answer = await self._read_whole(reply, max_answer_bytes(request))
+            reply = await self._open("/api/embed", body, ref)
+            try:
+                answer = await self._read_whole(reply, max_answer_bytes(request))
+            finally:
+                reply.close()
+            self._memory.answered(stay)
         finally:
-            reply.close()
+            self._memory.leave(stay)
         return await anyio.to_thread.run_sync(read_embeddings, answer, request, ref)
 
     async def aclose(self) -> None:
         """Close all connections."""
+        self._memory.close()
         await self._http.aclose()
         await self._control.aclose()
 

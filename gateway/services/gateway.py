@@ -19,6 +19,7 @@ from gateway.services.hub import HubService
 from gateway.services.hub_token import HubTokenService
 from gateway.services.keys import KeyService
 from gateway.services.library import LibraryService
+from gateway.services.memory import MemoryService
 from gateway.services.metrics import MetricsService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.rotation import ModelRotationService
@@ -56,6 +57,7 @@ class Gateway(msgspec.Struct, frozen=True):
     decisions: DecisionService
     rules: RuleService
     rotations: ModelRotationService
+    memory: MemoryService
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

@@ -12,11 +12,13 @@ import msgspec
 
 from gateway.core.breaker import BreakerState
 from gateway.core.errors import GatewayError
+from gateway.core.ledger import MemoryReport
 from gateway.core.loading import ModelStatus
 from gateway.core.ports import Provider
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.health import HealthBoard
+from gateway.services.memory import MemoryService
 from gateway.services.recorder import SessionRecorder
 from gateway.services.streams import StreamService
 from gateway.services.tracker import ModelStateTracker
@@ -176,6 +178,30 @@ STALLS = Family(
 WORST_STALL = Family(
     "gateway_event_loop_stall_max_seconds", "gauge", "The longest stall since the start."
 )
+EVICTIONS = Family(
+    "gateway_evictions_total",
+    "counter",
+    "Models that went from memory for others, for a cache, or because their time was over.",
+    ("provider", "reason"),
+)
+MEMORY_BUDGET = Family(
+    "gateway_memory_budget_bytes",
+    "gauge",
+    "What the models of all providers may take on a device.",
+    ("device",),
+)
+MEMORY_USED = Family(
+    "gateway_memory_used_bytes",
+    "gauge",
+    "What the models of a provider hold on a device, reservations included.",
+    ("device", "provider"),
+)
+MEMORY_RESERVED = Family(
+    "gateway_memory_reserved_bytes",
+    "gauge",
+    "What is set aside on a device for models on their way into memory.",
+    ("device",),
+)
 
 FAMILIES = (
     *(REQUEST_DURATION, FIRST_TOKEN, TOKEN_TIME, GAPS, TOKENS, REQUESTS, REFUSALS, RESPONSES),
@@ -183,6 +209,7 @@ FAMILIES = (
     *(OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, LOADS, UNLOADS, DRIFT, PROVIDER_UP, MODEL_BYTES),
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
     *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS),
+    *(EVICTIONS, MEMORY_BUDGET, MEMORY_USED, MEMORY_RESERVED),
 )
 """All there are."""
 
@@ -202,6 +229,7 @@ class MetricsService:
         recorder: SessionRecorder,
         health: HealthBoard,
         tracker: ModelStateTracker,
+        memory: MemoryService,
     ) -> None:
         self.meter = meter
         self.stalls = stalls
@@ -212,6 +240,7 @@ class MetricsService:
         self._recorder = recorder
         self._health = health
         self._tracker = tracker
+        self._memory = memory
 
     async def gather(self) -> list[Sample]:
         """Return one sample of each family; takes as long as the slowest provider, 1 s at most."""
@@ -227,6 +256,7 @@ class MetricsService:
             *self._of_records(),
             STALLS.is_(self.stalls.seconds.copy()),
             WORST_STALL.is_(self.stalls.worst_s),
+            *_of_memory(self._memory.ledger.report()),
         ]
 
     def _of_requests(self) -> Iterator[Sample]:
@@ -309,6 +339,20 @@ def _of_models(statuses: Mapping[str, Sequence[ModelStatus] | None]) -> Iterator
     )
     yield MODEL_LEASES.of(_rows(models, "leases"))
     yield MODEL_QUEUED.of(_rows(models, "queued"))
+
+
+def _of_memory(report: MemoryReport) -> Iterator[Sample]:
+    devices = report.devices
+    yield EVICTIONS.of(((each.provider, each.reason), each.count) for each in report.evictions)
+    yield MEMORY_BUDGET.of(
+        ((each.device,), each.budget_bytes) for each in devices if each.budget_bytes is not None
+    )
+    yield MEMORY_USED.of(
+        ((each.device, provider), held)
+        for each in devices
+        for provider, held in each.used_by_provider.items()
+    )
+    yield MEMORY_RESERVED.of(((each.device,), each.reserved_bytes) for each in devices)
 
 
 def _rows(models: Sequence[ModelStatus], field: str) -> Iterator[Row]:

@@ -31,12 +31,6 @@ class HuggingFaceSettings(Group):
         description="Seconds an idle model stays in memory; negative: until its room is needed.",
     )
     hf_max_models: int = Field(3, ge=1, description="Models in memory at once, on each device.")
-    hf_memory_budget_bytes: int = Field(
-        0,
-        ge=0,
-        description="Bytes for models on a device; 0: 60 % of this machine's memory, 90 % of a "
-        "GPU's.",
-    )
     hf_place_wait_s: float = Field(
         30.0,
         ge=0,

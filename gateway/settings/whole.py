@@ -3,10 +3,13 @@
 import socket
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from gateway.core.hosts import is_loopback
 from gateway.settings.hub import HubSettings
 from gateway.settings.hugging_face import HuggingFaceSettings
 from gateway.settings.limits import LimitSettings
+from gateway.settings.memory import MemorySettings
 from gateway.settings.ollama import OllamaSettings
 from gateway.settings.routing import RoutingSettings
 from gateway.settings.server import ServerSettings
@@ -20,6 +23,7 @@ class Settings(
     HuggingFaceSettings,
     HubSettings,
     OllamaSettings,
+    MemorySettings,
     RoutingSettings,
     StateSettings,
     ServerSettings,
@@ -37,6 +41,13 @@ class Settings(
     @cached_property
     def resolved_model_path(self) -> Path:
         return self.hf_model_path or self.data_dir / "models"
+
+    @cached_property
+    def ollama_is_neighbour(self) -> bool:
+        """Whether the models of the Ollama server are in the memory that ours are in."""
+        if self.ollama_shares_memory == "auto":
+            return is_loopback(urlsplit(self.ollama_host).hostname or "")
+        return self.ollama_shares_memory == "yes"
 
     @cached_property
     def resolved_node(self) -> str:

@@ -30,7 +30,7 @@ def hub_services(settings: Settings, tasks: TaskGroup) -> HubServices:
         return await tokens.lookup()
 
     async def budget_bytes() -> int | None:
-        return settings.hf_memory_budget_bytes or BUDGET_BYTES
+        return settings.memory_budget_bytes or BUDGET_BYTES
 
     client = HubClient(settings.hub_endpoint, token, offline=settings.hf_hub_offline)
     tasks.start_soon(_close_at_the_end, client)

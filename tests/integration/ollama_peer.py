@@ -18,6 +18,7 @@ import re
 import socket
 import struct
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -70,7 +71,11 @@ class Seen:
 
 @dataclass
 class Model:
-    """An installed model; `capabilities` None makes the listing one of an older server."""
+    """An installed model; `capabilities` None makes the listing one of an older server.
+
+    An answer that streams waits for `gate` after its first line; `vram_size` of what it holds once
+    it is loaded are on a GPU. One that `stays` is not unloaded when it is told to.
+    """
 
     name: str
     capabilities: list[str] | None
@@ -81,6 +86,13 @@ class Model:
     context_length: int = 131072
     answer: str | None = None
     legacy: bool = False
+    gate: asyncio.Event | None = None
+    vram_size: int = 0
+    stays: bool = False
+
+    @property
+    def held_size(self) -> int:
+        return self.size + 1_000_000
 
 
 def chunks(
@@ -249,6 +261,8 @@ class OllamaPeer:
         self.connections = 0
         self._port = port
         self._token_delay_s = token_delay_s
+        self._running: Counter[str] = Counter()
+        self._unloading: set[str] = set()
         self._scripts: dict[str, Script] = {}
         self._routes: dict[str, Script] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -450,11 +464,11 @@ class OllamaPeer:
             {
                 "name": model.name,
                 "model": model.name,
-                "size": model.size + 1_000_000,
+                "size": model.held_size,
                 "digest": model.digest,
                 "details": _details(model),
                 "expires_at": self.loaded[key],
-                "size_vram": 0,
+                "size_vram": model.vram_size,
                 "context_length": self.windows.get(key, self.default_context),
             }
             for key, model in self.models.items()
@@ -513,14 +527,29 @@ class OllamaPeer:
         key = model.name.lower()
         self.windows[key] = window
         if body.get("keep_alive") == 0:
-            self.loaded.pop(key, None)
+            self._unload(key)
         else:
+            self._unloading.discard(key)
             forever = isinstance(body.get("keep_alive"), int | float) and body["keep_alive"] < 0
             self.loaded[key] = FOREVER if forever else SOON
         if not body.get(prompt_key):
             reason = "unload" if body.get("keep_alive") == 0 else "load"
             return await exchange.json(200, _last(asked, verb, reason))
-        await self._stream(exchange, body, model, verb, used)
+        self._running[key] += 1
+        try:
+            await self._stream(exchange, body, model, verb, used)
+        finally:
+            self._running[key] -= 1
+            if key in self._unloading:
+                self._unload(key)
+
+    def _unload(self, key: str) -> None:
+        """Unload a model, or have it go when the last of its requests has ended."""
+        if self._running[key]:
+            self._unloading.add(key)
+        elif not (key in self.models and self.models[key].stays):
+            self._unloading.discard(key)
+            self.loaded.pop(key, None)
 
     async def _stream(
         self, exchange: Exchange, body: dict[str, Any], model: Model, verb: str, used: int
@@ -545,9 +574,11 @@ class OllamaPeer:
             called = tool_call(body["tools"][0]["function"]["name"], {"city": "Paris"})
             lines.append(_put(_head(asked, False), verb, "", tool_calls=[called]))
         lines.append(_last(asked, verb, "length" if cut else "stop", len(words), used))
-        for entry in lines:
+        for number, entry in enumerate(lines):
             data = line(**entry)
             await exchange.write(b"%x\r\n%b\r\n" % (len(data), data))
+            if number == 0 and model.gate is not None:
+                await model.gate.wait()
             if self._token_delay_s:
                 await asyncio.sleep(self._token_delay_s)
         await exchange.write(b"0\r\n\r\n")

@@ -240,3 +240,21 @@ def test_rotations_are_read_from_toml_and_from_the_environment(tmp_path: Path) -
 )
 def test_rotations_that_cannot_work_are_a_mistake(tmp_path: Path, name: str, value: str) -> None:
     assert len(mistakes(tmp_path, {name: value})) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "said", "shares"),
+    [
+        ("127.0.0.1:11434", "auto", True),
+        ("0.0.0.0", "auto", True),
+        ("localhost", "auto", True),
+        ("gpu:1234", "auto", False),
+        ("gpu:1234", "yes", True),
+        ("localhost", "no", False),
+    ],
+)
+def test_ollama_shares_the_memory_where_it_is_on_this_machine_or_is_said_to(
+    host: str, said: str, shares: bool, tmp_path: Path
+) -> None:
+    environ = {"OLLAMA_HOST": host, "GATEWAY_OLLAMA_SHARES_MEMORY": said}
+    assert load(tmp_path, environ).ollama_is_neighbour is shares

@@ -10,12 +10,14 @@ import anyio
 import anyio.to_thread
 
 from gateway.core.events import collect
+from gateway.core.eviction import EvictionPolicy
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState, UnloadReason
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
+from gateway.engine.ledger import MemoryLedger
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.needs import estimate_load
 from gateway.engine.opening import EngineSpec, open_engine
@@ -42,6 +44,7 @@ class House:
         self.shares: dict[ModelRef, Share] = {}
         self.budgets = DeviceBudgets(lambda device: budget)
         self.clock = HandClock()
+        self.ledger: MemoryLedger
         self.began = anyio.Event()
         self.gate = threading.Event()
         self.gate.set()
@@ -104,21 +107,25 @@ async def keeping_house(
     budget: int = 10**9,
     by_hand: bool = True,
     open_spec: OpenSpec = open_engine,
+    policy: EvictionPolicy = "lru",
     **options: float,
 ) -> AsyncIterator[House]:
     """A house that is left empty: no model and no byte stays behind. Its clock is turned by hand,
     or else the machine's own."""
     house = House(folder, budget, open_spec)
+    clock = house.clock if by_hand else time.monotonic
+    sleep = house.clock.sleep if by_hand else anyio.sleep
+    house.ledger = MemoryLedger(house.budgets, policy=policy, clock=clock, sleep=sleep)
     async with anyio.create_task_group() as tasks:
         house.manager = HuggingFaceModelManager(
             open=house.open,
             choose_device=lambda config: "cpu",
-            budgets=house.budgets,
+            ledger=house.ledger,
             task_group=tasks,
             observe=house.observe,
             max_models=max_models,
-            clock=house.clock if by_hand else time.monotonic,
-            sleep=house.clock.sleep if by_hand else anyio.sleep,
+            clock=clock,
+            sleep=sleep,
             **options,
         )
         yield house

@@ -17,6 +17,7 @@ from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
+from gateway.engine.ledger import MemoryLedger
 from gateway.engine.loader import Recipe
 from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
@@ -68,7 +69,7 @@ async def main(cycles: int, folders: list[Path]) -> None:
         manager = HuggingFaceModelManager(
             open=Opener().open,
             choose_device=lambda config: "cpu",
-            budgets=budgets,
+            ledger=MemoryLedger(budgets),
             task_group=tasks,
             observe=lambda change: None,
             max_models=1,

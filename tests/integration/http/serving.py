@@ -18,6 +18,7 @@ from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, Tracer
 from gateway.core.sessions import Session
 from gateway.core.virtual import VirtualModel
+from gateway.engine.ledger import MemoryLedger
 from gateway.http.app import create_app
 from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
 from gateway.services.catalog import Catalog
@@ -50,6 +51,7 @@ from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
 from tests.integration.rotations import build_rotations
 from tests.integration.routing_services import build_routing
+from tests.ledgers import open_memory
 from tests.libraries import build_library
 
 
@@ -83,6 +85,7 @@ async def serving(
     max_connections: int = 5000,
     retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     tracer: Tracer | None = None,
+    ledger: MemoryLedger | None = None,
     **values: Any,
 ) -> AsyncIterator[Served]:
     """Serve `providers` with `values` as settings; nothing may take longer than `patience_s`."""
@@ -92,7 +95,7 @@ async def serving(
     with _listen() as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
-            gateway = build_gateway(settings, tasks, providers, retry_sleep, tracer)
+            gateway = build_gateway(settings, tasks, providers, retry_sleep, tracer, ledger)
             await gateway.gatekeeper.load()
             tasks.start_soon(gateway.recorder.run)
             tasks.start_soon(gateway.router.health.watch)
@@ -127,6 +130,7 @@ def build_gateway(
     providers: tuple[Provider, ...],
     retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     tracer: Tracer | None = None,
+    ledger: MemoryLedger | None = None,
 ) -> Gateway:
     """Return the real services over `providers`, with stores in memory."""
     sessions, models, statuses = (
@@ -192,6 +196,7 @@ def build_gateway(
     control = ModelControlService(
         by_name, catalog, tasks, aliases=routing.rules.aliases, look_again=tracker.look_again
     )
+    memory = open_memory(settings.providers, ledger)
     return Gateway(
         node="test",
         provider_names=settings.providers,
@@ -220,11 +225,13 @@ def build_gateway(
             recorder=recorder,
             health=router.health,
             tracker=tracker,
+            memory=memory,
         ),
         downloads=build_downloads({}),
         rules=routing.rules,
         decisions=routing.decisions(sessions, router, "test"),
         rotations=build_rotations(by_name, catalog, router, control, streams, rules),
+        memory=memory,
     )
 
 

@@ -167,7 +167,7 @@ def test_what_cannot_be_loaded_says_why_at_once_or_in_its_status(
     config = json.loads((models / "broken/config.json").read_text())
     (models / "broken/config.json").write_text(json.dumps({**config, "hidden_size": 48}))
     (models / "torn/model.safetensors").write_bytes(b"\xff" * 64)
-    gateway = serve(GATEWAY_HF_MEMORY_BUDGET_BYTES="1000", HF_MODEL_PATH=str(models))
+    gateway = serve(GATEWAY_MEMORY_BUDGET_BYTES="1000", HF_MODEL_PATH=str(models))
     reply = post(gateway, "load", model=SMOL)
     assert (reply.status_code, reply.json()["error"]["code"]) == (422, "model_too_large")
     assert "1000 bytes" in reply.json()["error"]["message"]

@@ -53,6 +53,7 @@ from tests.integration.rotations import build_rotations
 from tests.integration.routing_services import build_routing
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
+from tests.ledgers import open_memory
 from tests.libraries import build_library
 
 NODE = "test-node"
@@ -195,6 +196,7 @@ class GraphQLServer:
             self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
         )
         embeddings = EmbeddingService(router, max_open=8)
+        memory = open_memory(tuple(self.providers))
         return Gateway(
             node=NODE,
             provider_names=tuple(self.providers),
@@ -223,11 +225,13 @@ class GraphQLServer:
                 recorder=recorder,
                 health=router.health,
                 tracker=tracker,
+                memory=memory,
             ),
             downloads=build_downloads(self.sources),
             rules=routing.rules,
             decisions=routing.decisions(self.sessions, router, NODE),
             rotations=build_rotations(self.providers, catalog, router, control, streams, rules),
+            memory=memory,
         )
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from gateway.http.hosts import is_loopback, may_be_called
+from gateway.core.hosts import is_loopback
+from gateway.http.hosts import may_be_called
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "a.localhost"])

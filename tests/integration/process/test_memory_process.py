@@ -1,0 +1,116 @@
+"""One memory for all, as its users see it: over HTTP, GraphQL, the command and the metrics."""
+
+import json
+from collections.abc import Callable
+
+import anyio.to_thread
+import httpx
+import pytest
+
+from tests.integration.ollama_peer import OllamaPeer
+from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
+
+MB = 1_000_000
+BUDGET = 9 * MB
+"""For a model of Ollama of 9 MB, or for `smol`."""
+
+
+@pytest.fixture
+async def gateway(serve: Callable[..., GatewayProcess], ollama_peer: OllamaPeer) -> GatewayProcess:
+    ollama_peer.add_model("llama3.2", size=8 * MB)
+
+    def start() -> GatewayProcess:
+        return serve(
+            OLLAMA_HOST=ollama_peer.url,
+            GATEWAY_MEMORY_BUDGET_BYTES=str(BUDGET),
+            GATEWAY_OLLAMA_DEVICE="cpu",
+            GATEWAY_HF_DEVICE="cpu",
+        )
+
+    return await anyio.to_thread.run_sync(start)
+
+
+async def test_a_load_in_one_provider_unloads_an_idle_model_of_the_other(
+    gateway: GatewayProcess, ollama_peer: OllamaPeer, environment: dict[str, str]
+) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30, trust_env=False) as client:
+        empty = (await client.get("/api/v1/memory")).json()
+        assert empty["devices"] == [
+            {
+                "device": "cpu",
+                "budget_bytes": BUDGET,
+                "used_bytes": 0,
+                "reserved_bytes": 0,
+                "free_bytes": BUDGET,
+                "providers": {},
+                "models": [],
+            }
+        ]
+        await client.post("/api/v1/generate", json=chat("ollama/llama3.2", "hi"))
+        [device] = (await client.get("/api/v1/memory")).json()["devices"]
+        assert device["models"] == [
+            {
+                "model": "ollama/llama3.2:latest",
+                "provider": "ollama",
+                "memory_bytes": 9 * MB,
+                "basis": "told",
+                "in_use": False,
+                "pinned": False,
+            }
+        ]
+        order = {"model": "huggingface/smol", "dry_run": True}
+        plan = (await client.post("/api/v1/models/load", json=order)).json()
+        assert (plan["fits"], plan["evictions"]) == (True, ["ollama/llama3.2:latest"])
+        loaded = await client.post(
+            "/api/v1/models/load", json=order | {"dry_run": False, "wait": True}
+        )
+        assert loaded.status_code == 200 and ollama_peer.loaded == {}
+
+        query = """{ memory { evictionPolicy elsewhere
+            devices { device budgetBytes usedBytes freeBytes reservedBytes
+              models { id provider memoryBytes basis inUse pinned } }
+            evictions { provider reason count } } }"""
+        shown = (await client.post("/graphql", json={"query": query})).json()["data"]["memory"]
+        held = loaded.json()["memory_bytes"]
+        assert shown == {
+            "evictionPolicy": "lru",
+            "elsewhere": [],
+            "devices": [
+                {
+                    "device": "cpu",
+                    "budgetBytes": BUDGET,
+                    "usedBytes": held,
+                    "freeBytes": BUDGET - held,
+                    "reservedBytes": 0,
+                    "models": [
+                        {
+                            "id": "huggingface/smol",
+                            "provider": "huggingface",
+                            "memoryBytes": held,
+                            "basis": "MEASURED",
+                            "inUse": False,
+                            "pinned": False,
+                        }
+                    ],
+                }
+            ],
+            "evictions": [{"provider": "ollama", "reason": "neighbour", "count": 1}],
+        }
+        lines = (await client.get("/metrics")).text.splitlines()
+        figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        evicted = figures['gateway_evictions_total{provider="ollama",reason="neighbour"}']
+        budget = figures['gateway_memory_budget_bytes{device="cpu"}']
+        used = figures['gateway_memory_used_bytes{device="cpu",provider="huggingface"}']
+        assert (float(evicted), float(budget), float(used)) == (1, BUDGET, held)
+
+    def run(*arguments: str) -> str:
+        port = gateway.url.rpartition(":")[2]
+        done = run_gateway(environment | {"GATEWAY_PORT": port}, "memory", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = await anyio.to_thread.run_sync(run)
+    assert "free of 9.0 MB" in said and "huggingface/smol" in said
+    assert "evicted from ollama (neighbour): 1" in said
+    as_json = json.loads(await anyio.to_thread.run_sync(run, "--json"))
+    assert as_json["devices"][0]["used_bytes"] == held
