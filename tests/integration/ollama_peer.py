@@ -382,8 +382,12 @@ class OllamaPeer:
             pass
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            try:
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+            except asyncio.CancelledError:
+                # The client does not read what was written last.
+                writer.transport.abort()
             self._tasks.discard(task)
 
     async def _serve_one(
