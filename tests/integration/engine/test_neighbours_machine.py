@@ -176,17 +176,24 @@ class NeighboursMachine(RuleBasedStateMachine):
             assert model.gate is not None
             model.gate.set()
         with anyio.fail_after(PATIENCE_S):
-            for done in [*(each.done for each in self.everybody), *self.orders]:
-                while not done.is_set():
-                    await self.both.house.clock.turn(WAIT_S)
-                    with anyio.move_on_after(0.05):
-                        await done.wait()
+            for person in self.everybody:
+                await self.wait_for(person.done)
+            # A model that was asked for after its unload stays until its time is over.
+            self.both.peer.loaded.clear()
+            for done in self.orders:
+                await self.wait_for(done)
         for person in self.everybody:
             assert person.error is None or isinstance(person.error, NoRoom), person.error
             if isinstance(person, Reader) and not person.scope.cancel_called:
                 assert person.finished or person.error is not None
         await self.both.settle()
         assert self.both.budget.used_bytes == self.both.really_held
+
+    async def wait_for(self, done: anyio.Event) -> None:
+        while not done.is_set():
+            await self.both.house.clock.turn(WAIT_S)
+            with anyio.move_on_after(0.05):
+                await done.wait()
 
     def teardown(self) -> None:
         try:
