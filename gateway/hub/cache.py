@@ -18,13 +18,12 @@ from gateway.core.pooling import has_pooling, read_max_length
 from gateway.hub.disk import FolderFiles, is_inside, look
 from gateway.hub.gguf import SUFFIX, GgufModel, GgufScanner, choose_model, name_by_tag
 from gateway.hub.health import Health
+from gateway.hub.layout import REPOSITORY, folder_name, repository_name
 
 MAX_DEPTH = 3
 """How deep a model may lie below the models folder."""
 MAX_KEPT = 4096
 """Folders that are remembered; with more, what was read is forgotten now and then."""
-REPOSITORY = "models--"
-"""What the names of the cache's folders of models begin with."""
 
 
 class FileLibrary:
@@ -88,7 +87,7 @@ class FileLibrary:
 
     def repository(self, name: str) -> Path:
         """Return the cache's folder of a repository, which need not be there."""
-        return self._hub_cache / f"{REPOSITORY}{name.replace('/', '--')}"
+        return self._hub_cache / folder_name(name)
 
     def _find(self, name: str, revision: str | None) -> ShelvedModel | None:
         if revision is None:
@@ -252,14 +251,6 @@ class FileLibrary:
             **place,
         )
         return self._health.recall(shelved)
-
-
-def repository_name(folder: Path) -> str:
-    """Return the name on the Hub of a folder of its cache.
-
-    Only the first `--` after the prefix parts owner and name: a name may hold more.
-    """
-    return folder.name.removeprefix(REPOSITORY).replace("--", "/", 1)
 
 
 def read_refs(repository: Path) -> Mapping[str, str]:

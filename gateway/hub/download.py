@@ -39,10 +39,12 @@ from gateway.core.errors import (
     HubUnavailable,
     InsufficientStorage,
     RepositoryNotFound,
+    StorageFailed,
     UnsafeRepository,
 )
 from gateway.hub.client import HubReply, origin_of
-from gateway.hub.repository import Partial, Repository, Survey, folder_name
+from gateway.hub.layout import folder_name
+from gateway.hub.repository import Partial, Repository, Survey
 
 WRITE_BYTES = 2**20
 """How much is gathered before it is written: what a kill -9 can lose of each file."""
@@ -54,6 +56,8 @@ SEGMENT_BYTES = 32 * 2**30
 MAX_REDIRECTS = 5
 MAX_TRIES = 6
 """Requests in a row that bring not a byte."""
+MAX_ROUNDS = 3
+"""How often files that were removed while others came are fetched again."""
 LOCK_EVERY_S = 0.2
 MAX_WAIT_S = 30
 _BEYOND_END = frozenset({416})
@@ -188,11 +192,25 @@ class HubDownloads:
             found = await self._in_thread(survey)
             _begin(tally, commit, found)
             self._require_room(tally, found)
-            await self._fetch_files(job, found.missing)
-            await self._in_thread(repository.publish, commit, order.revision or "main", files)
+            await self._fetch_and_publish(job, files, found.missing)
             is_old = found.is_published
             said = "Everything is there already." if is_old else f"{len(files)} files are there."
             return Fetched(said, str(repository.snapshot(commit)), commit, is_old)
+
+    async def _fetch_and_publish(
+        self, job: "_Job", files: Sequence[RemoteFile], missing: Sequence[RemoteFile]
+    ) -> None:
+        """Fetch what is missing and publish all; what was removed meanwhile is missing, too."""
+        revision = job.order.revision or "main"
+        for _ in range(MAX_ROUNDS):
+            await self._fetch_files(job, missing)
+            publish = partial(job.repository.publish, job.commit, revision, files)
+            missing = await self._in_thread(publish)
+            if not missing:
+                return
+            job.tally.files_done -= len(missing)
+            job.tally.bytes_lost += sum(file.size_bytes for file in missing)
+        raise StorageFailed(f"Somebody removes the files of {job.order.repo} as they come.")
 
     def _require_room(self, tally: Tally, found: Survey) -> None:
         need = found.bytes_left + self._owed(tally) + self._reserve_bytes
@@ -261,6 +279,7 @@ class HubDownloads:
         # A file that has to be begun anew has come no further until it passes where it was.
         tries, furthest, source = 0, part.length, _Source()
         while part.length < file.size_bytes:
+            before = part.length
             try:
                 await self._receive(job, file, part, source)
                 error: HubError | None = None
@@ -268,11 +287,13 @@ class HubDownloads:
                 error = failure
             if part.length > furthest:
                 tries, furthest = 0, part.length
-                continue
-            tries += 1
+            else:
+                tries += 1
             if tries >= MAX_TRIES:
                 raise error or HubProtocolError(f"The Hub does not send {file.path!r}.")
-            await self._sleep(_wait_s(tries, error))
+            # A host that cuts after a few bytes would be asked again as fast as it answers.
+            if part.length < file.size_bytes and part.length - before < WRITE_BYTES:
+                await self._sleep(_wait_s(max(tries, 1), error))
 
     async def _receive(
         self, job: "_Job", file: RemoteFile, part: Partial, source: "_Source"
@@ -325,18 +346,21 @@ class HubDownloads:
                     del gathered[file.size_bytes - part.length :]
                     break
                 if len(gathered) >= WRITE_BYTES or self._clock() - written_at >= WRITE_S:
-                    await self._write(job, part, gathered)
-                    gathered, written_at = bytearray(), self._clock()
+                    # Taken out first: what fails here is not to be written once more below.
+                    ready, gathered = gathered, bytearray()
+                    await self._write(job, part, ready)
+                    written_at = self._clock()
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._write(job, part, gathered)
+            await self._write(job, part, gathered)
 
     async def _write(self, job: "_Job", part: Partial, data: bytearray) -> None:
+        """Append to the partial file, also while being cancelled."""
         if not data:
             return
         before = part.length
         try:
-            await self._in_thread(part.write, data)
+            with anyio.CancelScope(shield=True):
+                await self._in_thread(part.write, data)
         finally:
             job.tally.bytes_fetched += part.length - before
         if part.length // LOOK_AT_DISK_BYTES > before // LOOK_AT_DISK_BYTES:

@@ -8,9 +8,10 @@ from pathlib import Path
 from gateway.core.errors import Forbidden, GatewayError, Internal, ModelNotFound
 from gateway.core.library import DiskUse, Inventory, Oddity, ShelvedModel
 from gateway.hub import verify
-from gateway.hub.cache import REPOSITORY, FileLibrary, folders, read_refs, repository_name
+from gateway.hub.cache import FileLibrary, folders, read_refs
 from gateway.hub.disk import empty_trash, is_inside, look, remove
 from gateway.hub.health import Health
+from gateway.hub.layout import REPOSITORY, repository_name
 
 _OTHER_KINDS = {"datasets--": "a data set", "spaces--": "a Space", "kernels--": "kernels"}
 _OWN_FILES = ("version.txt", "CACHEDIR.TAG")

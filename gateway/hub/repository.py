@@ -21,8 +21,11 @@ import msgspec
 
 from gateway.core.downloads import RemoteFile, is_blob_name
 from gateway.core.errors import ChecksumMismatch, InsufficientStorage, StorageFailed
+from gateway.hub.layout import folder_name
 
 INCOMPLETE = ".incomplete"
+IN_USE = "in-use.lock"
+"""Held, shared, by everybody who has the repository's folders opened."""
 READ_BYTES = 2**20
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # NONBLOCK: opening a FIFO must not wait for who reads it.
@@ -42,11 +45,6 @@ def told_storage_faults() -> Iterator[None]:
         raise StorageFailed(f"The Hub's cache cannot be written: {reason}.") from error
 
 
-def folder_name(repo: str) -> str:
-    """Return the name of a model repository's folder in the cache."""
-    return f"models--{repo.replace('/', '--')}"
-
-
 class Repository:
     """One repository of the cache at `cache`, its folders opened; close it when done."""
 
@@ -64,9 +62,13 @@ class Repository:
         self._opened = [self._root]
         self._cache = os.path.realpath(cache)
         try:
+            self._locks = self._sub(self._sub(self._root, ".locks"), self.name)
+            self._use = os.open(IN_USE, _FILE_FLAGS, 0o664, dir_fd=self._locks)
+            self._opened.append(self._use)
+            # Before the folders: nobody removes them then.
+            fcntl.flock(self._use, fcntl.LOCK_SH)
             self._folder = self._sub(self._root, self.name)
             self._blobs = self._sub(self._folder, "blobs")
-            self._locks = self._sub(self._sub(self._root, ".locks"), self.name)
         except BaseException:
             self.close()
             raise
@@ -147,7 +149,7 @@ class Repository:
     ) -> "Survey":
         """Return what is there of the files; with `since` only what is younger counts."""
         blobs = {file.blob: file for file in files}
-        missing = tuple(f for f in blobs.values() if not self.has_blob(f, since=since))
+        missing = self._missing(files, since)
         left = sum(file.size_bytes - self.partial_bytes(file) for file in missing)
         is_published = not missing and all(
             _read_link(self.snapshot(commit) / file.path) == _link_target(file) for file in files
@@ -164,14 +166,16 @@ class Repository:
         return found.st_size if is_usable else 0
 
     def discard_partials(self) -> None:
-        """Delete the partial files that nobody is writing, and the folders if nothing is left."""
+        """Delete the partial files that nobody is writing, and the folders if nothing is left and
+        nobody else has them opened. The last that is done with it."""
         with told_storage_faults():
             names = os.listdir(self._blobs)
         for name in names:
             blob = name.removesuffix(INCOMPLETE)
             if name.endswith(INCOMPLETE) and is_blob_name(blob):
                 self._discard(name, blob)
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # in use, or not empty
+            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rmdir("blobs", dir_fd=self._folder)
             os.rmdir(self.name, dir_fd=self._root)
 
@@ -188,18 +192,30 @@ class Repository:
     def snapshot(self, commit: str) -> Path:
         return self.path / "snapshots" / commit
 
-    def publish(self, commit: str, revision: str, files: Sequence[RemoteFile]) -> None:
+    def publish(
+        self, commit: str, revision: str, files: Sequence[RemoteFile]
+    ) -> tuple[RemoteFile, ...]:
         """Show the files as the snapshot of `commit`, and `revision` as leading to it.
 
         A new snapshot appears at once with all its files; one that is there already gets those it
-        lacks. The blobs must be there.
+        lacks. Returns the files whose blobs are not there: none if it is published and whole.
         """
+        if missing := self._missing(files):
+            return missing
         with told_storage_faults():
             snapshots = self._sub(self._folder, "snapshots")
             if not self._publish_whole(snapshots, commit, files):
                 self._publish_each(snapshots, commit, files)
             if revision != commit:
                 self._write_ref(revision, commit)
+        # Blobs shared with an older revision may have gone with it while they were being linked.
+        return self._missing(files)
+
+    def _missing(
+        self, files: Sequence[RemoteFile], since: float | None = None
+    ) -> tuple[RemoteFile, ...]:
+        blobs = {file.blob: file for file in files}
+        return tuple(file for file in blobs.values() if not self.has_blob(file, since=since))
 
     def _publish_whole(self, snapshots: int, commit: str, files: Sequence[RemoteFile]) -> bool:
         # Beside `snapshots`: whatever looks there must not find half of one.

@@ -26,6 +26,8 @@ from gateway.core.errors import (
 )
 from gateway.hub.client import HubClient
 from gateway.hub.download import MAX_TRIES, WRITE_BYTES, HubDownloads
+from gateway.hub.repository import Repository
+from tests.integration.disks import fill_up, tiny_disk
 from tests.integration.hub_peer.files import HubFile, Plan
 from tests.integration.hub_peer.server import HubPeer
 
@@ -40,23 +42,30 @@ class QuickClock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.slept: list[float] = []
 
     def __call__(self) -> float:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
         self.now += seconds
         await anyio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
 async def opened(
-    hub: HubPeer, cache: Path, *, token: str | None = None, reserve_bytes: int = 0
+    hub: HubPeer,
+    cache: Path,
+    *,
+    token: str | None = None,
+    reserve_bytes: int = 0,
+    clock: QuickClock | None = None,
 ) -> AsyncIterator[HubDownloads]:
     async def look_up() -> str | None:
         return token
 
-    clock = QuickClock()
+    clock = clock or QuickClock()
     client = HubClient(hub.url, look_up, timeout_s=5.0, clock=clock)
     try:
         yield HubDownloads(
@@ -446,3 +455,73 @@ async def test_discarding_leaves_what_others_write(model: HubPeer, tmp_path: Pat
         assert not (tmp_path / "models--org--model").exists()
         await downloads.discard(order)
     assert partials(tmp_path) == []
+
+
+async def test_the_folders_of_one_who_works_stay(model: HubPeer, tmp_path: Path) -> None:
+    """Who ordered it anew may have opened them before the first file is there."""
+    order = DownloadOrder("huggingface", MODEL)
+    async with opened(model, tmp_path) as downloads:
+        at_work = Repository(tmp_path, MODEL)
+        await downloads.discard(order)
+        assert (tmp_path / "models--org--model/blobs").is_dir()
+        at_work.close()
+        await downloads.discard(order)
+        assert not (tmp_path / "models--org--model").exists()
+
+
+@pytest.mark.parametrize("reserve_bytes", [0, 2**20])
+async def test_a_disk_that_fills_up_leaves_what_was_fetched_as_it_is(
+    model: HubPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve_bytes: int
+) -> None:
+    """Full in the middle of a write, and found too full after one: neither writes twice."""
+    monkeypatch.setattr("gateway.hub.download.WRITE_BYTES", 100_000)
+    monkeypatch.setattr("gateway.hub.download.LOOK_AT_DISK_BYTES", 1)
+    go_on = asyncio.Event()
+    model.files.plan(PATH, Plan(hold_after=500_000, hold=go_on))
+    with tiny_disk(tmp_path / "disk", "4m") as cache:
+        async with opened(model, cache, reserve_bytes=reserve_bytes) as downloads:
+            tally = Tally()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_fail_to_fetch, downloads, tally)
+                while tally.bytes_done < 400_000:
+                    await anyio.lowlevel.checkpoint()
+                ballast = fill_up(cache)
+                os.truncate(ballast, ballast.stat().st_size - 150_000)
+                go_on.set()
+        (left,) = partials(cache)
+        assert left.read_bytes() == WEIGHTS[: left.stat().st_size]
+        assert left.stat().st_size >= 400_000
+
+
+async def _fail_to_fetch(downloads: HubDownloads, tally: Tally) -> None:
+    with pytest.raises(InsufficientStorage):
+        await fetch(downloads, tally, patterns=[PATH])
+
+
+async def test_what_is_removed_before_it_is_published_is_fetched_again(
+    model: HubPeer, tmp_path: Path
+) -> None:
+    """As a removal of an older revision does that had the same file."""
+    go_on = asyncio.Event()
+    model.files.plan(PATH, Plan(hold_after=1_300_000, hold=go_on))
+    tally = Tally()
+    async with opened(model, tmp_path) as downloads, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(fetch, downloads, tally))
+        while tally.files_done < 2 or tally.bytes_done < WRITE_BYTES:
+            await anyio.lowlevel.checkpoint()
+        (tmp_path / "models--org--model/blobs" / CONFIG.etag).unlink()
+        go_on.set()
+    commit = model.files.repos[MODEL].refs["main"]
+    found = snapshot_download(MODEL, revision=commit, cache_dir=tmp_path, local_files_only=True)
+    assert (Path(found) / CONFIG.path).read_bytes() == CONFIG.data
+    assert (tally.files_done, tally.bytes_done) == (3, tally.bytes_total)
+
+
+async def test_a_host_that_sends_little_and_cuts_is_not_asked_again_at_once(
+    model: HubPeer, tmp_path: Path
+) -> None:
+    model.files.plan(PATH, *[Plan(cut_after=10)] * 8, Plan(cut_after=WRITE_BYTES))
+    clock = QuickClock()
+    async with opened(model, tmp_path, clock=clock) as downloads:
+        await fetch(downloads, patterns=[PATH])
+    assert clock.slept == [1.0] * 8  # the last cut came after much: it goes on at once
