@@ -1,7 +1,6 @@
 """Downloads as GraphQL shows them, and what is asked of them."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from datetime import datetime
 from enum import Enum
 from typing import Annotated
@@ -176,7 +175,7 @@ async def cancel_download(info: Info, id: _Id) -> Download | None:
 
 
 async def watch_downloads(info: Info, ids: _Ids = None) -> AsyncGenerator[Download, None]:
-    async with aclosing(info.context.gateway.downloads.watch(ids or ())) as changes:
+    async with info.context.gateway.downloads.watch(ids or ()) as changes:
         async for download in changes:
             yield Download.of(download)
 

@@ -4,6 +4,7 @@ import secrets
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from anyio.abc import TaskGroup
 
@@ -14,10 +15,12 @@ from gateway.bootstrap.stores import Stores
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, Tracer
 from gateway.core.virtual import VirtualModel
+from gateway.hub.place import name_place
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.decision_log import DecisionLog
 from gateway.services.decisions import DecisionService
+from gateway.services.downloads import repositories_under_way
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
@@ -66,7 +69,9 @@ def assemble(
     What the gateway does by itself is not begun, but for what its providers do.
     """
     meter = Meter()
-    models = build_models(settings, stores, hub.service, meter, tasks)
+    place = name_place(settings.resolved_hub_cache)
+    under_way = partial(repositories_under_way, stores.downloads, place)
+    models = build_models(settings, stores, hub.service, under_way, meter, tasks)
     requests = _build_requests(settings, stores, journal, models, meter, boot, tracer, tasks)
     gatekeeper = Gatekeeper(
         stores.keys,
@@ -98,7 +103,7 @@ def assemble(
         hub=hub.service,
         hub_token=hub.tokens,
         metrics=_build_metrics(models, requests, meter),
-        downloads=build_downloads(settings, stores, hub, models, boot),
+        downloads=build_downloads(settings, stores, hub, models, place, boot),
         decisions=requests.decisions,
         rules=models.rules,
         rotations=requests.rotations,

@@ -1,7 +1,5 @@
 """What fetches models."""
 
-import socket
-
 from gateway.bootstrap.hub import Hub
 from gateway.bootstrap.models import Models
 from gateway.bootstrap.stores import Stores
@@ -18,14 +16,15 @@ def build_downloads(
     stores: Stores,
     hub: Hub,
     models: Models,
+    place: str,
     boot: str,
 ) -> DownloadService:
-    cache = settings.resolved_hub_cache
+    """`place` names the Hub's cache of this machine."""
     sources: dict[str, DownloadSource] = {
         "huggingface": HubDownloads(
             hub.client,
-            cache,
-            place=f"{socket.gethostname()}:{cache.resolve()}",
+            settings.resolved_hub_cache,
+            place=place,
             reserve_bytes=settings.download_reserve_bytes,
             connections=settings.download_connections,
         )
@@ -40,9 +39,9 @@ def build_downloads(
         if order.source == "huggingface":
             await hub.tokens.require_for_download(order.repo)
 
-    async def completed(_download: Download) -> None:
+    def completed(_download: Download) -> None:
         models.tracker.look_again()
-        await models.library.look()  # verifies the headers of what is new
+        models.library.look_soon()  # verifies the headers of what is new
 
     return DownloadService(
         stores.downloads,

@@ -21,7 +21,7 @@ from gateway.hub.trial import ChildLoadTester
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.feed import ModelFeed
-from gateway.services.library import LibraryService
+from gateway.services.library import LibraryService, UnderWay
 from gateway.services.memory import MemoryService
 from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
@@ -47,9 +47,11 @@ def build_models(
     settings: Settings,
     stores: Stores,
     revisions: HubRevisions,
+    under_way: UnderWay,
     meter: Meter,
     tasks: TaskGroup,
 ) -> Models:
+    """`under_way` names the repositories that downloads are at."""
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
@@ -81,7 +83,9 @@ def build_models(
         built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again
     )
     removers: dict[str, ModelRemover] = {}
-    files, library = _build_library(settings, stores, catalog, control, removers, revisions)
+    files, library = _build_library(
+        settings, stores, catalog, control, removers, revisions, under_way
+    )
     memory = build_memory(settings)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
@@ -97,6 +101,7 @@ def _build_library(
     control: ModelControlService,
     removers: Mapping[str, ModelRemover],
     revisions: HubRevisions,
+    under_way: UnderWay,
 ) -> tuple[FileLibrary, LibraryService]:
     models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
@@ -115,6 +120,7 @@ def _build_library(
         ),
         removers=removers,
         revisions=revisions,
+        under_way=under_way,
     )
     return files, service
 

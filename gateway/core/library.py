@@ -4,7 +4,7 @@ Pure: looks at no disk and at no clock.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from enum import StrEnum
 
 import msgspec
@@ -147,7 +147,15 @@ class CleanPlan(msgspec.Struct, frozen=True):
     before_bytes: int
     after_bytes: int
     kept: tuple[str, ...] = ()
-    """Models that had to go by the rule, and are in use."""
+    """Models that had to go by the rule, and are in use or could not be removed."""
+
+    def without(self, names: Collection[str]) -> "CleanPlan":
+        """Return the plan where these were kept after all."""
+        removals = tuple(each for each in self.removals if each.name not in names)
+        stays = sum(each.frees_bytes for each in self.removals if each.name in names)
+        return CleanPlan(
+            removals, self.before_bytes, self.after_bytes + stays, (*self.kept, *names)
+        )
 
 
 def plan_cleanup(
@@ -155,7 +163,7 @@ def plan_cleanup(
     rule: CleanRule,
     *,
     last_used: Mapping[str, float],
-    in_use: frozenset[str],
+    in_use: Set[str],
 ) -> CleanPlan:
     """Return what `rule` removes of `models`, the least recently used first.
 

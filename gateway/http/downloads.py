@@ -1,16 +1,18 @@
 """`/api/v1/downloads`: the queue of downloads over HTTP, and how they go as server-sent events."""
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gateway.core.downloads import (
     Download,
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 LAST_EVENT = "end"
 """The id of a download's last event: a reader that comes back with it has heard everything."""
 _RETRY = b"retry: 2000\n\n"
+_Watch = Callable[[], AbstractAsyncContextManager[AsyncGenerator[Download, None]]]
 _END_NAMES = {
     DownloadState.SUCCEEDED: "completed",
     DownloadState.SKIPPED: "completed",
@@ -103,28 +106,44 @@ class DownloadsFace:
 
     async def events(self, request: Request) -> Response:
         """Tell the present, then each change; the last event says how it ended."""
+        if request.method != "GET":  # HEAD, which comes with it: it would watch, and not read
+            raise HTTPException(405, headers={"Allow": "GET"})
         download = await self._downloads.find(_id(request))
         if request.headers.get("last-event-id") == LAST_EVENT and download.ended:
             return Response(status_code=204)  # on which EventSource connects no more
-        return EventSourceResponse(
-            self._tell(download.id),
-            headers={"Cache-Control": "no-cache"},
-            ping=self._settings.ping_interval_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            sep="\n",
-            send_timeout=self._settings.send_timeout_s,
-            shutdown_grace_period=2.0,
-        )
+        return _DownloadEvents(partial(self._downloads.watch, [download.id]), self._settings)
 
-    async def _tell(self, download_id: str) -> AsyncGenerator[bytes, None]:
-        yield _RETRY
-        async with aclosing(self._downloads.watch([download_id])) as changes:
-            try:
-                async for download in changes:
-                    yield _frame(download)
-            except GatewayError as error:
-                # Without an end, so the reader connects again: it stops, or the database is away.
-                logger.info("download %s is told no further: %s", download_id, error.message)
+
+class _DownloadEvents(Response):
+    """Takes a watcher's place, then tells. Being refused one is still a reply with a status."""
+
+    def __init__(self, watch: _Watch, settings: Settings) -> None:
+        super().__init__()
+        self._watch = watch
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._watch() as changes:
+            reply = EventSourceResponse(
+                _frames(changes),
+                headers={"Cache-Control": "no-cache"},
+                ping=self._settings.ping_interval_s,
+                ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+                sep="\n",
+                send_timeout=self._settings.send_timeout_s,
+                shutdown_grace_period=2.0,
+            )
+            await reply(scope, receive, send)
+
+
+async def _frames(changes: AsyncGenerator[Download, None]) -> AsyncGenerator[bytes, None]:
+    yield _RETRY
+    try:
+        async for download in changes:
+            yield _frame(download)
+    except GatewayError as error:
+        # Without an end, so the reader connects again: it stops, or the database is away.
+        logger.info("a download is told no further: %s", error.message)
 
 
 def describe_download(download: Download) -> dict[str, Any]:

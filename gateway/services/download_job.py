@@ -28,12 +28,15 @@ class DownloadJob:
         self.error: Exception | None = None
         self.scope = anyio.CancelScope()
         self.stopped = anyio.Event()
+        self.is_stopping = False
+        """Nobody carries it out any more, or soon."""
         self.is_over = False
         """Its end is in the database."""
         self._meter = Meter(now, download.progress)
 
     def stop(self) -> None:
         """Let it end soon; wait for `stopped` to know that it has."""
+        self.is_stopping = True
         self.scope.cancel()
 
     def read(self, now: float) -> Progress:

@@ -8,7 +8,17 @@ it finds out at its next beat.
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,6 +28,7 @@ from gateway.core.downloads import (
     DownloadOrder,
     DownloadPlan,
     DownloadState,
+    Fetched,
 )
 from gateway.core.errors import (
     DatabaseUnavailable,
@@ -50,12 +61,20 @@ RETURN_S = 2.0
 """How long a stopping gateway may take to give back what it runs."""
 MAX_LISTED = 500
 MAX_WAITING = 1000
+NEWEST = 100
+"""How many are looked at for those that began and ended between two looks."""
 
 _ACTIVE = (DownloadState.QUEUED, DownloadState.RUNNING, DownloadState.PAUSED)
 _RESUMABLE = (DownloadState.PAUSED, DownloadState.FAILED)
 
 Admit = Callable[[DownloadOrder], Awaitable[None]]
 """Raises when an order may not be carried out: without a token, for one."""
+
+
+async def repositories_under_way(store: DownloadStore, place: str) -> frozenset[str]:
+    """Return the repositories whose files are being fetched to `place`, or are about to be."""
+    found = await store.newest(MAX_WAITING, (DownloadState.QUEUED, DownloadState.RUNNING))
+    return frozenset(each.order.repo for each in found if each.place == place)
 
 
 class DownloadService:
@@ -154,29 +173,35 @@ class DownloadService:
         await self._admit((await self.find(download_id)).order)
         return await self._move(download_id, DownloadState.QUEUED, sources=_RESUMABLE)
 
-    async def watch(self, ids: Collection[str] = ()) -> AsyncGenerator[Download, None]:
-        """Yield the downloads as they are now, then each as it changes: those of the ids until
+    @asynccontextmanager
+    async def watch(
+        self, ids: Collection[str] = ()
+    ) -> AsyncIterator[AsyncGenerator[Download, None]]:
+        """Give the downloads as they are now, then each as it changes: those of the ids until
         all of them have ended, or else all that have not ended or are new.
 
-        Who reads slowly misses what is between: the present matters. Raises DownloadNotFound,
-        Overloaded, and ShuttingDown when the gateway stops.
+        Who reads slowly misses what is between: the present matters. Raises Overloaded at once;
+        what it gives raises DownloadNotFound, and ShuttingDown when the gateway stops.
         """
         if self._watchers >= self._max_watchers:
             raise Overloaded(f"All {self._max_watchers} subscriptions are taken.")
         self._watchers += 1
         try:
-            view = _View(ids)
-            while True:
-                for download in await self._look(view):
-                    yield download
-                if view.is_complete:
-                    return
-                if self._draining:
-                    raise ShuttingDown("The gateway is shutting down.")
-                with anyio.move_on_after(LOOK_S):
-                    await self._news.wait()
+            async with aclosing(self._follow(_View(ids))) as changes:
+                yield changes
         finally:
             self._watchers -= 1
+
+    async def _follow(self, view: "_View") -> AsyncGenerator[Download, None]:
+        while True:
+            for download in await self._look(view):
+                yield download
+            if view.is_complete:
+                return
+            if self._draining:
+                raise ShuttingDown("The gateway is shutting down.")
+            with anyio.move_on_after(LOOK_S):
+                await self._news.wait()
 
     async def run(self) -> None:
         """Carry out what is queued, for ever; end it by cancelling, which gives back what runs."""
@@ -209,11 +234,23 @@ class DownloadService:
             claimed = await self._store.claim(self._worker, places)
             if claimed is None:
                 return
-            if claimed.id in self._jobs:
-                continue  # paused and resumed elsewhere, before it was noticed here
+            present = self._jobs.get(claimed.id)
+            if present is not None and not present.is_stopping:
+                continue  # paused and resumed elsewhere, before it was noticed here: it goes on
+            if present is not None or self._draining:
+                # Nobody would carry it out: it is for the next look, or for another gateway.
+                await self._return(claimed.id, present)
+                continue
             job = self._jobs[claimed.id] = DownloadJob(claimed, self._clock())
             self._tell()
             tasks.start_soon(self._carry_out, job, name=f"download {claimed.id}")
+
+    async def _return(self, download_id: str, stopping: DownloadJob | None) -> None:
+        """Queue again what was claimed, once nobody here is at it any more."""
+        if stopping is not None:
+            await stopping.stopped.wait()
+        await self._store.move(download_id, DownloadChange(DownloadState.QUEUED), self._worker)
+        self._work.set()
 
     async def _carry_out(self, job: DownloadJob) -> None:
         try:
@@ -226,6 +263,7 @@ class DownloadService:
         except Exception:
             logger.exception("download %s cannot be recorded", job.download.id)
         finally:
+            job.is_stopping = True
             # Also when the gateway stops: the next one need not wait for the lease to end.
             with anyio.move_on_after(RETURN_S, shield=True):
                 if not job.is_over:
@@ -234,19 +272,28 @@ class DownloadService:
             job.stopped.set()
             self._work.set()
             self._tell()
+            self._tell_completed(job)
 
     async def _fetch(self, job: DownloadJob) -> None:
         download = job.download
         source = self._source(download.order)
+        fetch = partial(source.fetch, download.order, job.tally, since=download.created_at)
         try:
-            job.fetched = await source.fetch(
-                download.order, job.tally, commit=download.commit, since=download.created_at
-            )
+            while not await self._fetched(job, fetch):
+                await self._sleep(LOOK_S)
         except GatewayError as error:
             job.error = error
         except Exception as error:
             logger.exception("download %s failed", download.id)
             job.error = error
+
+    async def _fetched(self, job: DownloadJob, fetch: Callable[..., Awaitable[Fetched]]) -> bool:
+        """Return whether the files came; not, while the database cannot say with which token."""
+        try:
+            job.fetched = await fetch(commit=job.commit)
+        except DatabaseUnavailable as error:
+            logger.warning("download %s waits: %s", job.download.id, error.message)
+        return job.fetched is not None
 
     async def _beat(self, job: DownloadJob) -> None:
         """Record progress again and again; ends the job when somebody else decided of it."""
@@ -273,17 +320,17 @@ class DownloadService:
                 continue
             job.is_over = True
             if moved is not None:
+                job.present = moved
                 logger.info("download %s of %s: %s", moved.id, moved.order.name, moved.state)
-                await self._tell_completed(moved)
             return
 
-    async def _tell_completed(self, download: Download) -> None:
-        if download.state not in (DownloadState.SUCCEEDED, DownloadState.SKIPPED):
+    def _tell_completed(self, job: DownloadJob) -> None:
+        if job.present.state not in (DownloadState.SUCCEEDED, DownloadState.SKIPPED):
             return
         try:
-            await self._completed(download)
+            self._completed(job.present)
         except Exception:
-            logger.exception("nobody could be told of download %s", download.id)
+            logger.exception("nobody could be told of download %s", job.download.id)
 
     async def _give_back(self, job: DownloadJob) -> None:
         """Queue it again, unless somebody decided otherwise meanwhile."""
@@ -318,11 +365,13 @@ class DownloadService:
     async def _discard(self, download: Download) -> None:
         """Delete what a cancelled download left, if this gateway can and no other needs it."""
         source = self._sources.get(download.order.source)
-        if download.state is not DownloadState.CANCELLED or source is None:
+        is_cancelled = download.state is DownloadState.CANCELLED
+        if source is None or not is_cancelled or source.place != download.place:
             return
-        others = await self._store.newest(MAX_WAITING, (*_ACTIVE, DownloadState.FAILED))
-        is_needed = any(other.order.repo == download.order.repo for other in others)
-        if source.place == download.place and not is_needed:
+        async with self._ordering:  # nobody orders it anew meanwhile
+            others = await self._store.newest(MAX_WAITING, (*_ACTIVE, DownloadState.FAILED))
+            if any(other.order.repo == download.order.repo for other in others):
+                return
             try:
                 await source.discard(download.order)
             except GatewayError as error:
@@ -334,12 +383,19 @@ class DownloadService:
         if view.version != self._version or now - view.looked_at >= LOOK_S:
             view.version, view.looked_at = self._version, now
             if view.ids:
-                found: Sequence[Download] = [await self.find(each) for each in view.ids]
-            else:
-                found = await self.newest()
-        else:
-            found = [job.present for job in self._jobs.values()]
-        return view.take(found)
+                return view.take([await self.find(each) for each in view.ids])
+            return view.take(await self._find_all(view.open_ids))
+        return view.renew([job.present for job in self._jobs.values()])
+
+    async def _find_all(self, known: Collection[str]) -> list[Download]:
+        """Return all that have not ended, what became of the `known` ones, and the newest."""
+        active = await self._store.newest(MAX_WAITING, _ACTIVE)
+        found = {each.id: each for each in (*await self._store.newest(NEWEST), *active)}
+        for download_id in set(known).difference(found):
+            gone = await self._store.find(download_id)
+            if gone is not None:
+                found[gone.id] = gone
+        return [self._present(each) for each in found.values()]
 
     async def _tick(self) -> None:
         while True:
@@ -375,18 +431,35 @@ class _View:
         self.ids = tuple(ids)
         self.version = -1
         self.looked_at = -LOOK_S
-        self._known: dict[str, Download] | None = None
+        self._known: dict[str, Download] = {}
+        self._newest_at: float | None = None
 
     @property
     def is_complete(self) -> bool:
-        known = self._known or {}
-        return bool(self.ids) and all(known[each].ended for each in self.ids)
+        return bool(self.ids) and all(self._known[each].ended for each in self.ids)
+
+    @property
+    def open_ids(self) -> list[str]:
+        """What was told, and not yet how it ended."""
+        return [each.id for each in self._known.values() if not each.ended]
 
     def take(self, found: Sequence[Download]) -> list[Download]:
-        """Return what of it is to be told, and know it from now on."""
-        is_first = self._known is None
-        known = self._known = self._known or {}
-        wanted = [d for d in found if not self.ids or d.id in self.ids]
-        told = [d for d in wanted if known.get(d.id) != d]
-        known.update({download.id: download for download in told})
-        return [d for d in told if not (is_first and d.ended and not self.ids)]
+        """Return what of a whole look is to be told, and know it from now on."""
+        told = [each for each in found if self._known.get(each.id) != each and self._wants(each)]
+        if self._newest_at is None:
+            self._newest_at = max((each.created_at for each in found), default=0.0)
+        self._known = {each.id: each for each in found}
+        return told
+
+    def renew(self, found: Sequence[Download]) -> list[Download]:
+        """Return what is to be told of a few that run here."""
+        wanted = [each for each in found if not self.ids or each.id in self.ids]
+        told = [each for each in wanted if self._known.get(each.id) != each]
+        self._known |= {each.id: each for each in told}
+        return told
+
+    def _wants(self, download: Download) -> bool:
+        """Tell whether it is no end of before the watching began."""
+        if self.ids or not download.ended or download.id in self._known:
+            return True
+        return self._newest_at is not None and download.created_at > self._newest_at

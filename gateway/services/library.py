@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from gateway.core.errors import (
     DatabaseUnavailable,
+    GatewayError,
     InvalidRequest,
     ModelInUse,
     ModelNotFound,
@@ -46,6 +47,13 @@ LOOK_EVERY_S = 60.0
 MAX_DAYS = 36_500
 PROVIDER = "huggingface"
 """Whose models the library's files are."""
+
+UnderWay = Callable[[], Awaitable[frozenset[str]]]
+"""Names the repositories that downloads are at: what they count on must not be removed."""
+
+
+async def _none_under_way() -> frozenset[str]:
+    return frozenset()
 
 
 class LibraryEntry(msgspec.Struct, frozen=True):
@@ -110,6 +118,7 @@ class LibraryService:
         test_load: LoadTester,
         removers: Mapping[str, ModelRemover],
         revisions: HubRevisions | None = None,
+        under_way: UnderWay = _none_under_way,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`revisions` None: nobody knows what the Hub has."""
@@ -121,12 +130,15 @@ class LibraryService:
         self._test_load = test_load
         self._removers = removers
         self._revisions = revisions
+        self._under_way = under_way
         self._now = now
         self._records: dict[str, FileRecord] = {}
         self._used: dict[str, float] = {}
         self._is_loaded = False
         self._removing = anyio.Lock()
         self._verifying = anyio.Lock()
+        self._recording = anyio.Lock()
+        self._asked = anyio.Event()
 
     def note_used(self, model: LocalModel) -> None:
         """Take note that a model is used now; never blocks. It is written within a minute."""
@@ -136,29 +148,40 @@ class LibraryService:
         """Finish what an earlier run began to remove, then look for ever; end it by cancelling."""
         await anyio.to_thread.run_sync(self._shelf.empty_trash)
         while True:
+            self._asked = anyio.Event()
             try:
                 await self.look()
             except DatabaseUnavailable as error:
                 logger.warning("the library is not recorded for now: %s", error.message)
             except Exception:  # whatever lies on a disk must not end the gateway
                 logger.exception("the library could not be looked at")
-            await anyio.sleep(LOOK_EVERY_S)
+            with anyio.move_on_after(LOOK_EVERY_S):
+                await self._asked.wait()
+
+    def look_soon(self) -> None:
+        """Have `run` look again as soon as it can: something came."""
+        self._asked.set()
 
     async def look(self) -> None:
         """Verify the headers of what is new or was changed, and write what is not yet kept."""
+        # Alone: who records what came after the inventory was made would be forgotten again.
+        async with self._recording:
+            await self._load_records()
+            inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
+            changed = []
+            for model in inventory.models:
+                before = self._records.get(model.model.path)
+                record = await self._renew(model, before)
+                if record != before:
+                    changed.append(record)
+            await self._keep(changed)
+            await self._forget_missing(inventory)
+
+    async def _load_records(self) -> None:
         if not self._is_loaded:
             kept = {record.path: record for record in await self._store.all(self._node)}
             self._records = kept | self._records
             self._is_loaded = True
-        inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
-        changed = []
-        for model in inventory.models:
-            before = self._records.get(model.model.path)
-            record = await self._renew(model, before)
-            if record != before:
-                changed.append(record)
-        await self._keep(changed)
-        await self._forget_missing(inventory)
 
     async def write_last(self) -> None:
         """Write when models were used last, for a gateway that stops."""
@@ -192,6 +215,8 @@ class LibraryService:
         """
         model = await self._find(name)
         async with self._verifying:
+            async with self._recording:
+                await self._load_records()
             kept = self._verification_of(model)
             is_fresh = force or kept is None or not kept.covers(model.stamp, check)
             if is_fresh:
@@ -202,8 +227,9 @@ class LibraryService:
     async def delete(self, name: str) -> Removed:
         """Remove a model's files; a repository's plain name means all of its revisions.
 
-        An idle model is unloaded first. Raises ModelInUse while somebody uses it or it is on its
-        way into memory, ModelNotFound, and Forbidden for what is built in.
+        An idle model is unloaded first. Raises ModelInUse while somebody uses it, it is on its way
+        into memory or its repository is being downloaded, ModelNotFound, and Forbidden for what is
+        built in.
         """
         ref = await self._resolve(name)
         async with self._removing:
@@ -218,30 +244,50 @@ class LibraryService:
         self, *, unused_days: float | None, max_bytes: int | None, dry_run: bool
     ) -> CleanPlan:
         """Remove models of the Hub's cache by their age and their size together, and return what
-        went; with `dry_run`, what would go. Models in memory are kept. Raises InvalidRequest."""
+        went; with `dry_run`, what would go. Models in memory are kept, and so is what cannot be
+        removed now or whose repository is being downloaded. Raises InvalidRequest."""
         if unused_days is not None and not 0 <= unused_days <= MAX_DAYS:
             raise InvalidRequest(f"'unused_days' is 0 to {MAX_DAYS}.", param="unused_days")
         if max_bytes is not None and max_bytes < 0:
             raise InvalidRequest("'max_bytes' is at least 0.", param="max_bytes")
         inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
         since = None if unused_days is None else self._now() - unused_days * 86_400
+        busy = await self._under_way()
+        models = [model for model in inventory.models if model.model.source == "hub"]
+        coming = {model.name for model in models if model.repository in busy}
         plan = plan_cleanup(
-            [model for model in inventory.models if model.model.source == "hub"],
+            models,
             CleanRule(since, max_bytes),
             last_used=self._last_used(),
-            in_use=frozenset(status.ref.qualified_model for status in await self._resident()),
+            in_use=coming.union(s.ref.qualified_model for s in await self._resident()),
         )
-        if not dry_run:
-            by_name = {model.name: model for model in inventory.models}
-            async with self._removing:
-                for removal in plan.removals:
+        return plan if dry_run else await self._carry_out(plan, models)
+
+    async def _carry_out(self, plan: CleanPlan, models: Sequence[ShelvedModel]) -> CleanPlan:
+        """Return the plan as it came out: what cannot be removed now is kept."""
+        by_name = {model.name: model for model in models}
+        kept: list[str] = []
+        async with self._removing:
+            for removal in plan.removals:
+                try:
                     await self._remove(_pinned(by_name[removal.name]))
-        return plan
+                except GatewayError as error:
+                    logger.warning("%s is not cleaned up: %s", removal.name, error.message)
+                    kept.append(removal.name)
+        return plan.without(kept)
 
     async def _remove(self, name: str) -> int:
         """Remove files by the library's own name of a model, once nobody needs them."""
         inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
         going = [model for model in inventory.models if _goes_with(model, name)]
+        repositories = {name, *(model.repository or "" for model in going)}
+        coming = repositories & await self._under_way()
+        if coming:
+            raise ModelInUse(
+                f"'{min(coming)}' is being downloaded.",
+                hint="Wait until the download has ended, pause it or cancel it.",
+                param="model",
+            )
         known = {model.name for model in going} | {name, *(map(_pinned, going))}
         for status in await self._resident():
             if status.ref.qualified_model in known:
@@ -254,8 +300,11 @@ class LibraryService:
         for path in paths:
             self._records.pop(path, None)
             self._used.pop(path, None)
-        await self._store.forget(self._node, paths)
         logger.info("%s was removed: %d bytes", name, freed)
+        try:
+            await self._store.forget(self._node, paths)
+        except DatabaseUnavailable as error:  # the next start finds that they are gone
+            logger.warning("the removal of %s is not recorded: %s", name, error.message)
         return freed
 
     async def _resident(self) -> list[ModelStatus]:
@@ -361,7 +410,8 @@ class LibraryService:
         is_corrupt = found.verdict is Verdict.CORRUPT
         self._shelf.judge(model, found.reason if is_corrupt else None)
         self._catalog.forget()
-        await self._keep([self._record(model, self._records.get(model.model.path), found)])
+        async with self._recording:
+            await self._keep([self._record(model, self._records.get(model.model.path), found)])
 
     async def _keep(self, records: Sequence[FileRecord]) -> None:
         self._records |= {record.path: record for record in records}

@@ -45,10 +45,10 @@ class DownloadSource(Protocol):
 
 
 class DownloadObserver(Protocol):
-    """Is told when a download has succeeded: the library verifies what came. Raising does not
-    change the download."""
+    """Is told when a download has succeeded: the library verifies what came. Must not block;
+    raising does not change the download."""
 
-    async def __call__(self, download: Download, /) -> None: ...
+    def __call__(self, download: Download, /) -> None: ...
 
 
 class Worker(msgspec.Struct, frozen=True):

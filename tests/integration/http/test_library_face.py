@@ -1,14 +1,18 @@
 """The library over HTTP: what is there, what is wrong with it, and what may go."""
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
+from gateway.core.library import FileRecord, Inventory
 from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.ports import HubRevisions
@@ -120,6 +124,7 @@ async def test_what_was_found_and_when_it_was_used_outlives_the_service(tmp_path
         kept = await service._store.all("test")
         service._records.clear()
         service._used.clear()
+        service._is_loaded = False
         await service.look()
         [again] = (await service.listing()).local
     assert again.verification == entry.verification
@@ -329,3 +334,75 @@ async def test_a_model_in_the_listing_of_others_can_be_named_bare(tmp_path: Path
     provider.listed = [ModelInfo(ModelRef("scripted", "echo"))]
     async with library(tmp_path, provider) as served:
         assert (await post(served, "verify", model="echo"))[0] in (400, 404)
+
+
+async def test_what_is_being_downloaded_is_not_removed(tmp_path: Path) -> None:
+    put_cached(tmp_path / "hub", "o/n")
+    put_cached(tmp_path / "hub", "o/other")
+    busy = {"o/n"}
+
+    async def under_way() -> frozenset[str]:
+        return frozenset(busy)
+
+    async with library(tmp_path) as served:
+        served.gateway.library._under_way = under_way
+        for name in ("o/n", f"o/n@{'a' * 40}"):
+            status, reply = await post(served, "delete", model=name)
+            assert (status, reply["error"]["code"]) == (409, "model_in_use")
+        cleaned = (await post(served, "clean", max_bytes=0))[1]
+        assert cleaned["kept_in_use"] == ["huggingface/o/n"]
+        assert [each["model"] for each in cleaned["removed"]] == ["huggingface/o/other"]
+        assert len((await available(served))["cached_hub_models"]) == 1
+        busy.clear()
+        assert (await post(served, "delete", model="o/n"))[0] == 200
+
+
+async def test_a_clean_up_tells_what_went_also_when_one_cannot_go(tmp_path: Path) -> None:
+    for name in ("o/a", "o/b", "o/c"):
+        put_cached(tmp_path / "hub", name)
+    answers = iter([(), ("o/a", "o/b", "o/c"), (), ()])
+
+    async def under_way() -> frozenset[str]:
+        """Downloads are ordered while it is cleaned up."""
+        return frozenset(next(answers))
+
+    async with library(tmp_path) as served:
+        served.gateway.library._under_way = under_way
+        cleaned = (await post(served, "clean", max_bytes=0))[1]
+    size = sum(map(len, model_files().values()))
+    assert [each["model"] for each in cleaned["removed"]] == ["huggingface/o/b", "huggingface/o/c"]
+    assert (cleaned["kept_in_use"], cleaned["after_bytes"]) == (["huggingface/o/a"], size)
+
+
+async def test_verifying_early_keeps_when_a_model_was_first_seen(tmp_path: Path) -> None:
+    snapshot = put_cached(tmp_path / "hub", "o/n")
+    async with library(tmp_path) as served:
+        record = FileRecord(str(snapshot), "o/n", "hub", 1, first_seen=12.0)
+        await served.gateway.library._store.put("test", [record])
+        assert (await post(served, "verify", model="o/n"))[1]["first_seen"] == 12.0
+
+
+async def test_a_look_does_not_forget_what_came_meanwhile(tmp_path: Path) -> None:
+    put_local(tmp_path / "models/early")
+    async with library(tmp_path) as served:
+        service = served.gateway.library
+        taken, go_on = threading.Event(), threading.Event()
+        inventory = service._shelf.inventory
+
+        def hold() -> Inventory:
+            found = inventory()
+            taken.set()
+            go_on.wait(20)
+            return found
+
+        service._shelf.inventory = hold  # type: ignore[method-assign]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.look)
+            await anyio.to_thread.run_sync(taken.wait)
+            put_local(tmp_path / "models/late")
+            tasks.start_soon(service.verify, "late")
+            while not (service._records or service._recording.statistics().tasks_waiting):
+                await anyio.lowlevel.checkpoint()
+            go_on.set()
+        kept = {record.name for record in await service._store.all("test")}
+    assert kept == {"early", "late"}

@@ -1,7 +1,7 @@
 """The queue: order, limits, pausing, taking over, and what watchers hear."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -77,6 +77,7 @@ class Queue:
         self.store = store or MemoryDownloadStore()
         self.source = GatedSource()
         self.told: list[Download] = []
+        self.running_when_told: list[int] = []
         self.refusal: Exception | None = None
         self.service = DownloadService(
             self.store,
@@ -93,8 +94,9 @@ class Queue:
         if self.refusal is not None:
             raise self.refusal
 
-    async def completed(self, download: Download) -> None:
+    def completed(self, download: Download) -> None:
         self.told.append(download)
+        self.running_when_told.append(len(self.service._jobs))
         raise RuntimeError("who is told may fail")
 
     @asynccontextmanager
@@ -106,7 +108,7 @@ class Queue:
             tasks.cancel_scope.cancel()
 
     async def until(self, download: Download, state: DownloadState) -> Download:
-        async with aclosing(self.service.watch([download.id])) as changes:
+        async with self.service.watch([download.id]) as changes:
             async for found in changes:
                 if found.state is state:
                     return found
@@ -129,6 +131,7 @@ async def test_a_download_is_carried_out_and_its_success_told(queue: Queue) -> N
     assert (done.path, done.commit, done.message) == ("/path", "c" * 40, "done")
     assert (done.progress.bytes_done, done.progress.bytes_total) == (10, 10)
     assert [told.id for told in queue.told] == [ordered.id]
+    assert queue.running_when_told == [0]  # it takes no place any more
 
 
 async def test_what_was_there_is_skipped(queue: Queue) -> None:
@@ -346,7 +349,7 @@ async def test_watchers_hear_the_present_first_and_the_end(queue: Queue) -> None
         while not queue.source.running:
             await anyio.lowlevel.checkpoint()
         heard = []
-        async with aclosing(queue.service.watch([ordered.id])) as changes:
+        async with queue.service.watch([ordered.id]) as changes:
             async for download in changes:
                 heard.append(download)
                 queue.source.gate(A).set()
@@ -362,7 +365,7 @@ async def test_whoever_watches_all_hears_of_new_ones_but_not_of_old_ends(queue: 
         old = await queue.service.start(A)
         await queue.until(old, S.SUCCEEDED)
         heard = []
-        async with aclosing(queue.service.watch()) as changes:
+        async with queue.service.watch() as changes:
             new = await queue.service.start(B)
             async for download in changes:
                 heard.append((download.id, download.state))
@@ -374,14 +377,117 @@ async def test_whoever_watches_all_hears_of_new_ones_but_not_of_old_ends(queue: 
     assert heard[-1] == (new.id, S.SUCCEEDED)
 
 
+async def test_whoever_watches_all_hears_the_end_of_one_among_many(queue: Queue) -> None:
+    async with queue.working(), queue.service.watch() as changes:
+        old = await queue.service.start(A)
+        async for download in changes:
+            if download.state is S.RUNNING:
+                break
+        for number in range(150):
+            at = old.created_at + 1 + number
+            order = parse_order(f"o/n{number}")
+            await queue.store.add(Download(f"n{number}", order, "here", S.SUCCEEDED, at, at))
+        queue.source.gate(A).set()
+        async for download in changes:
+            if download.id == old.id and download.ended:
+                break
+        assert download.state is S.SUCCEEDED
+
+
+async def test_an_end_is_told_once_and_last(queue: Queue) -> None:
+    async with queue.working(), queue.service.watch() as changes:
+        await queue.service.start(A)
+        second = await queue.service.start(B)
+        heard: dict[str, list[DownloadState]] = {}
+        async for download in changes:
+            heard.setdefault(download.order.repo, []).append(download.state)
+            queue.source.gate(A).set()
+            if heard.get("o/a", [])[-1:] == [S.SUCCEEDED]:
+                queue.source.gate(B).set()
+            if download.id == second.id and download.ended:
+                break
+    for states in heard.values():
+        assert states.count(S.SUCCEEDED) == 1 and states[-1] is S.SUCCEEDED
+
+
+class HeldStore(MemoryDownloadStore):
+    """A store that lets the test do something between an answer and its arrival."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered, self.go_on = anyio.Event(), anyio.Event()
+        self.holds_claims = False
+        self.holds_returns = False
+
+    async def claim(self, *given):  # type: ignore[no-untyped-def]
+        found = await super().claim(*given)
+        if self.holds_claims and found is not None:
+            await self._hold()
+        return found
+
+    async def move(self, download_id, change: DownloadChange, worker=None, **rest):  # type: ignore[no-untyped-def]
+        found = await super().move(download_id, change, worker, **rest)
+        if self.holds_returns and worker is not None:
+            self.holds_returns = False
+            await self._hold()
+        return found
+
+    async def _hold(self) -> None:
+        self.answered.set()
+        await self.go_on.wait()
+
+
+async def test_what_is_claimed_after_the_drain_began_is_given_back() -> None:
+    store = HeldStore()
+    store.holds_claims = True
+    queue = Queue(store)
+    async with queue.working():
+        ordered = await queue.service.start(A)
+        await store.answered.wait()
+        await queue.service.drain()
+        store.go_on.set()
+        while (await queue.service.find(ordered.id)).state is not S.QUEUED:
+            await anyio.lowlevel.checkpoint()
+    assert queue.source.begun == []
+
+
+async def test_one_that_is_resumed_while_it_still_stops_runs_again() -> None:
+    store = HeldStore()
+    queue = Queue(store)
+    async with queue.working(), anyio.create_task_group() as tasks:
+        ordered = await queue.service.start(A)
+        while not queue.source.running:
+            await anyio.lowlevel.checkpoint()
+        store.holds_returns = True
+        tasks.start_soon(queue.service.pause, ordered.id)
+        await store.answered.wait()
+        await queue.service.resume(ordered.id)
+        while (await store.find(ordered.id)).state is not S.RUNNING:  # type: ignore[union-attr]
+            await anyio.lowlevel.checkpoint()
+        store.go_on.set()
+        while not queue.source.running:
+            await anyio.lowlevel.checkpoint()
+    assert len(queue.source.begun) == 2
+
+
+async def test_one_that_cannot_look_up_the_token_waits_for_the_database(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.services.downloads.LOOK_S", 0.01)
+    queue.source.fault = DatabaseUnavailable("The database is away.")
+    queue.source.gate(A).set()
+    async with queue.working():
+        ordered = await queue.service.start(A)
+        while len(queue.source.begun) < 3:
+            await anyio.lowlevel.checkpoint()
+        queue.source.fault = None
+        await queue.until(ordered, S.SUCCEEDED)
+
+
 async def test_watchers_are_bounded_and_leave_no_trace(queue: Queue) -> None:
     ordered = await queue.service.start(A)
-    watchers = [queue.service.watch([ordered.id]) for _ in range(3)]
-    for watcher in watchers[:2]:
-        await anext(watcher)
-    with pytest.raises(Overloaded):
-        await anext(watchers[2])
-    for watcher in watchers:
-        await watcher.aclose()
-    async with aclosing(queue.service.watch([ordered.id])) as changes:
+    async with queue.service.watch([ordered.id]), queue.service.watch():
+        with pytest.raises(Overloaded):
+            await queue.service.watch().__aenter__()
+    async with queue.service.watch([ordered.id]) as changes:
         assert (await anext(changes)).id == ordered.id
