@@ -54,6 +54,7 @@ async def open_hub(settings: Settings, database: Database) -> Hub:
         HubSearch(client, LoadConfig(settings.hf_device, settings.hf_dtype)),
         DatabaseHubCache(database),
         endpoint=settings.hub_endpoint,
+        token=token,
         budget_bytes=partial(_budget_bytes, settings),
         fresh_s=settings.hub_cache_s,
         recommended=settings.hub_recommended,

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from gateway.core.errors import InvalidRequest, UnsafeRepository
-from gateway.core.names import normalise_ollama_name
+from gateway.core.names import normalise_ollama_name, require_repository
 
 MAX_PATTERNS = 32
 MAX_PATTERN_LENGTH = 200
@@ -21,8 +21,6 @@ LEAST_SPAN_S = 0.1
 RATE_SPAN_S = 5.0
 """How long ago a change of speed counts for a third."""
 
-# Source: huggingface_hub's validate_repo_id; a name without an owner is one of the first models.
-_REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -246,7 +244,7 @@ def parse_order(
         raise InvalidRequest("The name and 'revision' name two revisions.", param="revision")
     return DownloadOrder(
         "huggingface",
-        _require_repo(repo),
+        require_repository(repo, "repo"),
         _require_revision(revision or pinned or None),
         _require_patterns(patterns),
         force,
@@ -285,25 +283,6 @@ def is_commit(text: str) -> bool:
 def is_blob_name(text: str) -> bool:
     """Tell whether it is a SHA-1 or a SHA-256 in hexadecimal."""
     return re.fullmatch(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", text) is not None
-
-
-def _require_repo(repo: str) -> str:
-    parts = repo.split("/")
-    legal = (
-        1 <= len(parts) <= 2
-        and len(repo) <= 96
-        and all(_REPO_PART.fullmatch(part) for part in parts)
-        and "--" not in repo
-        and ".." not in repo
-        and not repo.endswith(".git")
-    )
-    if not legal:
-        raise InvalidRequest(
-            f"{repo[:200]!r} is not the name of a repository.",
-            hint="Write owner/name, or ollama/name for a model of Ollama.",
-            param="repo",
-        )
-    return repo
 
 
 def _require_revision(revision: str | None) -> str | None:

@@ -20,8 +20,6 @@ MAX_TOKEN_LENGTH = 512
 Sort = Literal["downloads", "likes", "created", "updated", "trending"]
 SORTS: tuple[Sort, ...] = ("downloads", "likes", "created", "updated", "trending")
 
-# Source: huggingface_hub's validate_repo_id; old models have no owner.
-_PART = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -169,16 +167,6 @@ def require_query(query: HubQuery) -> None:
             raise InvalidRequest(f"'{name}' has at most {MAX_TEXT} characters.", param=name)
     if not 1 <= query.limit <= MAX_LIMIT:
         raise InvalidRequest(f"'limit' is 1 to {MAX_LIMIT:,}.", param="limit")
-
-
-def require_repository(name: str) -> str:
-    """Return `name` if it can be a repository's; raise InvalidRequest."""
-    parts = name.split("/")
-    if len(parts) > 2 or not all(_PART.fullmatch(part) for part in parts):
-        raise InvalidRequest(
-            f"{name!r} is not a repository's name.", hint="It is owner/name.", param="name"
-        )
-    return name
 
 
 def require_token(text: str) -> str:

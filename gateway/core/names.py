@@ -18,6 +18,10 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_.-]{1,96}")
 
 
+# Source: huggingface_hub's validate_repo_id; a name without an owner is one of the first models.
+_REPOSITORY_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+
 class ModelRef(msgspec.Struct, frozen=True, order=True):
     """One model of one provider; prints as `ollama/llama3:8b` or `huggingface/o/n@revision`."""
 
@@ -73,6 +77,26 @@ def normalise_ollama_name(name: str) -> str:
         namespace = ""
     prefix = "/".join(part for part in (host, namespace) if part)
     return f"{prefix}/{model}:{tag}" if prefix else f"{model}:{tag}"
+
+
+def require_repository(name: str, param: str = "name") -> str:
+    """Return `name` if a repository of the Hub can have it; raise InvalidRequest."""
+    parts = name.split("/")
+    legal = (
+        1 <= len(parts) <= 2
+        and len(name) <= 96
+        and all(_REPOSITORY_PART.fullmatch(part) for part in parts)
+        and "--" not in name
+        and ".." not in name
+        and not name.endswith(".git")
+    )
+    if not legal:
+        raise InvalidRequest(
+            f"{name[:200]!r} is not the name of a repository.",
+            hint="Write owner/name; an Ollama model is ollama/name.",
+            param=param,
+        )
+    return name
 
 
 def nearest_names(name: str, catalogue: Sequence[ModelRef], limit: int = 3) -> list[str]:

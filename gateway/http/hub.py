@@ -48,7 +48,7 @@ class HubFace:
         token = "/api/v1/settings/hf-token"
         return [
             Route("/api/v1/hub/models", self.search, methods=["GET"]),
-            Route("/api/v1/hub/models/{owner}/{name}", self.details, methods=["GET"]),
+            Route("/api/v1/hub/models/{name:path}", self.details, methods=["GET"]),
             Route("/api/v1/hub/recommended", self.recommended, methods=["GET"]),
             Route(token, self.report_token, methods=["GET"]),
             Route(token, self.set_token, methods=["PUT"]),
@@ -61,8 +61,8 @@ class HubFace:
         return json_response({"models": models, **describe_freshness(found.freshness)})
 
     async def details(self, request: Request) -> Response:
-        name = f"{request.path_params['owner']}/{request.path_params['name']}"
-        return json_response(describe_report(await self._gateway.hub.details(name)))
+        found = await self._gateway.hub.details(request.path_params["name"])
+        return json_response(describe_report(found))
 
     async def recommended(self, _request: Request) -> Response:
         return json_response({"models": list(self._gateway.hub.recommended)})

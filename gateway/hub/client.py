@@ -42,7 +42,8 @@ class HubClient:
     """Asks one Hub. The token goes to the endpoint's own scheme, host and port, and nowhere else:
     it is taken off each request, redirected ones too, that leads elsewhere.
 
-    Raises only HubError. Safe for many tasks of one event loop.
+    Raises HubError, and what looking up the token raises: DatabaseUnavailable, SecretUnreadable.
+    Safe for many tasks of one event loop.
     """
 
     def __init__(
@@ -104,8 +105,7 @@ class HubClient:
         """
         self._require_online()
         url = path if path.startswith(("http://", "https://")) else self.endpoint + path
-        kind = kind_of(urlsplit(url).path)
-        self._gate.require(kind)
+        self._gate.require(kind_of(url))
         credential = token or await self.token()
         with self._translated():
             session = await self._open()
@@ -117,7 +117,8 @@ class HubClient:
                 follow_redirects=follow,
                 extensions={_TOKEN: credential},
             ) as reply:
-                self._gate.learn(kind, reply.status_code, reply.headers)
+                # Of the host that answered, which a redirect may have led to.
+                self._gate.learn(kind_of(str(reply.url)), reply.status_code, reply.headers)
                 if reply.status_code not in accept:
                     raise_for_status(reply, urlsplit(url).path, had_token=bool(credential))
                 yield reply

@@ -1,5 +1,6 @@
 """HubService: what the Hub has, from the cache while that is fresh or the Hub is away."""
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import time
@@ -24,13 +25,16 @@ from gateway.core.hub import (
     Remembered,
     judge_fit,
     require_query,
-    require_repository,
 )
+from gateway.core.names import require_repository
 from gateway.core.ports import HubCache, HubSource
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TokenLookup = Callable[[], Awaitable[str | None]]
+"""Gives the token to use now; None is to ask anonymously."""
 
 
 class HubService:
@@ -43,17 +47,20 @@ class HubService:
         cache: HubCache,
         *,
         endpoint: str,
+        token: TokenLookup,
         budget_bytes: Callable[[], Awaitable[int | None]],
         fresh_s: float,
         recommended: Sequence[str] = (),
         now: Callable[[], float] = time,
     ) -> None:
-        """`budget_bytes` is what models may take where they are loaded by default; None: the
+        """`token` gives the token that the Hub is asked with: what one is shown is not for the
+        next. `budget_bytes` is what models may take where they are loaded by default; None: the
         gateway loads none. `now` is Unix seconds."""
         self.recommended = tuple(recommended)
         self._source = source
         self._cache = cache
         self._endpoint = endpoint
+        self._token = token
         self._budget_bytes = budget_bytes
         self._fresh_s = fresh_s
         self._now = now
@@ -77,7 +84,11 @@ class HubService:
 
     async def latest_commit(self, repository: str) -> str | None:
         """Return the commit of the branch main as far as it is remembered; the Hub is not asked."""
-        known = await self._recall(self._key(f"model {repository}"), HubDetails)
+        try:
+            known = await self._recall(await self._key(f"model {repository}"), HubDetails)
+        except GatewayError as error:
+            logger.warning("the Hub's token cannot be looked up: %s", error.message)
+            return None
         return None if known is None else known[0].model.sha
 
     async def forget(self) -> None:
@@ -85,9 +96,9 @@ class HubService:
         await self._cache.clear()
 
     async def _answer(
-        self, key: str, kind: type[T], ask: Callable[[], Awaitable[T]]
+        self, about: str, kind: type[T], ask: Callable[[], Awaitable[T]]
     ) -> tuple[T, Freshness]:
-        key = self._key(key)
+        key = await self._key(about)
         known = await self._recall(key, kind)
         if known is not None and known[1] < self._fresh_s:
             return known[0], Freshness(known[1], is_cached=True)
@@ -97,11 +108,14 @@ class HubService:
             if known is None:
                 raise
             return known[0], Freshness(known[1], is_cached=True, stale=error.renewed())
-        await self._remember(key, answer)
+        if await self._key(about) == key:  # else it may be what the other token is shown
+            await self._remember(key, answer)
         return answer, Freshness()
 
-    def _key(self, key: str) -> str:
-        return f"{self._endpoint} {key}"
+    async def _key(self, about: str) -> str:
+        token = await self._token()
+        digest = hashlib.sha256((token or "").encode()).hexdigest()[:16]
+        return f"{self._endpoint} {digest if token else 'anonymous'} {about}"
 
     async def _recall(self, key: str, kind: type[T]) -> tuple[T, float] | None:
         """Return what is remembered and its age; None also where the database is away."""

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
 
+import anyio
+
 from gateway.core.errors import DatabaseUnavailable, HubTokenRejected, HubTokenRequired
 from gateway.core.hub import (
     HubAccount,
@@ -53,6 +55,7 @@ class HubTokenService:
         self._clock = clock
         self._stored: StoredSecret | None = None
         self._looked_at: float | None = None
+        self._looking = anyio.Lock()
 
     async def lookup(self) -> str | None:
         """Return the token to use now; None is to ask anonymously.
@@ -109,18 +112,21 @@ class HubTokenService:
             raise HubTokenRequired(f"'{repository}' may be downloaded only once a token is set.")
 
     async def _look(self) -> StoredSecret | None:
-        now = self._clock()
-        if self._looked_at is None or now - self._looked_at >= LOOK_AGAIN_S:
-            try:
-                self._stored = await self._store.get(SECRET)
-            except DatabaseUnavailable as error:
-                if self._looked_at is None:
-                    raise
-                logger.warning("the Hub's token cannot be looked up: %s", error.message)
-            self._looked_at = now
-        return self._stored
+        # One look at a time: one that began before a change must not end after it.
+        async with self._looking:
+            now = self._clock()
+            if self._looked_at is None or now - self._looked_at >= LOOK_AGAIN_S:
+                try:
+                    self._stored = await self._store.get(SECRET)
+                except DatabaseUnavailable as error:
+                    if self._looked_at is None:
+                        raise
+                    logger.warning("the Hub's token cannot be looked up: %s", error.message)
+                self._looked_at = now
+            return self._stored
 
     async def _refresh(self) -> None:
-        self._looked_at = None
+        async with self._looking:
+            self._looked_at = None
         await self._look()
         await self._changed()

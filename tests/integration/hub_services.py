@@ -38,6 +38,7 @@ def hub_services(settings: Settings, tasks: TaskGroup) -> HubServices:
         HubSearch(client, LoadConfig("cpu")),
         MemoryHubCache(),
         endpoint=settings.hub_endpoint,
+        token=token,
         budget_bytes=budget_bytes,
         fresh_s=settings.hub_cache_s,
         recommended=settings.hub_recommended,

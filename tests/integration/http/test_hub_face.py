@@ -125,11 +125,18 @@ async def test_what_the_hub_has_not_is_404_and_what_it_keeps_is_403(peer: HubPee
     async with serving(ScriptedProvider(), hub_endpoint=peer.url) as served:
         missing = await get(served, f"{MODELS}/org/none", 404)
         closed = await get(served, f"{MODELS}/org/closed", 403)
-        await get(served, f"{MODELS}/..%2f..%2fapi/x", 404)
+        await get(served, f"{MODELS}/..%2f..%2fapi/x", 400)
         await get(served, f"{MODELS}/org/a%00b", 400)
     assert missing["error"]["code"] == "repository_not_found"
     assert closed["error"]["code"] == "gated_repository"
     assert "gateway token set" in closed["error"]["hint"]
+
+
+async def test_an_old_model_without_an_owner_has_details(peer: HubPeer) -> None:
+    peer.files.add("gpt2", HubFile("x.gguf", bytes(10)))
+    async with serving(ScriptedProvider(), hub_endpoint=peer.url) as served:
+        found = await get(served, f"{MODELS}/gpt2")
+    assert (found["id"], found["size_bytes"]) == ("gpt2", 10)
 
 
 async def test_a_token_is_set_used_told_of_and_forgotten(peer: HubPeer) -> None:

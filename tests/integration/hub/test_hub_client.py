@@ -274,3 +274,25 @@ async def test_a_stream_gives_the_reply_as_it_comes(hosts: tuple[Host, Host]) ->
     assert isinstance(reply, httpx2.Response)
     assert other.seen == [("/y", None)]
     await client.aclose()
+
+
+async def test_each_host_has_limits_of_its_own(hosts: tuple[Host, Host]) -> None:
+    hub, other = hosts
+    other.reply("/blob", 429, Retry_After="60")
+    hub.reply("/api/models/a/b")
+    hub.reply("/a/b/resolve/main/x", 302, Location=f"{other.url}/blob")
+    client = HubClient(hub.url, token)
+    try:
+        with pytest.raises(HubRateLimited):
+            await client.get("/a/b/resolve/main/x")
+        await client.get("/api/models/a/b")
+        hub.reply("/api/models/a/b", 429, Retry_After="60")
+        with pytest.raises(HubRateLimited):
+            await client.get("/api/models/a/b")
+        other.reply("/file", 200)
+        async with client.stream("GET", "/a/b/resolve/main/x", follow=False) as reply:
+            assert reply.status_code == 302
+        with pytest.raises(HubRateLimited):
+            await client.get(f"{other.url}/file")
+    finally:
+        await client.aclose()

@@ -56,13 +56,19 @@ class House:
         self.now = 1000.0
         self.cache = cache or MemoryHubCache()
 
+        self.token: str | None = None
+
         async def budget_bytes() -> int | None:
             return budget
+
+        async def token() -> str | None:
+            return self.token
 
         self.service = HubService(
             self.hub,
             self.cache,
             endpoint="https://h",
+            token=token,
             budget_bytes=budget_bytes,
             fresh_s=300,
             now=lambda: self.now,
@@ -127,7 +133,7 @@ async def test_without_a_database_the_hub_still_answers() -> None:
 
 async def test_what_another_version_remembered_is_asked_for_anew() -> None:
     house = House()
-    await house.cache.put("https://h model a/b", Remembered(b'{"model":{}}', house.now))
+    await house.cache.put("https://h anonymous model a/b", Remembered(b'{"model":{}}', house.now))
     assert (await house.service.details("a/b")).freshness.is_cached is False
 
 
@@ -184,3 +190,38 @@ async def test_a_name_that_no_repository_has_is_not_asked_for(name: str) -> None
     with pytest.raises(InvalidRequest):
         await house.service.details(name)
     assert house.hub.asked == 0
+
+
+async def test_what_one_token_is_shown_is_not_for_another() -> None:
+    house = House()
+    for token, asked in ((None, 1), ("hf_a", 2), ("hf_b", 3), ("hf_a", 3), (None, 3)):
+        house.token = token
+        await house.service.search(HubQuery(search="x"))
+        assert house.hub.asked == asked
+    assert "hf_a" not in str(vars(house.cache))
+
+
+async def test_an_answer_that_may_be_of_another_token_is_not_kept() -> None:
+    house = House()
+
+    async def search(_query: HubQuery) -> tuple[HubModel, ...]:
+        house.token = "hf_a"  # it changes while the Hub is asked
+        return house.hub.models
+
+    house.hub.search = search  # type: ignore[method-assign]
+    await house.service.search(HubQuery())
+    house.token = None
+    house.hub.error = HubUnavailable("away")
+    del house.hub.search  # type: ignore[method-assign]
+    with pytest.raises(HubUnavailable):
+        await house.service.search(HubQuery())
+
+
+async def test_updates_are_unknown_while_the_token_cannot_be_looked_up() -> None:
+    house = House()
+
+    async def away() -> str | None:
+        raise DatabaseUnavailable("away")
+
+    house.service._token = away
+    assert await house.service.latest_commit("a/b") is None

@@ -1,5 +1,6 @@
 """HubTokenService: which token counts, and that none is stored that the Hub does not know."""
 
+import anyio
 import pytest
 
 from gateway.core.errors import (
@@ -133,3 +134,33 @@ async def test_an_operator_may_want_a_token_for_downloads() -> None:
     await house.service.set("hf_alice")
     await house.service.require_for_download("any/other")
     await House().service.require_for_download("any/other")
+
+
+class SlowStore(MemorySecretStore):
+    """A store whose first answer takes until the test lets it arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered, self.go_on = anyio.Event(), anyio.Event()
+
+    async def get(self, name: str) -> StoredSecret | None:
+        found = await super().get(name)
+        if not self.answered.is_set():
+            self.answered.set()
+            await self.go_on.wait()
+        return found
+
+
+async def test_a_look_that_began_before_a_change_does_not_undo_it() -> None:
+    house = House()
+    house.service._store = store = SlowStore()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.service.lookup)
+        await store.answered.wait()
+        tasks.start_soon(house.service.set, "hf_alice")
+        while await MemorySecretStore.get(store, SECRET) is None:
+            await anyio.lowlevel.checkpoint()
+        for _ in range(100):  # as far as it comes
+            await anyio.lowlevel.checkpoint()
+        store.go_on.set()
+    assert await house.service.lookup() == "hf_alice"
