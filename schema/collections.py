@@ -3,10 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
+import anyio
+import anyio.to_thread
 import msgspec
 import strawberry
 
 from gateway.core import collections as core
+from gateway.core.collections import read_bundle
 from schema.context import Info
 from schema.types import to_datetime
 
@@ -103,7 +106,9 @@ async def remove_from_collection(info: Info, id: _Id, model: _Model) -> Collecti
 
 async def import_library(info: Info, file: _File, dry_run: _DryRun = False) -> ImportReport | None:
     data = file.encode(errors="replace")
-    plan = await info.context.gateway.collections.read_in(data, dry_run=dry_run)
+    # In a thread: a large file holds up nobody else.
+    bundle = await anyio.to_thread.run_sync(read_bundle, data)
+    plan = await info.context.gateway.collections.read_in(bundle, dry_run=dry_run)
     return ImportReport(
         creates=list(plan.creates),
         replaces=list(plan.replaces),

@@ -92,8 +92,17 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_line(value: Any) -> None:
+    click.echo(json.dumps(value))
+
+
 def show_size(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
+    """Return a size for people; `-` is unknown."""
+    if size_bytes is None:
+        return "-"
+    if size_bytes < 1e5:
+        return f"{size_bytes:,} bytes"
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:,.1f} GB"
 
 
 def describe_error(error: dict[str, Any]) -> str:

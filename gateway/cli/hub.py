@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from gateway.cli.client import client
+from gateway.cli.client import as_json_option, client, print_json, show_size
 
 _SORTS = ("downloads", "likes", "created", "updated", "trending")
-
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -28,7 +25,7 @@ def search(text: str, limit: int, as_json: bool, **wanted: str | None) -> None:
     query = {name: value for name, value in wanted.items() if value}
     answer = client().get("/api/v1/hub/models", search=text, limit=str(limit), **query)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     _print_models(answer["models"])
     _say_stale(answer)
@@ -46,11 +43,9 @@ def show(name: str, as_json: bool) -> None:
     """Show the model NAME (owner/name): its files, and whether it fits into memory here."""
     from urllib.parse import quote
 
-    if name.count("/") != 1:
-        raise click.UsageError(f"'{name}' is not of the form owner/name")
     answer = client().get(f"/api/v1/hub/models/{quote(name)}")
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     for line in _describe(answer):
         click.echo(line)
@@ -64,7 +59,7 @@ def recommended(as_json: bool) -> None:
     """List the models to begin with."""
     answer = client().get("/api/v1/hub/recommended")
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     for name in answer["models"]:
         click.echo(name)
@@ -88,7 +83,7 @@ def _print_models(models: list[dict[str, Any]]) -> None:
 
 
 def _print_files(files: list[dict[str, Any]]) -> None:
-    rows = [(file["path"], size_of(file["size_bytes"])) for file in files]
+    rows = [(file["path"], show_size(file["size_bytes"])) for file in files]
     _print_table(("file", "size"), rows, numbers={1})
 
 
@@ -111,7 +106,7 @@ def _print_table(
 
 
 def _describe(answer: dict[str, Any]) -> list[str]:
-    lines = [f"{answer['id']}  {size_of(answer['size_bytes'])}"]
+    lines = [f"{answer['id']}  {show_size(answer['size_bytes'])}"]
     for title, name in (
         *(("task", "task"), ("library", "library"), ("architecture", "architecture")),
         *(("license", "license"), ("gated", "gated"), ("commit", "sha")),
@@ -128,7 +123,7 @@ def _describe(answer: dict[str, Any]) -> list[str]:
 
 def _describe_fit(fit: dict[str, Any]) -> str:
     if fit["fits"]:
-        return f"yes, it needs {size_of(fit['need_bytes'])} of {size_of(fit['budget_bytes'])}"
+        return f"yes, it needs {show_size(fit['need_bytes'])} of {show_size(fit['budget_bytes'])}"
     said = "unknown" if fit["fits"] is None else "no"
     return f"{said}: {fit['reason']}"
 
@@ -146,15 +141,3 @@ def _visible(text: str) -> str:
 
 def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
-
-
-def size_of(size_bytes: int | None) -> str:
-    """Return a size for people."""
-    if size_bytes is None:
-        return "-"
-    unit, scale = ("GB", 1e9) if size_bytes >= 1e9 else ("MB", 1e6)
-    return f"{size_bytes / scale:,.1f} {unit}" if size_bytes >= 1e5 else f"{size_bytes:,} bytes"
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,15 @@ from typing import Any
 
 import click
 
-from gateway.cli.client import GatewayClient, client, describe_error
+from gateway.cli.client import (
+    GatewayClient,
+    as_json_option,
+    client,
+    describe_error,
+    print_json,
+    print_line,
+    show_size,
+)
 
 LOOK_EVERY_S = 0.25
 EXIT_INTERRUPTED = 130
@@ -18,7 +25,6 @@ _ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELLED")
 _FINE = ("SUCCEEDED", "SKIPPED")
 _PATH = "/api/v1/downloads"
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 Show = Callable[[dict[str, Any]], None]
 
 
@@ -50,14 +56,14 @@ def pull(
     gateway = client()
     answer = gateway.post(_PATH, body | {"dry_run": dry_run})
     if dry_run:
-        _print_json(answer) if as_json else click.echo(_describe_plan(answer))
+        print_json(answer) if as_json else click.echo(_describe_plan(answer))
         return
     if not no_wait:
         answer = _wait(gateway, answer, as_lines=as_json and progress, quiet=as_json)
     if not as_json:
         click.echo(_describe(answer))
     elif not progress or no_wait:
-        _print_json(answer)
+        print_json(answer)
     if not no_wait and answer["state"] not in _FINE:
         if answer["error"] is not None:
             raise click.ClickException(describe_error(answer["error"]))
@@ -75,7 +81,7 @@ def list_downloads(as_json: bool) -> None:
     """List the downloads, newest first."""
     listing = client().get(_PATH)
     if as_json:
-        _print_json(listing)
+        print_json(listing)
         return
     for download in listing["downloads"]:
         click.echo(_describe(download))
@@ -111,14 +117,14 @@ def _act(download_id: str, verb: str, as_json: bool) -> None:
     from urllib.parse import quote
 
     answer = client().post(f"{_PATH}/{quote(download_id, safe='')}/{verb}", {})
-    _print_json(answer) if as_json else click.echo(_describe(answer))
+    print_json(answer) if as_json else click.echo(_describe(answer))
 
 
 def _wait(
     gateway: GatewayClient, download: dict[str, Any], *, as_lines: bool, quiet: bool
 ) -> dict[str, Any]:
     """Look at the download until it has ended or somebody paused it."""
-    shown = _print_line if as_lines else None
+    shown = print_line if as_lines else None
     try:
         with _bar(download["model"], quiet) as show:
             while True:
@@ -176,7 +182,7 @@ def _describe(download: dict[str, Any]) -> str:
     parts = [f"{download['id']}  {download['state']:<9}  {download['model']}"]
     total = download["bytes_total"]
     if total is not None:
-        parts.append(f"{_size(download['bytes_done'])} of {_size(total)}")
+        parts.append(f"{show_size(download['bytes_done'])} of {show_size(total)}")
     parts += [download[key] for key in ("path", "message") if download[key]]
     if download["error"] is not None:
         parts.append(download["error"]["message"])
@@ -186,22 +192,11 @@ def _describe(download: dict[str, Any]) -> str:
 def _describe_plan(plan: dict[str, Any]) -> str:
     if plan["bytes_total"] is None:
         return f"{plan['model']}: only doing it tells how much it is."
-    lines = [f"{_size(file['size_bytes']):>14}  {file['path']}" for file in plan["files"]]
+    lines = [f"{show_size(file['size_bytes']):>14}  {file['path']}" for file in plan["files"]]
     fits = "" if plan["fits"] else ", which is too little"
     lines.append(
-        f"{plan['model']} at {plan['commit'][:12]}: {_size(plan['bytes_to_fetch'])} of "
-        f"{_size(plan['bytes_total'])} to fetch; {_size(plan['free_bytes'])} are free{fits}."
+        f"{plan['model']} at {plan['commit'][:12]}: "
+        f"{show_size(plan['bytes_to_fetch'])} of {show_size(plan['bytes_total'])} to fetch; "
+        f"{show_size(plan['free_bytes'])} are free{fits}."
     )
     return "\n".join(lines)
-
-
-def _size(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
-
-
-def _print_line(value: Any) -> None:
-    click.echo(json.dumps(value))
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -5,12 +5,13 @@ So it can be set before the gateway runs; a running one uses it within two secon
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from gateway.cli.client import as_json_option, print_json
 
 if TYPE_CHECKING:
     from gateway.core.hub import TokenReport
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXIT_INVALID = 1
-
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -92,7 +91,7 @@ def _print(report: TokenReport, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        click.echo(json.dumps(msgspec.to_builtins(report), indent=2))
+        print_json(msgspec.to_builtins(report))
         return
     for line in _describe(report):
         click.echo(line)

@@ -8,9 +8,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.core.collections import Collection, CollectionChange, CollectionOrder, ImportPlan
+from gateway.core.collections import (
+    Collection,
+    CollectionChange,
+    CollectionOrder,
+    ImportPlan,
+    read_bundle,
+)
 from gateway.core.errors import InvalidRequest
-from gateway.http.body import decode_body, read_body, read_request
+from gateway.http.body import decode_body, read_request
 from gateway.http.errors import json_response
 from gateway.services.collections import CollectionService
 from gateway.services.gateway import Gateway
@@ -101,9 +107,9 @@ class CollectionsFace:
         )
 
     async def read_in(self, request: Request) -> Response:
-        data = await read_body(request, self._settings.max_body_bytes)
+        bundle = await read_request(request, self._settings.max_body_bytes, read_bundle)
         is_dry = request.query_params.get("dry_run", "false").lower() in ("true", "1")
-        plan = await self._collections.read_in(data, dry_run=is_dry)
+        plan = await self._collections.read_in(bundle, dry_run=is_dry)
         return json_response({**describe_import(plan), "dry_run": is_dry})
 
     @property

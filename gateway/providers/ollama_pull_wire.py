@@ -5,7 +5,8 @@ is not whole, Ollama deletes by itself at its next start. Source: server/routes.
 server/download.go.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 
 import httpx
 import msgspec
@@ -70,19 +71,20 @@ class OllamaPulls:
         """Have the model at the Ollama server; raises ModelNotFound and ProviderError."""
         ref = ModelRef(PROVIDER, order.repo)
         layers = _Layers(tally)
-        async for line in self._lines(ref):
-            if line.error is not None:
-                raise _describe_error(line.error, ref)
-            if line.status == "success":
-                said = "Ollama has it already." if layers.were_there else "Ollama has it."
-                return Fetched(said, was_there=layers.were_there)
-            layers.take(line)
+        async with aclosing(self._lines(ref)) as lines:
+            async for line in lines:
+                if line.error is not None:
+                    raise _describe_error(line.error, ref)
+                if line.status == "success":
+                    said = "Ollama has it already." if layers.were_there else "Ollama has it."
+                    return Fetched(said, was_there=layers.were_there)
+                layers.take(line)
         raise IncompleteStream(PROVIDER, "Ollama broke the pull off.")
 
     async def discard(self, order: DownloadOrder) -> None:
         """Do nothing: the files are Ollama's."""
 
-    async def _lines(self, ref: ModelRef) -> AsyncIterator[_Line]:
+    async def _lines(self, ref: ModelRef) -> AsyncGenerator[_Line, None]:
         body = {"model": ref.model, "stream": True}
         try:
             async with (

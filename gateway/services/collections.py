@@ -18,7 +18,6 @@ from gateway.core.collections import (
     ImportPlan,
     SavedConfig,
     plan_import,
-    read_bundle,
     require_sound,
     require_text,
 )
@@ -117,14 +116,12 @@ class CollectionService:
             tuple(SavedConfig(model, config) for model, config in configs.items()),
         )
 
-    async def read_in(self, data: bytes, *, dry_run: bool = False) -> ImportPlan:
+    async def read_in(self, bundle: Bundle, *, dry_run: bool = False) -> ImportPlan:
         """Import a file: all of it in one transaction, or nothing; return what that does.
 
-        Raises InvalidRequest for a file that is not as it must be, of another version, or with a
-        config that its model cannot have. Models that are not here get their config once they are
-        and the gateway starts.
+        Raises InvalidRequest for a config that its model cannot have. Models that are not here get
+        their config once they are and the gateway starts.
         """
-        bundle = read_bundle(data)
         for saved in bundle.configs:
             _require_ref(saved.model)
         plan = plan_import(bundle, await self._store.collections(), await self._store.configs())
