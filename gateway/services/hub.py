@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from gateway.core.hub import (
 )
 from gateway.core.names import require_repository
 from gateway.core.ports import HubCache, HubSource
+from gateway.services.flights import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class HubService:
         self._budget_bytes = budget_bytes
         self._fresh_s = fresh_s
         self._now = now
+        self._flights: SingleFlight[Any] = SingleFlight()
 
     async def search(self, query: HubQuery) -> HubListing:
         """Return the models that fit. Raises InvalidRequest, HubError."""
@@ -103,7 +105,7 @@ class HubService:
         if known is not None and known[1] < self._fresh_s:
             return known[0], Freshness(known[1], is_cached=True)
         try:
-            answer = await ask()
+            answer = await self._flights.ask(key, ask)
         except (HubUnavailable, HubOffline, HubRateLimited) as error:
             if known is None:
                 raise
