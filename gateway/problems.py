@@ -60,6 +60,7 @@ _KINDS: dict[type[errors.GatewayError], _Kind] = {
     errors.ModelCorrupt: _Kind(
         422, hint="Download it again; `gateway models verify` looks at it anew."
     ),
+    errors.ModelRefused: _Kind(403, hint="The operator can allow it; see docs/library.md."),
     errors.ModelInUse: _Kind(409, True, "Unload it, or wait until nobody uses it."),
     errors.CollectionNotFound: _Kind(404, hint="GET /api/v1/collections lists them."),
     errors.CollectionExists: _Kind(409, hint="Choose another name."),

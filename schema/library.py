@@ -59,6 +59,11 @@ class LibraryModel:
     last_used: datetime | None = strawberry.field(description="When it was loaded or asked last.")
     last_updated: datetime = strawberry.field(description="When its newest file was written.")
     update_available: bool | None = strawberry.field(description="The Hub has a newer commit.")
+    brings_code: bool = strawberry.field(description="Its files name classes of their own.")
+    allowed: list[str] = strawberry.field(
+        description="What the operator allows to it: pickle, that its weights are read from "
+        "pickles; code, that its own code is run."
+    )
     verification: Verification | None = strawberry.field(
         description="What is known of its files as they are now."
     )
@@ -81,6 +86,8 @@ class LibraryModel:
             last_used=_moment(entry.last_used),
             last_updated=to_datetime(shelved.updated_at),
             update_available=entry.update_available,
+            brings_code=shelved.model.card.brings_code,
+            allowed=shelved.model.trust.allowed,
             verification=None if verification is None else Verification.of(verification),
         )
 

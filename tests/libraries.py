@@ -31,7 +31,7 @@ def build_library(
     """Return the parts of a Gateway that look after models' files, with stores in memory."""
     folders = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
-    files = FileLibrary(*folders, health=health)
+    files = FileLibrary(*folders, health=health, trust=settings.trust_rules)
     store = MemoryCollectionStore()
     configs = ConfigService(store, control)
     return {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import anyio
 from anyio.abc import TaskGroup
 
 from gateway.bootstrap.downloads import build_downloads
@@ -71,7 +72,8 @@ def assemble(
     meter = Meter()
     place = name_place(settings.resolved_hub_cache)
     under_way = partial(repositories_under_way, stores.downloads, place)
-    models = build_models(settings, stores, hub.service, under_way, meter, tasks)
+    restored = anyio.Event()
+    models = build_models(settings, stores, hub.service, under_way, meter, restored, tasks)
     requests = _build_requests(settings, stores, journal, models, meter, boot, tracer, tasks)
     gatekeeper = Gatekeeper(
         stores.keys,
@@ -80,7 +82,7 @@ def assemble(
         end_streams=requests.streams.end_of,
         wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
     )
-    configs = ConfigService(stores.collections, models.control)
+    configs = ConfigService(stores.collections, models.control, restored=restored)
     gateway = Gateway(
         node=settings.resolved_node,
         provider_names=tuple(settings.provider_kinds),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import anyio
 from anyio.abc import TaskGroup
 
 from gateway import demo, providers
@@ -25,7 +26,7 @@ from gateway.services.library import LibraryService, UnderWay
 from gateway.services.memory import MemoryService
 from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
-from gateway.settings import Settings, child_environment
+from gateway.settings import Settings, model_environment
 from gateway.telemetry.meter import Meter
 
 
@@ -49,9 +50,11 @@ def build_models(
     revisions: HubRevisions,
     under_way: UnderWay,
     meter: Meter,
+    restored: anyio.Event,
     tasks: TaskGroup,
 ) -> Models:
-    """`under_way` names the repositories that downloads are at."""
+    """`under_way` names the repositories that downloads are at; `restored` is set once kept
+    configs hold again."""
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
@@ -89,7 +92,9 @@ def build_models(
     memory = build_memory(settings)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
-    built |= _build_providers(settings, files, observe, library.note_used, memory, tasks)
+    built |= _build_providers(
+        settings, files, observe, library.note_used, memory, restored, tasks
+    )
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
     return Models(built, catalog, feed, tracker, control, library, rules, memory)
 
@@ -105,7 +110,13 @@ def _build_library(
 ) -> tuple[FileLibrary, LibraryService]:
     models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
-    files = FileLibrary(models_folder, hub_cache, {"demo": demo.MODEL_PATH}, health=health)
+    files = FileLibrary(
+        models_folder,
+        hub_cache,
+        {"demo": demo.MODEL_PATH},
+        health=health,
+        trust=settings.trust_rules,
+    )
     service = LibraryService(
         DiskShelf(files, health, models_folder, hub_cache),
         stores.files,
@@ -113,7 +124,7 @@ def _build_library(
         control,
         node=settings.resolved_node,
         test_load=ChildLoadTester(
-            environment=child_environment(),
+            environment=model_environment(settings),
             memory_bytes=settings.hf_verify_memory_bytes,
             timeout_s=settings.hf_verify_timeout_s,
             threads=settings.hf_threads,
@@ -131,6 +142,7 @@ def _build_providers(
     observe: ModelObserver,
     used: Callable[[LocalModel], None],
     memory: MemoryService,
+    restored: anyio.Event,
     tasks: TaskGroup,
 ) -> dict[str, Provider]:
     return {
@@ -144,6 +156,7 @@ def _build_providers(
                 used=used,
                 name=name,
                 ledger=memory.ledger,
+                configured=restored.wait,
             ),
         )
         for name, kind in settings.provider_kinds.items()

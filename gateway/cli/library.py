@@ -26,8 +26,9 @@ def files(as_json: bool) -> None:
     for model in found["ollama_models"]:
         click.echo(f"{model['id']:<56} {show_size(model['size_bytes']):>13}")
     for disk in found["disks"]:
-        free = show_size(disk["free_bytes"])
-        click.echo(f"{disk['path']}: models {show_size(disk['models_bytes'])}, free {free}")
+        used, free = disk["models_bytes"], show_size(disk["free_bytes"])
+        models = f"{show_size(used)} of models" if used else "no models"
+        click.echo(f"{disk['path']}: {models}, {free} free")
     for odd in found["oddities"]:
         click.echo(f"{odd['path']}: {odd['reason']}", err=True)
     for fault in found["provider_errors"]:
@@ -110,6 +111,8 @@ def _describe(model: dict[str, Any]) -> str:
     ]
     if model["update_available"]:
         parts.append("update available")
+    if model["allowed"]:
+        parts.append(f"allowed: {', '.join(model['allowed'])}")
     if found and found["reason"]:
         parts.append(found["reason"])
     return "  ".join(parts)

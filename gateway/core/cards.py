@@ -24,6 +24,9 @@ _CONDITIONED = (*_GENERATIVE, "ForConditionalGeneration")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 """Where a model's folder says how images are made into its inputs."""
 
+PICKLES = "pytorch_model"
+"""How the names of weights in pickles begin; they end in .bin."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 # GGUF architectures that do not continue text: encoders, denoisers, projectors and voices.
@@ -58,7 +61,8 @@ _NOT_GENERATIVE = frozenset(
 class ModelCard(msgspec.Struct, frozen=True):
     """`context_length` is tokens; None where the files do not say.
 
-    `can_constrain`: the tokenizer's files are those that a grammar can be followed with.
+    `can_constrain`: the tokenizer's files are those that a grammar can be followed with;
+    `brings_code`: its files name classes of their own.
     """
 
     architecture: str | None = None
@@ -76,10 +80,11 @@ class ModelCard(msgspec.Struct, frozen=True):
         is_encoder = is_bare and not self._is_generative and self.family in _ENCODERS
         return self.has_pooling or is_encoder
 
-    format: Literal["safetensors", "gguf"] = "safetensors"
+    format: Literal["safetensors", "gguf", "pickle"] = "safetensors"
     quantization: str | None = None
     dialect: Dialect = Dialect()
     can_constrain: bool = False
+    brings_code: bool = False
 
     @property
     def generates_text(self) -> bool:
@@ -102,11 +107,13 @@ def read_card(
     has_pooling: bool = False,
     has_processor: bool = False,
     max_length: int | None = None,
+    is_pickled: bool = False,
 ) -> ModelCard:
     """Return what config.json and the chat templates say; what is missing or wrong is None.
 
-    `has_pooling` and `max_length` are what the files of sentence-transformers add to it. A
-    model sees images if it continues text, has an image tower and comes with a processor.
+    `is_pickled`: its weights are pickles. `has_pooling` and `max_length` are what the files of
+    sentence-transformers add to it. A model sees images if it continues text, has an image tower
+    and comes with a processor.
     """
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -121,6 +128,8 @@ def read_card(
         can_constrain=can_constrain,
         has_pooling=has_pooling,
         sees_images=has_processor and _has_eyes(config, first),
+        format="pickle" if is_pickled else "safetensors",
+        brings_code="auto_map" in config,
     )
 
 

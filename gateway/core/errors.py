@@ -23,7 +23,8 @@ GatewayError
 ├── NoRoom                    every resident model is in use: try again
 ├── ModelTooLarge             would not fit even an empty memory budget
 ├── ModelLoadFailed           the weights are there, but loading them failed
-│   └── ModelCorrupt          its files are damaged, or are not what they must be
+│   ├── ModelCorrupt          its files are damaged, or are not what they must be
+│   └── ModelRefused          loading it would do what the operator does not allow
 ├── ModelInUse                its files cannot go while somebody needs them
 ├── CollectionNotFound        no such collection of models
 ├── CollectionExists          another collection has that name
@@ -209,6 +210,10 @@ class ModelLoadFailed(GatewayError):
 
 class ModelCorrupt(ModelLoadFailed):
     code = "model_corrupt"
+
+
+class ModelRefused(ModelLoadFailed):
+    code = "model_refused"
 
 
 class ModelInUse(GatewayError):

@@ -9,6 +9,7 @@ import msgspec
 from gateway.core.cards import ModelCard
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState, ProviderState, UnloadReason
+from gateway.core.trust import Trust
 
 
 class Capability(StrEnum):
@@ -96,7 +97,8 @@ class LocalModel(msgspec.Struct, frozen=True):
     """A model's files on this machine, as a scan found them.
 
     `changed_ns` is when its weights were last written; two that are equal are the same files.
-    `problem` is a sentence on why it cannot be loaded, where the files themselves tell.
+    `problem` is a sentence on why it cannot be loaded, where the files themselves tell, `trust`
+    what the operator allows to it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class LocalModel(msgspec.Struct, frozen=True):
     source: str = "local"
     card: ModelCard = ModelCard()
     problem: str | None = None
+    trust: Trust = Trust()
 
 
 class ModelFilter(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.core.cards import read_context_length
+from gateway.core.cards import PICKLES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed, ModelUnloaded
 from gateway.core.loading import LoadConfig
 from gateway.core.pooling import (
@@ -22,11 +22,11 @@ from gateway.core.pooling import (
     read_modules,
     read_pooling,
 )
+from gateway.core.trust import Trust
 from gateway.engine.loader import (
     UNKNOWN_CONTEXT,
     choose_device,
     first_line,
-    require_safetensors,
     tensor_bytes,
 )
 from gateway.engine.needs import EMBEDDER_TOKENS, batch_bytes
@@ -35,6 +35,13 @@ from gateway.engine.progress import LoadProgress, watched
 from gateway.engine.runtime import import_torch
 from gateway.engine.text_encoder import TextEncoder
 from gateway.engine.tokenizers import load_tokenizer
+from gateway.engine.trusted import (
+    UNTRUSTED,
+    reading_options,
+    refusal_of,
+    require_readable,
+    weight_options,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,19 +77,24 @@ class LoadedEmbedder(msgspec.Struct, frozen=True):
 
 
 def load_embedder(
-    name: str, path: Path, config: LoadConfig, progress: LoadProgress | None = None
+    name: str,
+    path: Path,
+    config: LoadConfig,
+    progress: LoadProgress | None = None,
+    trust: Trust = UNTRUSTED,
 ) -> LoadedEmbedder:
     """Load the embedding model in `path`. Blocking; takes seconds.
 
-    Raises ModelLoadFailed with the reason for a person, ModelUnloaded when it was cancelled.
+    Raises ModelLoadFailed with the reason for a person, ModelRefused for what `trust` does not
+    allow, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
-    require_safetensors(name, path)
+    require_readable(name, path, trust)
     import_torch()
     device = choose_device(config.device)
     try:
         with watched(progress, path):
-            loaded = _load(path, config.dtype, device)
+            loaded = _load(path, config.dtype, device, trust)
         progress.check()
         return loaded
     except ModelUnloaded:
@@ -90,16 +102,18 @@ def load_embedder(
     except GatewayError as error:
         raise ModelLoadFailed(f"{name} could not be loaded: {error.message}") from None
     except Exception as error:  # transformers raises anything; the edge of its world is here
+        if refusal := refusal_of(name, error, trust):
+            raise refusal from error
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
 
 
-def _load(path: Path, dtype: str, device: str) -> LoadedEmbedder:
+def _load(path: Path, dtype: str, device: str, trust: Trust) -> LoadedEmbedder:
     modules, modes = _read_plan(path)
     limits = _read_json(path / "sentence_bert_config.json", {})
-    tokenizer = load_tokenizer(path)
-    model = _load_model(path, dtype, device)
-    steps = [_build_step(step, path, device) for step in modules.steps]
+    tokenizer = load_tokenizer(path, trust)
+    model = _load_model(path, dtype, device, trust)
+    steps = [_build_step(step, path, device, trust) for step in modules.steps]
     pooler = Pooler(modes, steps)
     pad_id = int(tokenizer.pad_token_id or 0)
     max_tokens = min(read_max_length(limits) or tokenizer.model_max_length, _positions(model))
@@ -131,18 +145,21 @@ def _read_plan(path: Path) -> tuple[Modules, tuple[PoolingMode, ...]]:
     return modules, read_pooling(_read_json(path / modules.pooling_path / "config.json", {}))
 
 
-def _load_model(path: Path, dtype: str, device: str) -> Any:
+def _load_model(path: Path, dtype: str, device: str, trust: Trust) -> Any:
     """Return the bare model; raises ModelLoadFailed if the files lack some of its weights.
 
-    They do where the repository has an architecture of its own, in code that is never run here.
+    They do where the repository has an architecture of its own, in code that is not run here.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
 
-    options = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(path, **options)
+    config = AutoConfig.from_pretrained(path, **reading_options(trust))
     kind = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
     model, report = kind.from_pretrained(
-        path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        path,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        **weight_options(path, trust),
     )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing or report["mismatched_keys"]:
@@ -151,9 +168,8 @@ def _load_model(path: Path, dtype: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _build_step(step: Step, path: Path, device: str) -> Callable[[Tensor], Tensor]:
+def _build_step(step: Step, path: Path, device: str, trust: Trust) -> Callable[[Tensor], Tensor]:
     import torch
-    from safetensors.torch import load_file
 
     if step.kind == "Normalize":
         return torch.nn.functional.normalize
@@ -166,11 +182,22 @@ def _build_step(step: Step, path: Path, device: str) -> Callable[[Tensor], Tenso
         or ({source, config.get("module_output_name", source) or source} != {"sentence_embedding"})
     ):
         raise ModelLoadFailed(f"The dense layer in {step.path} is of a kind not known here.")
-    weights = load_file(path / step.path / "model.safetensors")
+    weights = _read_weights(path / step.path, trust)
     size_out, size_in = weights["linear.weight"].shape
     linear = torch.nn.Linear(size_in, size_out, bias="linear.bias" in weights)
     linear.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
     return torch.nn.Sequential(linear, getattr(torch.nn, activation)()).to(device).eval()
+
+
+def _read_weights(folder: Path, trust: Trust) -> dict[str, Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    file, pickled = folder / "model.safetensors", folder / f"{PICKLES}.bin"
+    if trust.pickle and pickled.exists() and not file.exists():
+        found: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        return found
+    return load_file(file)
 
 
 def _run(model: Any, pooler: Pooler, pad_id: int, inputs: Sequence[Sequence[int]]) -> Tensor:

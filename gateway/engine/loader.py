@@ -1,4 +1,4 @@
-"""Loads a model folder with transformers: safetensors only, no code from the folder."""
+"""Loads a model folder with transformers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
+from gateway.core.trust import Trust
 from gateway.engine.compute import Compute
 from gateway.engine.decoder import sees_images
 from gateway.engine.mapped import MappedWeights
@@ -33,6 +34,13 @@ from gateway.engine.room import EngineRoom
 from gateway.engine.runner import Runner
 from gateway.engine.runtime import give_back_memory, import_torch, trim_memory
 from gateway.engine.sampling import Sampling, resolve_sampling
+from gateway.engine.trusted import (
+    UNTRUSTED,
+    reading_options,
+    refusal_of,
+    require_readable,
+    weight_options,
+)
 from gateway.engine.vision import VisionEncoder
 from gateway.engine.vocabulary import Vocabulary
 
@@ -41,9 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-SAFE = {"local_files_only": True, "trust_remote_code": False}
-"""How everything is read from a model's folder: no network, no code."""
 
 UNKNOWN_CONTEXT = 2**20
 """Tokens allowed to a model whose config names no limit (state-space models have none)."""
@@ -86,28 +91,29 @@ def load_model(
     progress: LoadProgress | None = None,
     recipe: Recipe | None = None,
     room: EngineRoom | None = None,
+    trust: Trust = UNTRUSTED,
 ) -> LoadedModel:
     """Load the model in `path`: a causal language model, of text or of images and text. Blocking;
     takes seconds, or less with a `recipe`: what a load of the very same files found out.
 
     It can answer; what is left to pack of it is in `packing`. `room` is where weights are
-    quantized (None: here). Raises ModelLoadFailed with the reason for a person, ModelUnloaded when
-    it was cancelled.
+    quantized (None: here). Raises ModelLoadFailed with the reason for a person, ModelRefused for
+    what `trust` does not allow, ModelUnloaded when it was cancelled.
     """
     progress = progress or LoadProgress()
     room = room or EngineRoom()
     mapped = MappedWeights(path)
-    require_safetensors(name, path)
+    require_readable(name, path, trust)
     import_torch()
     device = choose_device(config.device)
     try:
-        tokenizer = room.tokenizers.load(path)
-        encoder = _load_encoder(path, tokenizer)
+        tokenizer = room.tokenizers.load(path, trust)
+        encoder = _load_encoder(path, tokenizer, trust)
         prepare = partial(_prepare, name, config=config, compute=room.compute, mapped=mapped)
 
         def load() -> Any:
             with watched(progress, path, mapped.have_read):
-                return _load(path, config.dtype, device)
+                return _load(path, config.dtype, device, trust)
 
         runnable = (
             _find_recipe(config, prepare, load, mapped)
@@ -120,6 +126,8 @@ def load_model(
     except GatewayError:
         raise
     except Exception as error:  # transformers raises anything; the edge of its world is here
+        if refusal := refusal_of(name, error, trust):
+            raise refusal from error
         logger.exception("loading %s failed", name)
         raise ModelLoadFailed(f"{name} could not be loaded: {first_line(error)}") from error
     # What others stand in for now: files, and what is freed in small parts.
@@ -167,7 +175,7 @@ def _describe(
     )
 
 
-def _load(path: Path, dtype: str, device: str) -> Any:
+def _load(path: Path, dtype: str, device: str, trust: Trust) -> Any:
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -175,22 +183,23 @@ def _load(path: Path, dtype: str, device: str) -> Any:
         GenerationMixin,
     )
 
-    is_vision = _sees_images(path, AutoConfig.from_pretrained(path, **SAFE))
+    is_vision = _sees_images(path, AutoConfig.from_pretrained(path, **reading_options(trust)))
     kind = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
-    model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **SAFE)
+    model = kind.from_pretrained(path, dtype=dtype, **weight_options(path, trust))
     if is_vision and type(model).generate is not GenerationMixin.generate:
         raise ValueError(f"{type(model).__name__} generates in a way of its own.")
     return model.to(device).eval()
 
 
-def _load_encoder(path: Path, tokenizer: Any) -> PromptEncoder:
+def _load_encoder(path: Path, tokenizer: Any, trust: Trust) -> PromptEncoder:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, **SAFE)
+    options = reading_options(trust)
+    config = AutoConfig.from_pretrained(path, **options)
     if not _sees_images(path, config):
         return PromptEncoder(tokenizer)
     # With a tokenizer of its own, to which the encoder adds a token.
-    return VisionEncoder(load_processor(path, config, **SAFE))
+    return VisionEncoder(load_processor(path, config, **options))
 
 
 def _sees_images(path: Path, config: Any) -> bool:
@@ -285,15 +294,6 @@ def _replaceable(model: Any) -> Any:
     """Return the part whose layers others may stand in for: not the image tower, as some read the
     weights of their layers, and no probe looks at an image."""
     return model.get_decoder() if sees_images(model) else model
-
-
-def require_safetensors(name: str, path: Path) -> None:
-    """Raise ModelLoadFailed for a folder whose weights are in no format that is safe to read."""
-    if not any(path.glob("*.safetensors")):
-        raise ModelLoadFailed(
-            f"{name} has no safetensors files.",
-            hint="Only safetensors are loaded: other formats can run code.",
-        )
 
 
 def choose_device(wanted: str) -> str:

@@ -78,6 +78,8 @@ def _estimate_generator(files: LocalModel, config: LoadConfig) -> int:
     """Weights are packed or quantized product by product, so beside all of them there is one more
     product in both forms at the most."""
     weights = estimate_bytes(files.size_bytes, files.card.dtype, config.dtype)
+    if files.card.format == "pickle":
+        return 2 * weights  # all of them at once, as they are stored and as they are used
     folder = Path(files.path)
     stored = read_tensor_sizes(folder)
     sizes = {

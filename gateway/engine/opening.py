@@ -53,10 +53,10 @@ async def open_engine(
     ModelUnloaded when `progress` was cancelled.
     """
     is_plain = spec.load.quantization == "none"
-    if not is_plain and (spec.files.card.embeds or spec.files.card.format != "safetensors"):
+    if not is_plain and (spec.files.card.embeds or spec.files.card.format == "gguf"):
         raise ModelLoadFailed(
             f"{spec.ref} cannot be loaded as {spec.load.quantization}.",
-            hint="Only models that generate text, from safetensors, are quantized while they load.",
+            hint="Only models that generate text, of no GGUF file, are quantized while they load.",
             param="quantization",
         )
     open = _open_embedder if spec.files.card.embeds else _open_generator
@@ -68,7 +68,8 @@ async def open_engine(
 async def _open_embedder(
     spec: EngineSpec, progress: LoadProgress, memory: Memory | None, room: EngineRoom
 ) -> Engine:
-    load = partial(load_embedder, str(spec.ref), Path(spec.files.path), spec.load, progress)
+    path, trust = Path(spec.files.path), spec.files.trust
+    load = partial(load_embedder, str(spec.ref), path, spec.load, progress, trust)
     loaded = await run_aside(load)
     return EmbeddingEngine(
         spec.ref,
@@ -96,8 +97,8 @@ async def _open_generator(
 
 
 def _load_folder(spec: EngineSpec, progress: LoadProgress, room: EngineRoom) -> LoadedModel:
-    path = Path(spec.files.path)
-    return load_model(str(spec.ref), path, spec.load, progress, spec.recipe, room)
+    path, trust = Path(spec.files.path), spec.files.trust
+    return load_model(str(spec.ref), path, spec.load, progress, spec.recipe, room, trust)
 
 
 def _load_gguf(spec: EngineSpec, progress: LoadProgress, room: EngineRoom) -> LoadedModel:
@@ -114,5 +115,5 @@ def _load_gguf(spec: EngineSpec, progress: LoadProgress, room: EngineRoom) -> Lo
 
 
 _LOADERS: Mapping[str, Callable[[EngineSpec, LoadProgress, EngineRoom], LoadedModel]] = (
-    MappingProxyType({"safetensors": _load_folder, "gguf": _load_gguf})
+    MappingProxyType({"safetensors": _load_folder, "pickle": _load_folder, "gguf": _load_gguf})
 )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gateway.core.cards import PICKLES
 from gateway.core.errors import ModelUnloaded
 
 _BAR = "Loading weights"
@@ -46,12 +47,13 @@ class LoadProgress:
         parameters: Iterable[tuple[str, Any]],
         sizes: dict[str, int],
         on_read: Callable[[int], None] = lambda size_bytes: None,
+        pickled_bytes: int = 0,
     ) -> Iterator[tuple[str, Any]]:
         """Yield the parameters and count their bytes; one that the files name otherwise counts as
-        much as the others do on average."""
+        much as the others do on average, and so do all of pickles, whose sizes are not told."""
         named = list(parameters)
         known = [sizes[name] for name, _ in named if name in sizes]
-        usual = sum(known) // len(known) if known else 1
+        usual = max(1, sum(known or [pickled_bytes]) // max(1, len(known or named)))
         self.read_bytes, self.total_bytes = 0, sum(sizes.get(name, usual) for name, _ in named)
         for name, mapping in named:
             self.check()
@@ -73,10 +75,11 @@ def watched(
     from transformers.utils import logging
 
     sizes = read_tensor_sizes(folder)
+    pickled_bytes = sum(file.stat().st_size for file in folder.glob(f"{PICKLES}*.bin"))
 
     def hook(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if options.get("desc") == _BAR and args:
-            return progress.over(args[0], sizes, on_read)
+            return progress.over(args[0], sizes, on_read, pickled_bytes)
         return bar(*args, **options)
 
     previous = logging.set_tqdm_hook(hook)

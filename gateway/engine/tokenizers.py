@@ -11,6 +11,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from gateway.core.trust import Trust
+from gateway.engine.trusted import UNTRUSTED, reading_options
+
 LIMIT = 4
 
 _WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth"})
@@ -22,20 +25,20 @@ class TokenizerCache:
     """The tokenizers of up to LIMIT folders, the one used longest ago goes first. Thread-safe."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Path, Stamp], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, Stamp, Trust], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, trust: Trust = UNTRUSTED) -> Any:
         """Return the tokenizer in a model's folder, as its files are now. Blocking: up to seconds.
 
         Raises what transformers raises.
         """
-        key = path, _stamp(path)
+        key = path, _stamp(path), trust
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, trust)
         with self._lock:
             self._kept[key] = tokenizer
             while len(self._kept) > LIMIT:
@@ -43,11 +46,11 @@ class TokenizerCache:
         return tokenizer
 
 
-def load_tokenizer(path: Path) -> Any:
-    """Read the tokenizer in a model's folder: no network, no code of the folder's."""
+def load_tokenizer(path: Path, trust: Trust = UNTRUSTED) -> Any:
+    """Read the tokenizer in a model's folder, as far as `trust` allows."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(path, **reading_options(trust))
 
 
 def _stamp(path: Path) -> Stamp:

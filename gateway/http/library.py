@@ -117,6 +117,8 @@ def describe_entry(entry: LibraryEntry) -> dict[str, Any]:
         "refs": list(shelved.refs),
         "size_bytes": shelved.size_bytes,
         "usable": entry.is_usable,
+        "brings_code": shelved.model.card.brings_code,
+        "allowed": shelved.model.trust.allowed,
         "first_seen": entry.first_seen,
         "last_used": entry.last_used,
         "last_updated": shelved.updated_at,

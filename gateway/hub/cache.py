@@ -11,10 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.core.cards import PROCESSOR_FILES, ModelCard, read_card
+from msgspec.structs import replace
+
+from gateway.core.cards import PICKLES, PROCESSOR_FILES, ModelCard, read_card
 from gateway.core.library import ModelFile, ShelvedModel
 from gateway.core.models import LocalModel
 from gateway.core.pooling import has_pooling, read_max_length
+from gateway.core.trust import TrustRules
 from gateway.hub.disk import FolderFiles, is_inside, look
 from gateway.hub.gguf import SUFFIX, GgufModel, GgufScanner, choose_model, name_by_tag
 from gateway.hub.health import Health
@@ -41,17 +44,20 @@ class FileLibrary:
         builtin: Mapping[str, Path] | None = None,
         *,
         health: Health | None = None,
+        trust: TrustRules | None = None,
     ) -> None:
         self._models_folder = models_folder
         self._hub_cache = hub_cache
         self._builtin = dict(builtin or {})
         self._health = health or Health()
+        self._trust = trust or TrustRules()
         self._gguf = GgufScanner()
         self._known: dict[tuple[str, str], tuple[str, LocalModel]] = {}
 
     def scan(self) -> Sequence[LocalModel]:
         """Return every model that generates text or embeds, of its default revision, with the fault
-        that is known of it; what is of another kind or has no weights is left out."""
+        that is known of it; what is of another kind, is not allowed or has no weights is left
+        out."""
         found: dict[str, LocalModel] = {}
         for each in self.shelved():
             is_broken = each.model.card.format == "gguf" and each.model.problem is not None
@@ -208,17 +214,21 @@ class FileLibrary:
         **place: Any,
     ) -> ShelvedModel:
         stamp = files.stamp
+        trust = self._trust.of(name, revision)
         key = str(files.path), name
         known = self._known.get(key)
         if known is None or known[0] != stamp:
             if len(self._known) >= MAX_KEPT:
                 self._known.clear()
-            known = self._known[key] = stamp, _describe(name, files, source, revision)
+            described = replace(_describe(name, files, source, revision), trust=trust)
+            known = self._known[key] = stamp, described
         model = known[1]
-        is_served = (model.card.generates_text or model.card.embeds) and model.size_bytes > 0
+        card = model.card
+        is_allowed = card.format != "pickle" or trust.pickle
+        is_served = (card.generates_text or card.embeds) and model.size_bytes > 0 and is_allowed
         shelved = ShelvedModel(
             model=model,
-            stamp=stamp,
+            stamp=stamp + trust.mark,  # a verdict holds for what is allowed, too
             updated_at=files.changed_ns / 1e9,
             files=tuple(
                 ModelFile(name, at.path, at.size_bytes) for name, at in sorted(files.files.items())
@@ -277,6 +287,9 @@ def _is_gguf(name: str) -> bool:
 
 def _describe(name: str, files: FolderFiles, source: str, revision: str | None) -> LocalModel:
     weights = [at for file, at in files.files.items() if _is_weights(file)]
+    pickles = [at for file, at in files.files.items() if _is_pickle(file)]
+    is_pickled = bool(pickles) and not weights
+    weights = weights or pickles
     return LocalModel(
         name=name,
         path=str(files.path),
@@ -284,7 +297,7 @@ def _describe(name: str, files: FolderFiles, source: str, revision: str | None) 
         changed_ns=max((at.changed_ns for at in weights), default=0),
         revision=revision,
         source=source,
-        card=_read_card(files),
+        card=_read_card(files, is_pickled),
     )
 
 
@@ -292,7 +305,11 @@ def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and "/" not in name
 
 
-def _read_card(files: FolderFiles) -> ModelCard:
+def _is_pickle(name: str) -> bool:
+    return name.startswith(PICKLES) and name.endswith(".bin") and "/" not in name
+
+
+def _read_card(files: FolderFiles, is_pickled: bool) -> ModelCard:
     return read_card(
         _read_object(files, "config.json"),
         templates=_read_templates(files),
@@ -300,6 +317,7 @@ def _read_card(files: FolderFiles) -> ModelCard:
         has_pooling=has_pooling(_read_json(files, "modules.json")),
         has_processor=any(name in files.files for name in PROCESSOR_FILES),
         max_length=read_max_length(_read_object(files, "sentence_bert_config.json")),
+        is_pickled=is_pickled,
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any
 from gateway.core.gguf import BrokenGguf, read_header
 from gateway.core.library import ModelFile, ShelvedModel
 from gateway.core.safetensors import BrokenSafetensors, read_tensors
+from gateway.core.trust import ALLOW_PICKLE, TRUST_REPOSITORY
 from gateway.hub.disk import MAX_TEXT_BYTES, open_regular
 
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 4 * 2**20
 _READ = (".json", ".safetensors", ".gguf", ".jinja", ".model", ".txt", ".py")
 """What the libraries that load models open by themselves."""
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_PICKLE_ENDS = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # How the Hub's cache names a file: by its SHA-256, or by Git's name where it is small.
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
@@ -51,22 +52,37 @@ def find_fault(shelved: ShelvedModel) -> str | None:
 
 def find_refusal(shelved: ShelvedModel) -> str | None:
     """Return why a sound model is none that is loaded here."""
-    if shelved.model.card.format == "gguf" or any(map(is_weights, shelved.files)):
+    model = shelved.model
+    if model.card.format == "gguf" or any(map(is_weights, shelved.files)):
         return None
-    pickles = [file.name for file in shelved.files if file.name.endswith(_PICKLES)]
-    if pickles:
-        return f"{pickles[0]} is a pickle, which may run code as it is read: only safetensors are."
-    return "It has no weights."
+    pickles = [file.name for file in shelved.files if file.name.endswith(_PICKLE_ENDS)]
+    if not pickles:
+        return "It has no weights."
+    if model.card.format != "pickle":
+        return f"{pickles[0]} is a pickle, and not one of those that are ever read."
+    if not model.trust.pickle:
+        return f"{pickles[0]} is a pickle, which {ALLOW_PICKLE} does not allow to this model."
+    return None
 
 
 def find_warnings(shelved: ShelvedModel) -> list[str]:
     """Return what an operator should know of a model that can be loaded."""
-    config = _read_json(shelved, "config.json")
+    card, trust = shelved.model.card, shelved.model.trust
     warnings = []
-    if isinstance(config, dict) and "auto_map" in config:
-        warnings.append("It brings code of its own, which is not run.")
-    if any(file.name.endswith(_PICKLES) for file in shelved.files):
-        warnings.append("It has pickle files, which are not read.")
+    if card.brings_code and trust.code:
+        warnings.append(f"It brings code of its own, which is run: {TRUST_REPOSITORY} allows it.")
+    elif card.brings_code:
+        warnings.append(
+            f"It brings code of its own, which is not run: {TRUST_REPOSITORY} does not allow it."
+        )
+    if any(file.name.endswith(_PICKLE_ENDS) for file in shelved.files):
+        is_read = card.format == "pickle" and trust.pickle
+        how = (
+            f"are read, for their tensors only: {ALLOW_PICKLE} allows it"
+            if is_read
+            else ("are not read")
+        )
+        warnings.append(f"It has pickle files, which {how}.")
     return warnings
 
 

@@ -7,9 +7,10 @@ that is told of several servers there are as many, by the servers' names.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
@@ -32,7 +33,8 @@ class ProviderContext(msgspec.Struct, frozen=True):
 
     `used` is told of the library's models as they are loaded and asked. `name` stands before the
     names of its models; a kind of which there is one has its own. What models hold of this
-    machine's memory is in the `ledger`.
+    machine's memory is in the `ledger`. `configured` returns once what was decided for models
+    before is decided again: nothing is to be loaded by itself until then.
     """
 
     library: ModelLibrary
@@ -44,6 +46,7 @@ class ProviderContext(msgspec.Struct, frozen=True):
     ledger: MemoryLedger = msgspec.field(
         default_factory=lambda: MemoryLedger(DeviceBudgets(default_budget))
     )
+    configured: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
 
 
 class ProviderFactory(Protocol):

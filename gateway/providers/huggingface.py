@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 
 import anyio.to_thread
 from anyio.abc import TaskGroup
@@ -44,8 +45,9 @@ from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from gateway.engine.room import EngineRoom, open_room
 from gateway.engine.runtime import import_torch
+from gateway.engine.trusted import require_readable
 from gateway.providers import ProviderContext
-from gateway.settings import Settings, child_environment
+from gateway.settings import Settings, model_environment
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +85,20 @@ class HuggingFaceService:
         """Import torch in the background, so that the first request need not wait for it."""
         tasks.start_soon(self._import_torch, name="import torch")
 
-    def preload(self, names: Sequence[str], tasks: TaskGroup) -> None:
-        """Load models in the background; one that fails is logged, and seen as failed."""
+    def preload(
+        self,
+        names: Sequence[str],
+        tasks: TaskGroup,
+        configured: Callable[[], Awaitable[object]],
+    ) -> None:
+        """Load models in the background, once they are `configured`; one that fails is logged, and
+        seen as failed."""
         for name in names:
             ref = parse_ref(self.name, name.removeprefix(f"{self.name}/"))
-            tasks.start_soon(self._preload, ref, name=f"preload {ref}")
+            tasks.start_soon(self._preload, ref, configured, name=f"preload {ref}")
 
-    async def _preload(self, ref: ModelRef) -> None:
+    async def _preload(self, ref: ModelRef, configured: Callable[[], Awaitable[object]]) -> None:
+        await configured()
         try:
             await self.load(ref)
         except GatewayError as error:
@@ -207,6 +216,8 @@ class HuggingFaceService:
             raise ModelCorrupt(f"{ref} is damaged. {files.problem}", param="model")
         if _lacks_llama_cpp(files):
             raise ModelLoadFailed(LACKS_LLAMA_CPP, hint=INSTALL_HINT)
+        if files.card.format == "pickle":
+            require_readable(str(ref), Path(files.path), files.trust)
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
         return ModelRef(self.name, files.name, None if is_default else files.revision), files
@@ -350,7 +361,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     # With the models elsewhere, torch is here for no more than to see which devices there are.
     if settings.hf_isolation == "thread" or settings.hf_device != "cpu":
         service.warm_up(context.task_group)
-    service.preload(settings.hf_preload, context.task_group)
+    service.preload(settings.hf_preload, context.task_group, context.configured)
     return service
 
 
@@ -370,6 +381,6 @@ def _choose_opener(
     return partial(
         open_isolated,
         task_group=context.task_group,
-        environment=child_environment(),
+        environment=model_environment(settings),
         memory_limit_bytes=settings.hf_child_memory_bytes,
     )

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import anyio
+
 from gateway.core.collections import SavedConfig
 from gateway.core.errors import DatabaseUnavailable, GatewayError
 from gateway.core.loading import ConfigChange, ConfigReport, ModelConfig
@@ -21,8 +23,11 @@ class ConfigService:
         store: CollectionStore,
         control: ModelControlService,
         *,
+        restored: anyio.Event | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
+        """`restored` is set once `restore` has decided all it can."""
+        self._restored = restored or anyio.Event()
         self._store = store
         self._control = control
         self._now = now
@@ -42,10 +47,11 @@ class ConfigService:
         """Decide for the models what was kept, for a gateway that starts."""
         try:
             configs = await self._store.configs()
+            await self.apply([SavedConfig(model, config) for model, config in configs.items()])
         except DatabaseUnavailable as error:
             logger.warning("the configs of models are not restored: %s", error.message)
-            return
-        await self.apply([SavedConfig(model, config) for model, config in configs.items()])
+        finally:
+            self._restored.set()
 
     async def apply(self, configs: Sequence[SavedConfig]) -> None:
         """Decide this for the models; one that is not here is passed over."""

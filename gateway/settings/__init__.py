@@ -12,6 +12,7 @@ from gateway.settings.sources import (
     default_config_dir,
     environment_name,
     load_settings,
+    model_environment,
 )
 from gateway.settings.values import parse_hub_endpoint, parse_ollama_host
 from gateway.settings.whole import Settings
@@ -24,6 +25,7 @@ __all__ = [
     "default_config_dir",
     "environment_name",
     "load_settings",
+    "model_environment",
     "parse_hub_endpoint",
     "parse_ollama_host",
 ]

@@ -39,8 +39,16 @@ class HubSettings(Group):
     download_reserve_bytes: int = Field(
         2**30, ge=0, description="Bytes of the disk that downloads leave free."
     )
+    downloads_keep_days: int = Field(
+        30, ge=0, le=36_500, description="Days that ended downloads stay listed; 0: for ever."
+    )
 
     @cached_property
     def resolved_hub_cache(self) -> Path:
         home = self.hf_home or Path("~/.cache/huggingface").expanduser()
         return self.hf_hub_cache or home / "hub"
+
+    @cached_property
+    def resolved_modules_cache(self) -> Path:
+        """Where transformers copies the code of models that it runs."""
+        return (self.hf_home or Path("~/.cache/huggingface").expanduser()) / "modules"

@@ -1,9 +1,12 @@
 """Models that run in the gateway."""
 
+from functools import cached_property
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from gateway.core.downloads import is_commit
+from gateway.core.trust import TrustRules
 from gateway.settings.values import Folder, Group, Names, Positive
 
 
@@ -42,6 +45,14 @@ class HuggingFaceSettings(Group):
     hf_prompt_cache_bytes: int = Field(
         256 * 2**20, ge=0, description="Bytes that one model may keep of past prompts."
     )
+    hf_allow_pickle: Names = Field(
+        (), description="Models whose weights may be pickles, comma-separated; * is all."
+    )
+    hf_trusted_repositories: Names = Field(
+        (),
+        description="Models whose own code is run, comma-separated: owner/name@commit, or "
+        "owner/name for every commit.",
+    )
     hf_verify_memory_bytes: int = Field(
         0,
         ge=0,
@@ -55,3 +66,19 @@ class HuggingFaceSettings(Group):
         le=2**20,
         description="Most tokens of a stream of a GGUF model; set aside for each stream at once.",
     )
+
+    @field_validator("hf_trusted_repositories")
+    @classmethod
+    def _check_trusted(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            model, at, commit = name.partition("@")
+            if model == "*":
+                raise ValueError("name each model whose code is to be run: '*' stands for none")
+            if not model or (at and not is_commit(commit)):
+                raise ValueError(f"'{name}' is not of the form owner/name or owner/name@commit")
+        return value
+
+    @cached_property
+    def trust_rules(self) -> TrustRules:
+        """What the operator lets the files of models do."""
+        return TrustRules(self.hf_allow_pickle, self.hf_trusted_repositories)

@@ -68,6 +68,11 @@ def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
     return {name: value for name, value in source.items() if not name.startswith(OUR_PREFIXES)}
 
 
+def model_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment for processes that load models: besides, where code may be copied."""
+    return child_environment() | {"HF_MODULES_CACHE": str(settings.resolved_modules_cache)}
+
+
 def default_config_dir() -> Path:
     """Return `config/` of the source tree, or the copy inside the installed package."""
     package = Path(__file__).parents[1]

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import ModelNotFound
@@ -179,3 +180,32 @@ async def test_what_was_never_there_is_still_not_found(open_service: OpenService
             await service.unload(ref)
         with pytest.raises(ModelNotFound):
             await service.config(ref)
+
+
+async def test_a_preload_waits_until_what_was_decided_holds_again(
+    tmp_path: Path, hub: Path
+) -> None:
+    changes: list[ModelStateChange] = []
+    restored = anyio.Event()
+    ref = ModelRef("huggingface", "own/m")
+    async with anyio.create_task_group() as tasks:
+        context = ProviderContext(
+            library=FileLibrary(tmp_path / "models", hub),
+            observe=changes.append,
+            task_group=tasks,
+            clock=anyio.current_time,
+            configured=restored.wait,
+        )
+        service = load("huggingface")(Settings(hf_device="cpu", hf_preload=("own/m",)), context)
+        for _ in range(100):  # as far as it comes
+            await anyio.lowlevel.checkpoint()
+        await service.configure(ref, ConfigChange(load=LoadConfig("cpu", "float16")))
+        assert changes == []
+        restored.set()
+        with anyio.fail_after(60):
+            while ModelState.LOADED not in [change.state for change in changes]:
+                await anyio.lowlevel.checkpoint()
+        [status] = await service.status(ref)
+        await service.aclose()
+    assert not status.requires_reload and status.config.load.dtype == "float16"
+    assert [change.state for change in changes[:2]] == [ModelState.LOADING, ModelState.LOADED]

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.trust import Trust
 from gateway.engine import tokenizers
 from gateway.engine.tokenizers import LIMIT, TokenizerCache
 from tests.tiny_models import build_model
@@ -18,9 +19,9 @@ def test_a_tokenizer_is_read_once_until_a_file_of_its_folder_changes(
     read: list[Path] = []
     really = tokenizers.load_tokenizer
 
-    def count(path: Path) -> object:
+    def count(path: Path, trust: Trust) -> object:
         read.append(path)
-        return really(path)
+        return really(path, trust)
 
     monkeypatch.setattr(tokenizers, "load_tokenizer", count)
     cache = TokenizerCache()

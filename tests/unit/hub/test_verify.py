@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.library import ShelvedModel
+from gateway.core.trust import TrustRules
 from gateway.hub.cache import FileLibrary
 from gateway.hub.verify import find_damage, find_fault, find_refusal, find_warnings
 from tests.hub_folders import CONFIG, model_files, put_cached, put_local, tensor_file
@@ -120,11 +121,28 @@ def test_a_pickle_is_refused_and_one_beside_sound_weights_is_not_read(
     config = json.dumps({**CONFIG, "auto_map": {"AutoModel": "evil.Model"}}).encode()
     put_local(tmp_path / "models/m", {"config.json": config, "pytorch_model.bin": b"\x80"})
     said = find_refusal(shelved(library))
-    assert said is not None and "pickle" in said
+    assert said is not None and "GATEWAY_HF_ALLOW_PICKLE" in said
     put_local(tmp_path / "models/both", {**model_files(), "a.pkl": b"\x80", "config.json": config})
     both = shelved(library, "both")
     assert find_refusal(both) is None
-    assert len(find_warnings(both)) == 2
+    code, pickles = find_warnings(both)
+    assert "GATEWAY_HF_TRUSTED_REPOSITORIES does not allow it" in code
+    assert "are not read" in pickles
+
+
+def test_what_is_allowed_is_said_and_makes_another_verdict(
+    library: FileLibrary, tmp_path: Path
+) -> None:
+    config = json.dumps({**CONFIG, "auto_map": {"AutoModel": "own.Model"}}).encode()
+    put_local(tmp_path / "models/m", {"config.json": config, "pytorch_model.bin": b"\x80"})
+    trust = TrustRules(pickles=("m",), repositories=("m",))
+    trusting = FileLibrary(tmp_path / "models", tmp_path / "hub", trust=trust)
+    found, before = shelved(trusting), shelved(library)
+    assert found.model.card.format == before.model.card.format == "pickle"
+    assert (found.is_served, before.is_served) == (True, False)
+    assert found.stamp != before.stamp and find_refusal(found) is None
+    code, pickles = find_warnings(found)
+    assert "which is run" in code and "are read" in pickles
 
 
 def test_a_fault_is_looked_for_once_and_anew_when_a_file_changes(
