@@ -7,7 +7,7 @@ from msgspec.structs import asdict, replace
 
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
 from gateway.core.decision_records import DecisionFilter, DecisionRecord, describe_session
-from gateway.core.downloads import LEGAL_SOURCES, Download, DownloadState, Progress
+from gateway.core.downloads import LEGAL_SOURCES, SETTLED, Download, DownloadState, Progress
 from gateway.core.drift import StateDrift, find_drift
 from gateway.core.errors import CollectionExists
 from gateway.core.events import Timings, Usage
@@ -477,6 +477,22 @@ class MemoryDownloadStore:
         if worker is not None and not self._is_run_by(download, worker):
             return None
         return self._put(download, change)
+
+    async def remove(self, download_id: str) -> bool:
+        found = self._downloads.get(download_id)
+        if found is None or not found.ended:
+            return False
+        del self._downloads[download_id]
+        return True
+
+    async def purge(self, changed_before: float, limit: int) -> int:
+        settled = [d for d in self._downloads.values() if d.state in SETTLED]
+        old = sorted(
+            (d for d in settled if d.updated_at < changed_before), key=lambda d: d.updated_at
+        )
+        for download in old[:limit]:
+            del self._downloads[download.id]
+        return len(old[:limit])
 
     def _put(self, download: Download, change: DownloadChange) -> Download:
         progress = change.progress or download.progress

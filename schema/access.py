@@ -79,6 +79,7 @@ FIELD_SCOPES: Mapping[OperationType, Mapping[str, frozenset[KeyScope]]] = {
         "pauseDownload": _MANAGE,
         "resumeDownload": _MANAGE,
         "cancelDownload": _MANAGE,
+        "deleteDownload": _MANAGE,
         "setRotation": _MANAGE,
         "deleteRotation": _MANAGE,
         "pauseRotation": _MANAGE,

@@ -174,6 +174,11 @@ async def cancel_download(info: Info, id: _Id) -> Download | None:
     return Download.of(await info.context.gateway.downloads.cancel(id))
 
 
+async def delete_download(info: Info, id: _Id) -> Download | None:
+    _require_serving(info)
+    return Download.of(await info.context.gateway.downloads.forget(id))
+
+
 async def watch_downloads(info: Info, ids: _Ids = None) -> AsyncGenerator[Download, None]:
     async with info.context.gateway.downloads.watch(ids or ()) as changes:
         async for download in changes:

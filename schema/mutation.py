@@ -24,6 +24,7 @@ from schema.control import ConfigReport, ModelStatus
 from schema.downloads import (
     Download,
     cancel_download,
+    delete_download,
     pause_download,
     resume_download,
     start_download,
@@ -165,6 +166,10 @@ class Mutation:
     cancel_download: Download | None = strawberry.field(
         resolver=cancel_download,
         description="Stop it for good and delete what is not whole.",
+    )
+    delete_download: Download | None = strawberry.field(
+        resolver=delete_download,
+        description="Take a download that has ended off the list; what a failed one left goes.",
     )
     set_rotation: Rotation | None = strawberry.field(
         resolver=set_rotation, description="Make a rotation, or make it another."

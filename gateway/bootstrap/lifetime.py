@@ -119,6 +119,9 @@ def _start(
     tasks.start_soon(purger.run, name="session purger")
     purger = _build_purger(settings, stores.decisions, RecordCounts(), "decisions")
     tasks.start_soon(purger.run, name="decision purger")
+    days = settings.downloads_keep_days
+    purger = _build_purger(settings, stores.downloads, RecordCounts(), "downloads", days)
+    tasks.start_soon(purger.run, name="download purger")
     if settings.stall_warn_s:
         watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
         tasks.start_soon(watchdog.run, name="loop watchdog")
@@ -153,11 +156,16 @@ async def _open_journal(settings: Settings) -> FileJournal:
 
 
 def _build_purger(
-    settings: Settings, store: RecordStore, counts: RecordCounts, kind: str
+    settings: Settings,
+    store: RecordStore,
+    counts: RecordCounts,
+    kind: str,
+    keep_days: int | None = None,
 ) -> SessionPurger:
+    """`keep_days` None: as long as the records of streams."""
     return SessionPurger(
         store,
-        keep_days=settings.records_keep_days,
+        keep_days=settings.records_keep_days if keep_days is None else keep_days,
         batch=settings.records_purge_batch,
         counts=counts,
         kind=kind,

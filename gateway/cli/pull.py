@@ -113,6 +113,17 @@ def cancel(id: str, as_json: bool) -> None:
     _act(id, "cancel", as_json)
 
 
+@downloads.command("rm")
+@click.argument("id")
+@as_json_option
+def remove(id: str, as_json: bool) -> None:
+    """Take a download that has ended off the list; what a failed one left is deleted."""
+    from urllib.parse import quote
+
+    answer = client().delete(f"{_PATH}/{quote(id, safe='')}")
+    print_json(answer) if as_json else click.echo(_describe(answer))
+
+
 def _act(download_id: str, verb: str, as_json: bool) -> None:
     from urllib.parse import quote
 

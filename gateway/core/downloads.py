@@ -46,6 +46,9 @@ ENDED = frozenset(
     }
 )
 
+SETTLED = ENDED - {DownloadState.FAILED}
+"""From these nothing leads on."""
+
 LEGAL_SOURCES: dict[DownloadState, frozenset[DownloadState]] = {
     # A gateway that stops gives back what it runs.
     DownloadState.QUEUED: frozenset(

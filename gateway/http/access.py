@@ -67,6 +67,7 @@ ROUTE_SCOPES: Mapping[tuple[str, str], frozenset[KeyScope]] = {
     ("GET", "/api/v1/downloads"): MANAGE,
     ("POST", "/api/v1/downloads"): MANAGE,
     ("GET", "/api/v1/downloads/{id}"): MANAGE,
+    ("DELETE", "/api/v1/downloads/{id}"): MANAGE,
     ("GET", "/api/v1/downloads/{id}/events"): MANAGE,
     ("POST", "/api/v1/downloads/{id}/pause"): MANAGE,
     ("POST", "/api/v1/downloads/{id}/resume"): MANAGE,

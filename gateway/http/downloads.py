@@ -70,6 +70,7 @@ class DownloadsFace:
             Route("/api/v1/downloads", self.list, methods=["GET"]),
             Route("/api/v1/downloads", self.start, methods=["POST"]),
             Route(one, self.get, methods=["GET"]),
+            Route(one, self.forget, methods=["DELETE"]),
             Route(f"{one}/events", self.events, methods=["GET"]),
             Route(f"{one}/pause", self.pause, methods=["POST"]),
             Route(f"{one}/resume", self.resume, methods=["POST"]),
@@ -94,6 +95,9 @@ class DownloadsFace:
 
     async def get(self, request: Request) -> Response:
         return json_response(describe_download(await self._downloads.find(_id(request))))
+
+    async def forget(self, request: Request) -> Response:
+        return json_response(describe_download(await self._downloads.forget(_id(request))))
 
     async def pause(self, request: Request) -> Response:
         return json_response(describe_download(await self._downloads.pause(_id(request))))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-FILE = ".gateway-place"
+FILE = ".locks/gateway-place"
+"""Not beside the repositories: huggingface_hub tells of every file there that is none."""
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -20,8 +21,9 @@ def name_place(cache: Path) -> str:
     written it is the host and the path after all. Blocking.
     """
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        return _read(cache / FILE) or _write(cache / FILE)
+        file = cache / FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return _read(file) or _write(file)
     except (OSError, ValueError) as error:
         logger.warning("the Hub's cache %s cannot be named: %s", cache, error)
         return f"{socket.gethostname()}:{cache.resolve()}"
@@ -39,7 +41,7 @@ def _read(file: Path) -> str | None:
 
 def _write(file: Path) -> str:
     """Write a new name, unless another gateway is quicker; return the one that holds."""
-    own = file.with_name(f"{FILE}.{secrets.token_hex(8)}")
+    own = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     own.write_text(secrets.token_hex(16) + "\n", "ascii")
     try:
         # A link, as a rename would replace the other's; the file is never seen half written.

@@ -166,6 +166,19 @@ class DownloadService:
         await self._discard(cancelled)
         return cancelled
 
+    async def forget(self, download_id: str) -> Download:
+        """Take one that has ended off the list and return it; what a failed one left is deleted,
+        as `cancel` does. Raises StaleTransition for one that has not ended."""
+        found = await self.find(download_id)
+        if found.state is DownloadState.FAILED:
+            found = await self.cancel(download_id)
+        if not await self._store.remove(download_id):
+            raise StaleTransition(
+                f"A download that is {found.state} is not forgotten.", hint="Cancel it first."
+            )
+        self._tell()
+        return found
+
     async def resume(self, download_id: str) -> Download:
         """Queue one again that is paused or has failed; goes on where it stopped."""
         if self._draining:

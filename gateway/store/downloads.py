@@ -6,10 +6,12 @@ Leases go by the database's clock, so that the clocks of several gateways may di
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, insert, or_, select, update
+from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
 
 from gateway.core.downloads import (
+    ENDED,
     LEGAL_SOURCES,
+    SETTLED,
     Download,
     DownloadFault,
     DownloadOrder,
@@ -103,6 +105,23 @@ class DatabaseDownloadStore:
                 return None
             row = (await connection.execute(_of(download_id))).one()
         return _download(row)
+
+    async def remove(self, download_id: str) -> bool:
+        has_ended = downloads.c.state.in_(sorted(ENDED))
+        statement = delete(downloads).where(downloads.c.id == download_id, has_ended)
+        async with self._database.writing() as connection:
+            return bool((await connection.execute(statement)).rowcount)
+
+    async def purge(self, changed_before: float, limit: int) -> int:
+        old = (
+            select(downloads.c.id)
+            .where(downloads.c.state.in_(sorted(SETTLED)), downloads.c.updated_at < changed_before)
+            .order_by(downloads.c.updated_at)
+            .limit(limit)
+        )
+        statement = delete(downloads).where(downloads.c.id.in_(old))
+        async with self._database.writing() as connection:
+            return int((await connection.execute(statement)).rowcount)
 
 
 def _of(download_id: str) -> Select[Any]:

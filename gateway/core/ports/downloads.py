@@ -108,3 +108,12 @@ class DownloadStore(Protocol):
         With `worker` only if he still runs it, with `sources` only from one of these.
         """
         ...
+
+    async def remove(self, download_id: str) -> bool:
+        """Forget a download that has ended; return whether there was such a one."""
+        ...
+
+    async def purge(self, changed_before: float, limit: int) -> int:
+        """Forget up to `limit` downloads that ended before (Unix seconds), the oldest first, and
+        return how many; those that failed may be resumed, and stay."""
+        ...

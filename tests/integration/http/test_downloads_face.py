@@ -42,3 +42,14 @@ async def test_head_watches_nothing() -> None:
         reply = await served.client.head(EVENTS)
         assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
         assert served.gateway.downloads._watchers == 0
+
+
+async def test_one_that_has_ended_is_deleted_and_no_other() -> None:
+    async with serving(ScriptedProvider()) as served:
+        await queue_one(served)
+        one = "/api/v1/downloads/d1"
+        early = await served.client.delete(one)
+        assert (early.status_code, early.json()["error"]["code"]) == (409, "stale_transition")
+        assert (await served.client.post(f"{one}/cancel", json={})).status_code == 200
+        assert (await served.client.delete(one)).json()["state"] == "CANCELLED"
+        assert (await served.client.delete(one)).status_code == 404

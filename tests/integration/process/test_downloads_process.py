@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -112,7 +115,7 @@ def test_a_downloaded_model_answers(
     plan = gateway.client.post("/api/v1/downloads", json={"repo": MODEL, "dryRun": True})
     assert plan.status_code == 200
     assert plan.json()["bytes_to_fetch"] == sum(file.stat().st_size for file in files)
-    assert not cache_of(environment).exists()
+    assert [path.name for path in cache_of(environment).iterdir()] == [".locks"]
 
     download = order(gateway)
     told = events(gateway, download["id"])
@@ -272,6 +275,50 @@ def test_two_gateways_on_one_cache_fetch_a_file_once(
     assert sum(seen.sent_bytes for seen in hub.peer.seen("cdn")) == len(WEIGHTS)
 
 
+def test_another_gateway_takes_over_and_the_first_finds_out_when_it_goes_on(
+    hub: Hub, environment: dict[str, str], rows: Callable[[str], list[tuple[Any, ...]]]
+) -> None:
+    """The first is stopped in mid-file, with the file's lock, until after its lease."""
+    hub.files.add(MODEL, HubFile(PATH, WEIGHTS))
+    go_on = hub.hold(PATH, 3_000_000)
+    assert run_gateway(environment, "db", "upgrade").returncode == 0
+    database = Path(environment["GATEWAY_DATA_DIR"]) / "gateway.db"
+    who = "SELECT node, state FROM downloads"
+    with ExitStack() as stack:
+        first, second = (
+            GatewayProcess(
+                environment
+                | {"GATEWAY_NODE": node, "GATEWAY_DATABASE_URL": f"sqlite:///{database}"}
+            )
+            for node in ("one", "two")
+        )
+        for gateway in (first, second):
+            stack.callback(gateway.close)
+        runs = {"one": first, "two": second}
+        download_id = order(first)["id"]
+        until_written(first, download_id, 1_000_000)
+        [(node, _)] = rows(who)
+        stopped, other = runs.pop(node), *runs.values()
+        os.kill(stopped.pid, signal.SIGSTOP)
+        stack.callback(os.kill, stopped.pid, signal.SIGCONT)
+        connection = sqlite3.connect(database, timeout=30)
+        stack.callback(connection.close)
+        connection.execute("UPDATE downloads SET leased_until = '2000-01-01 00:00:00.000000'")
+        connection.commit()
+        while rows(who) == [(node, "RUNNING")]:
+            time.sleep(0.05)
+        os.kill(stopped.pid, signal.SIGCONT)
+        done = outcome(other, download_id)
+        seen = outcome(stopped, download_id)
+        go_on()
+        assert rows(who) != [(node, "SUCCEEDED")]
+    assert (done["state"], seen["state"]) == ("SUCCEEDED", "SUCCEEDED")
+    snapshot = Path(done["path"])
+    assert [path.name for path in snapshot.iterdir()] == [PATH]
+    assert (snapshot / PATH).read_bytes() == WEIGHTS
+    assert sum(seen.sent_bytes for seen in hub.peer.seen("cdn")) <= len(WEIGHTS) + 2 * 2**20
+
+
 def test_a_token_is_used_and_never_told(
     environment: dict[str, str], hub: Hub, tmp_path: Path
 ) -> None:
@@ -316,6 +363,9 @@ def test_the_command_pulls_and_says_how_it_went(
     assert run_gateway(at, "pull").returncode == 2
     listed = run_gateway(at, "downloads", "list")
     assert listed.stdout.count("SUCCEEDED") == 2 and listed.stdout.count("FAILED") == 1
+    for line in listed.stdout.splitlines():
+        assert run_gateway(at, "downloads", "rm", line.split()[0]).returncode == 0
+    assert "There is no download" in run_gateway(at, "downloads", "list").stdout
 
 
 def test_ctrl_c_leaves_the_download_running(
@@ -381,5 +431,8 @@ def test_graphql_orders_watches_and_cancels(serve: Serve, hub: Hub) -> None:
     assert found["data"] == {"download": {"state": "SUCCEEDED"}, "downloads": [{"id": begun["id"]}]}
     late = ask("mutation($id: ID!) { cancelDownload(id: $id) { state } }", id=begun["id"])
     assert late["errors"][0]["extensions"]["code"] == "stale_transition"
+    forgotten = ask("mutation($id: ID!) { deleteDownload(id: $id) { state } }", id=begun["id"])
+    assert forgotten["data"] == {"deleteDownload": {"state": "SUCCEEDED"}}
+    assert ask("{ downloads { id } }")["data"] == {"downloads": []}
     bad = ask(start, i={"repo": "../x"})
     assert bad["errors"][0]["extensions"]["code"] == "invalid_request"

@@ -4,7 +4,9 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.core.downloads import (
+    ENDED,
     LEGAL_SOURCES,
+    SETTLED,
     Download,
     DownloadFault,
     DownloadOrder,
@@ -136,3 +138,23 @@ async def test_a_change_keeps_what_it_does_not_name(download_store: DownloadStor
     found = await download_store.find("a")
     assert found is not None
     assert (found.path, found.commit, found.progress) == ("/p", "c", Progress(1, 2, 3, 4))
+
+
+async def test_only_what_has_ended_is_removed(download_store: DownloadStore) -> None:
+    for state in S:
+        await download_store.add(download(state.name, state=state))
+    gone = {state for state in S if await download_store.remove(state.name)}
+    assert gone == ENDED
+    assert {each.state for each in await download_store.newest(100)} == set(S) - ENDED
+    assert not await download_store.remove("SUCCEEDED")
+
+
+async def test_the_oldest_that_ended_are_purged_but_no_failed_ones(
+    download_store: DownloadStore,
+) -> None:
+    for at, state in enumerate(S):
+        await download_store.add(download(f"old {state}", float(at), state))
+    await download_store.add(download("new", 5000.0, S.SUCCEEDED))
+    assert [await download_store.purge(4000.0, 2) for _ in range(3)] == [2, 1, 0]
+    left = {each.id for each in await download_store.newest(100)}
+    assert left == {"new", *(f"old {state}" for state in S if state not in SETTLED)}

@@ -343,6 +343,22 @@ async def test_what_is_not_there_and_what_cannot_be_is_said(queue: Queue) -> Non
         await queue.service.newest(501)
 
 
+async def test_one_that_has_ended_is_forgotten_and_no_other(queue: Queue) -> None:
+    queue.source.fault = HubUnavailable("The Hub is away.")
+    queue.source.gate(A).set()
+    async with queue.working():
+        failed = await queue.service.start(A)
+        await queue.until(failed, S.FAILED)
+        waiting = await queue.service.start(B)
+        with pytest.raises(StaleTransition):
+            await queue.service.forget(waiting.id)
+        assert (await queue.service.forget(failed.id)).id == failed.id
+        assert queue.source.discarded == ["o/a"]
+        with pytest.raises(DownloadNotFound):
+            await queue.service.forget(failed.id)
+        assert [each.id for each in await queue.service.newest()] == [waiting.id]
+
+
 async def test_watchers_hear_the_present_first_and_the_end(queue: Queue) -> None:
     async with queue.working():
         ordered = await queue.service.start(A)
