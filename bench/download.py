@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ from tests.integration.hub_peer.wire import Exchange
 STREAMS = 4
 TOKENS = 400
 FILE_BYTES = 256 * 2**20
+ROUNDS = 2
 
 
 class BoundedHub(HubPeer):
@@ -36,14 +38,15 @@ class BoundedHub(HubPeer):
     def __init__(self, bytes_per_s: float) -> None:
         super().__init__()
         self._bytes_per_s = bytes_per_s
+        self._due = time.perf_counter()
 
     async def _dispatch(self, exchange: Exchange) -> None:
-        write, due = exchange.write, time.perf_counter()
+        write = exchange.write
 
         async def slowly(data: bytes) -> None:
-            nonlocal due
-            due = max(due + len(data) / self._bytes_per_s, time.perf_counter() - 0.05)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            now = time.perf_counter()
+            self._due = max(self._due + len(data) / self._bytes_per_s, now - 0.05)
+            await asyncio.sleep(max(0.0, self._due - now))
             await write(data)
 
         exchange.write = slowly  # type: ignore[method-assign]
@@ -72,8 +75,8 @@ def start_gateway(folder: Path, hub_url: str) -> tuple[subprocess.Popen[str], st
     raise RuntimeError("the gateway did not start")
 
 
-async def gaps_of_stream(client: httpx.AsyncClient) -> list[float]:
-    """Return the seconds between the pieces of one answer."""
+async def gaps_of_stream(client: httpx.AsyncClient, while_true: Callable[[], bool]) -> list[float]:
+    """Return the seconds between the pieces of one answer, cut off once that is not so."""
     body = {
         "model": "huggingface/demo",
         "prompt": "What is a gateway?",
@@ -82,6 +85,8 @@ async def gaps_of_stream(client: httpx.AsyncClient) -> list[float]:
     gaps, last = [], 0.0
     async with client.stream("POST", "/api/v1/stream", json=body) as reply:
         async for line in reply.aiter_lines():
+            if not while_true():
+                break
             if line == "event: delta":
                 now = time.perf_counter()
                 if last:
@@ -90,17 +95,21 @@ async def gaps_of_stream(client: httpx.AsyncClient) -> list[float]:
     return gaps
 
 
-async def measure(client: httpx.AsyncClient, seconds: float) -> list[float]:
-    """Return the gaps of streams that run, so many at once, for that long."""
+async def measure(client: httpx.AsyncClient, while_true: Callable[[], bool]) -> list[float]:
+    """Return the gaps of streams that run, so many at once, as long as that is so."""
     gaps: list[float] = []
-    until = time.perf_counter() + seconds
 
     async def again_and_again() -> None:
-        while time.perf_counter() < until:
-            gaps.extend(await gaps_of_stream(client))
+        while while_true():
+            gaps.extend(await gaps_of_stream(client, while_true))
 
     await asyncio.gather(*(again_and_again() for _ in range(STREAMS)))
     return sorted(gaps)
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    until = time.perf_counter() + seconds
+    return lambda: time.perf_counter() < until
 
 
 async def serve_hub(rate_mb: float) -> None:
@@ -117,20 +126,35 @@ async def measure_rounds(url: str, seconds: float) -> list[tuple[str, list[float
     """Return name, gaps and MB/s of each part, in turn without and with a download."""
     rows = []
     async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-        await measure(client, 2)
-        for round_ in range(2):
-            rows.append(("without", await measure(client, seconds), 0.0))
-            body = {"repo": "org/big", "force": True}
-            order = (await client.post("/api/v1/downloads", json=body)).json()
-            say(f"round {round_ + 1}: {order['state']}")
-            begun = time.perf_counter()
-            gaps = await measure(client, seconds)
-            path = f"/api/v1/downloads/{order['id']}"
-            found = (await client.get(path)).json()
-            rows.append(("with", gaps, found["bytes_done"] / (time.perf_counter() - begun) / 1e6))
-            if found["state"] == "RUNNING":
-                await client.post(f"{path}/cancel")
+        await measure(client, for_seconds(2))
+        for round_ in range(ROUNDS):
+            rows.append(("without", await measure(client, for_seconds(seconds)), 0.0))
+            gaps, rate = await measure_download(client, seconds)
+            say(f"round {round_ + 1} of {ROUNDS}: {rate:.1f} MB/s")
+            rows.append(("with", gaps, rate))
     return rows
+
+
+async def measure_download(client: httpx.AsyncClient, seconds: float) -> tuple[list[float], float]:
+    """Return the gaps beside a download, and its MB/s; for that long, or until it has ended."""
+    body = {"repo": "org/big", "force": True}
+    order = (await client.post("/api/v1/downloads", json=body)).json()
+    path = f"/api/v1/downloads/{order['id']}"
+    begun = time.perf_counter()
+    until, found = begun + seconds, order
+
+    async def watch() -> None:
+        nonlocal found
+        while found["state"] in ("QUEUED", "RUNNING") and time.perf_counter() < until:
+            await asyncio.sleep(0.1)
+            found = (await client.get(path)).json()
+
+    watching = asyncio.create_task(watch())
+    gaps = await measure(client, lambda: not watching.done())
+    took_s = time.perf_counter() - begun
+    if found["state"] == "RUNNING":
+        await client.post(f"{path}/cancel", json={})
+    return gaps, found["bytes_done"] / took_s / 1e6
 
 
 def run(rate_mb: float, seconds: float) -> None:
