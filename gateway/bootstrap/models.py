@@ -92,9 +92,7 @@ def build_models(
     memory = build_memory(settings)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
-    built |= _build_providers(
-        settings, files, observe, library.note_used, memory, restored, tasks
-    )
+    built |= _build_providers(settings, files, observe, library.note_used, memory, restored, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
     return Models(built, catalog, feed, tracker, control, library, rules, memory)
 

@@ -76,7 +76,7 @@ def remove(model: str, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json(gone)
     else:
-        click.echo(f"{gone['model']} is removed; {show_size(gone['freed_bytes'])} are free.")
+        click.echo(f"{gone['model']} is removed; that freed {show_size(gone['freed_bytes'])}.")
 
 
 @click.command()

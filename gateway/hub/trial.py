@@ -18,7 +18,13 @@ import anyio.to_thread
 import msgspec
 
 from gateway.core.embeddings import EmbedRequest
-from gateway.core.errors import GatewayError, ModelLoadFailed, ModelTooLarge, ProviderTimeout
+from gateway.core.errors import (
+    GatewayError,
+    ModelLoadFailed,
+    ModelRefused,
+    ModelTooLarge,
+    ProviderTimeout,
+)
 from gateway.core.library import ShelvedModel
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
@@ -35,6 +41,7 @@ SPARE_BYTES = 4 * 2**30
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 _CLONE_NEWUSER, _CLONE_NEWNET, _PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1
 _REFUSED = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo")
+_EXIT_REFUSED = 4
 _REFUSED_ONCE_LOADED = "pickle.find_class"
 
 
@@ -106,18 +113,25 @@ class ChildLoadTester:
 def _read_end(
     name: str, status: int, printed: bytes, speaks_of_memory: bool, limit_bytes: int
 ) -> str | None:
-    """Return why the model cannot be loaded; raises ModelTooLarge where memory was what lacked."""
+    """Return why the model cannot be loaded; raises ModelTooLarge where memory was what lacked, and
+    ModelRefused where it was leave."""
     if status == 0:
         return None
+    if status == _EXIT_REFUSED:
+        raise ModelRefused(_read_reason(printed) or f"{name} is not allowed.")
     end = describe_end(status, speaks_of_memory=speaks_of_memory, limit_bytes=limit_bytes)
     if "memory" in end:
         raise ModelTooLarge(
             f"The process that loaded {name} {end}.",
             hint="GATEWAY_HF_VERIFY_MEMORY_BYTES is what a load test may have.",
         )
+    return _read_reason(printed) or f"The process that loaded it {end}."
+
+
+def _read_reason(printed: bytes) -> str | None:
     with suppress(msgspec.DecodeError):
         return str(msgspec.json.decode(printed.rpartition(b"\n")[2]))
-    return f"The process that loaded it {end}."
+    return None
 
 
 def main() -> None:
@@ -132,7 +146,8 @@ def main() -> None:
         status = EXIT_OUT_OF_MEMORY
     except* GatewayError as group:
         error = _first(group)
-        status, reason = 1, getattr(error, "message", str(error))
+        status = _EXIT_REFUSED if isinstance(error, ModelRefused) else 1
+        reason = getattr(error, "message", str(error))
         if isinstance(error.__cause__, MemoryError):
             status = EXIT_OUT_OF_MEMORY
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(reason))

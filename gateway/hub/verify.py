@@ -6,9 +6,10 @@ A verdict is a sentence on what is wrong, or None. Whatever the files hold, noth
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.core.cards import PICKLES
 from gateway.core.gguf import BrokenGguf, read_header
 from gateway.core.library import ModelFile, ShelvedModel
 from gateway.core.safetensors import BrokenSafetensors, read_tensors
@@ -16,6 +17,7 @@ from gateway.core.trust import ALLOW_PICKLE, TRUST_REPOSITORY
 from gateway.hub.disk import MAX_TEXT_BYTES, open_regular
 
 INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = f"{PICKLES}.bin.index.json"
 CHUNK_BYTES = 4 * 2**20
 _READ = (".json", ".safetensors", ".gguf", ".jinja", ".model", ".txt", ".py")
 """What the libraries that load models open by themselves."""
@@ -37,7 +39,7 @@ def find_fault(shelved: ShelvedModel) -> str | None:
         return _first_fault(shelved.files, _gguf_fault)
     if not isinstance(_read_json(shelved, "config.json"), dict):
         return "The file config.json is not what it must be: a JSON object."
-    tensors: dict[str, frozenset[str]] = {}
+    tensors: dict[str, frozenset[str] | None] = {}
     for file in shelved.files:
         if is_weights(file):
             try:
@@ -47,7 +49,9 @@ def find_fault(shelved: ShelvedModel) -> str | None:
                 return f"The file {file.name} {error}."
             except OSError as error:
                 return f"The file {file.name} cannot be read: {error.strerror or error}."
-    return _index_fault(shelved, tensors)
+    if shelved.model.card.format == "pickle":
+        return _index_fault(shelved, PICKLE_INDEX, {file.name: None for file in shelved.files})
+    return _index_fault(shelved, INDEX, tensors)
 
 
 def find_refusal(shelved: ShelvedModel) -> str | None:
@@ -137,22 +141,26 @@ def _gguf_fault(file: ModelFile) -> str | None:
     return None
 
 
-def _index_fault(shelved: ShelvedModel, tensors: dict[str, frozenset[str]]) -> str | None:
-    """Return what is wrong with the index of weights in several files.
+def _index_fault(
+    shelved: ShelvedModel, name: str, tensors: Mapping[str, frozenset[str] | None]
+) -> str | None:
+    """Return what is wrong with the index of weights in several files; `tensors` are those of each
+    file, None where the headers do not tell.
 
     What is named there is opened by who loads the model: a path must lead nowhere else.
     """
-    if not any(file.name == INDEX for file in shelved.files):
+    if not any(file.name == name for file in shelved.files):
         return None
-    index = _read_json(shelved, INDEX)
+    index = _read_json(shelved, name)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        return f"The file {INDEX} names no weights."
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name not in tensors:
-            return f"The file {INDEX} names {name!r}, which is not there."
-        if tensor not in tensors[name]:
-            return f"The file {name} lacks the tensor {tensor!r}, which {INDEX} says is in it."
+        return f"The file {name} names no weights."
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or file not in tensors:
+            return f"The file {name} names {file!r}, which is not there."
+        known = tensors[file]
+        if known is not None and tensor not in known:
+            return f"The file {file} lacks the tensor {tensor!r}, which {name} says is in it."
     return None
 
 

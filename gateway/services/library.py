@@ -17,6 +17,7 @@ from gateway.core.errors import (
     InvalidRequest,
     ModelInUse,
     ModelNotFound,
+    ModelRefused,
     UnsupportedCapability,
 )
 from gateway.core.library import (
@@ -402,8 +403,11 @@ class LibraryService:
             reason = await anyio.to_thread.run_sync(self._shelf.find_refusal, model)
             verdict = Verdict.OK if reason is None else Verdict.REFUSED
         if verdict is Verdict.OK and check is Check.LOAD:
-            reason = await self._test_load(model)
-            verdict = Verdict.OK if reason is None else Verdict.CORRUPT
+            try:
+                reason = await self._test_load(model)
+                verdict = Verdict.OK if reason is None else Verdict.CORRUPT
+            except ModelRefused as error:
+                verdict, reason = Verdict.REFUSED, error.message
         return Verification(verdict, check, model.stamp, round(self._now(), 6), reason)
 
     async def _judge(self, model: ShelvedModel, found: Verification) -> None:

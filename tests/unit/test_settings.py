@@ -258,3 +258,14 @@ def test_ollama_shares_the_memory_where_it_is_on_this_machine_or_is_said_to(
 ) -> None:
     environ = {"OLLAMA_HOST": host, "GATEWAY_OLLAMA_SHARES_MEMORY": said}
     assert load(tmp_path, environ).ollama_is_neighbour is shares
+
+
+def test_code_is_trusted_by_name_and_commit(tmp_path: Path) -> None:
+    name = "GATEWAY_HF_TRUSTED_REPOSITORIES"
+    commit = "a" * 40
+    rules = load(tmp_path, {name: f"o/n@{commit},smol"}).trust_rules
+    assert rules.of("o/n", commit).code and rules.of("smol", None).code
+    assert not rules.of("o/n", "b" * 40).code and not rules.of("o/n", None).pickle
+    for wrong in ("*", "o/n@main", f"@{commit}"):
+        with pytest.raises(Misconfigured, match=name):
+            load(tmp_path, {name: wrong})

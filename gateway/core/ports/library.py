@@ -65,8 +65,8 @@ class LoadTester(Protocol):
     async def __call__(self, model: ShelvedModel) -> str | None:
         """Return why the model cannot be loaded; None: it was, and computed.
 
-        Raises ModelTooLarge and ProviderTimeout where the limits ended it, which says nothing of
-        the model.
+        Raises ModelRefused for what the operator does not allow to it, ModelTooLarge and
+        ProviderTimeout where the limits ended it, which says nothing of the model.
         """
         ...
 

@@ -194,7 +194,11 @@ async def test_a_load_test_goes_by_the_same_leave(tmp_path: Path, canary: Canary
         for name in ("coded", "pickled"):
             shelved = library.find_shelved(name)
             assert shelved is not None
-            found[name, bool(names)] = await test_load(shelved)
+            try:
+                found[name, bool(names)] = await test_load(shelved)
+            except ModelRefused as error:
+                found[name, bool(names)] = error.message
         assert canary.sang is bool(names)
-    assert "does not allow" in str(found["coded", False] and found["pickled", False])
-    assert found["coded", True] is None and found["pickled", True] is None
+    for name in ("coded", "pickled"):
+        assert "does not allow" in str(found[name, False])
+        assert found[name, True] is None

@@ -12,6 +12,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from gateway.core.errors import ModelRefused
 from gateway.core.library import FileRecord, Inventory
 from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
@@ -406,3 +407,18 @@ async def test_a_look_does_not_forget_what_came_meanwhile(tmp_path: Path) -> Non
             go_on.set()
         kept = {record.name for record in await service._store.all("test")}
     assert kept == {"early", "late"}
+
+
+async def test_what_is_not_allowed_is_refused_and_not_damaged(tmp_path: Path) -> None:
+    put_cached(tmp_path / "hub", "o/n")
+
+    async def refuse(_model: object) -> None:
+        raise ModelRefused("It needs code of its own.")
+
+    async with library(tmp_path) as served:
+        served.gateway.library._test_load = refuse
+        found = (await post(served, "verify", model="o/n", check="load"))[1]
+        told = found["verification"]
+        assert (told["verdict"], told["reason"]) == ("refused", "It needs code of its own.")
+        shelved = served.gateway.library._shelf.find("o/n")
+        assert shelved is not None and shelved.model.problem is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from gateway.core.errors import ModelTooLarge, ProviderTimeout
+from gateway.core.errors import ModelRefused, ModelTooLarge, ProviderTimeout
 from gateway.core.library import ShelvedModel
 from gateway.hub.cache import FileLibrary
 from gateway.hub.trial import ChildLoadTester
@@ -66,7 +66,8 @@ async def test_its_own_code_is_not_run(folder: Path, shelve: Shelve, tmp_path: P
     }
     (folder / "code/config.json").write_text(json.dumps({**config, **own}))
     (folder / "code/evil.py").write_text(f"open({str(canary)!r}, 'w')")
-    assert await make_trial()(shelve("code")) is not None
+    with pytest.raises(ModelRefused):
+        await make_trial()(shelve("code"))
     assert not canary.exists()
 
 

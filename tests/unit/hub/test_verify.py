@@ -145,6 +145,17 @@ def test_what_is_allowed_is_said_and_makes_another_verdict(
     assert "which is run" in code and "are read" in pickles
 
 
+@pytest.mark.parametrize("named", ["../elsewhere.bin", "/etc/passwd", "pytorch_model-2.bin"])
+def test_an_index_of_pickles_names_only_files_of_the_model(
+    library: FileLibrary, tmp_path: Path, named: str
+) -> None:
+    files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model-1.bin": b"\x80"}
+    for name, fault in (("pytorch_model-1.bin", False), (named, True)):
+        index = json.dumps({"weight_map": {"embed": name}}).encode()
+        put_local(tmp_path / "models/m", {**files, "pytorch_model.bin.index.json": index})
+        assert (find_fault(shelved(library)) is not None) is fault
+
+
 def test_a_fault_is_looked_for_once_and_anew_when_a_file_changes(
     library: FileLibrary, tmp_path: Path
 ) -> None:
