@@ -47,7 +47,10 @@ def require_readable(name: str, path: Path, trust: Trust) -> None:
         return
     pickles = sorted(file.name for file in path.glob(f"{PICKLES}*.bin"))
     if not pickles:
-        raise ModelLoadFailed(f"{name} has no weights that are loaded here.")
+        raise ModelLoadFailed(
+            f"{name} has no safetensors files.",
+            hint="Only safetensors are loaded: other formats can run code.",
+        )
     if not trust.pickle:
         raise ModelRefused(
             f"The weights of {name} are pickles ({pickles[0]}), which the operator does not allow.",

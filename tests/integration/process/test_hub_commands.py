@@ -147,7 +147,9 @@ def test_the_hub_is_searched_and_shown(
     assert "model.safetensors" in shown.stdout
     missing = run_gateway(environment, "hub", "show", "org/none")
     assert (missing.returncode, "no repository 'org/none'" in missing.stderr) == (1, True)
-    assert run_gateway(environment, "hub", "show", "none").returncode == 2
+    assert run_gateway(environment, "hub", "show", "none").returncode == 1
+    wrong = run_gateway(environment, "hub", "show", "a/b/c")
+    assert (wrong.returncode, "not the name of a repository" in wrong.stderr) == (1, True)
     assert "Qwen/" in run_gateway(environment, "hub", "recommended").stdout
 
 
