@@ -14,7 +14,7 @@ Row = Sequence[object]
 
 
 class BulkInsert:
-    """`statement` for rows with a value for each of `columns`, which are in the table's order.
+    """`statement` for rows with a value for each of `columns`, in their order.
 
     Nothing else in the statement may be a parameter.
     """
@@ -22,7 +22,6 @@ class BulkInsert:
     def __init__(self, statement: Insert, columns: Sequence[Column[Any]]) -> None:
         self._statement = statement
         self._columns = columns
-        self._names = [column.name for column in columns]
         self._compiled: _Compiled | None = None
 
     async def execute(self, connection: AsyncConnection, rows: Iterable[Row]) -> None:
@@ -33,7 +32,7 @@ class BulkInsert:
         if compiled.is_positional:
             await connection.exec_driver_sql(compiled.text, values)
         else:
-            named = [dict(zip(self._names, each, strict=True)) for each in values]
+            named = [dict(zip(compiled.names, each, strict=True)) for each in values]
             await connection.exec_driver_sql(compiled.text, named)
 
 
@@ -43,17 +42,20 @@ class _Compiled:
     def __init__(self, statement: Insert, columns: Sequence[Column[Any]], dialect: Dialect) -> None:
         names = [column.name for column in columns]
         compiled = statement.compile(dialect=dialect, column_keys=names)
-        expected = list(compiled.positiontup or names)
-        assert expected == names and set(compiled.params) == set(names), expected
         self.text = str(compiled)
         self.is_positional = compiled.positiontup is not None
-        self._processors: list[Callable[[Any], Any]] = [
-            column.type.dialect_impl(dialect).bind_processor(dialect) or _as_it_is
-            for column in columns
+        self.names = list(compiled.positiontup or names)
+        if sorted(self.names) != sorted(names) or set(compiled.params) != set(names):
+            raise ValueError(f"the statement has other parameters than {names}: {self.names}")
+        # The statement has them in the order of the table, whatever order the rows have.
+        self._values: list[tuple[int, Callable[[Any], Any]]] = [
+            (place, columns[place].type.dialect_impl(dialect).bind_processor(dialect) or _as_it_is)
+            for place in map(names.index, self.names)
         ]
 
     def bind(self, row: Row) -> tuple[Any, ...]:
-        return tuple([process(value) for process, value in zip(self._processors, row, strict=True)])
+        """Return the values of a row as the driver takes them, in the order of `names`."""
+        return tuple([process(row[place]) for place, process in self._values])
 
 
 def _as_it_is(value: Any) -> Any:
