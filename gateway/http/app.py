@@ -99,6 +99,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ShortW
         gatekeeper=gateway.gatekeeper,
         streams=gateway.streams,
         metrics=gateway.metrics,
+        is_traced=bool(settings.traces_endpoint),
     )
 
 

@@ -44,7 +44,9 @@ class ShortWay:
         gatekeeper: Gatekeeper,
         streams: StreamService,
         metrics: MetricsService,
+        is_traced: bool = False,
     ) -> None:
+        """With `is_traced` the trace of a caller goes on, which the long way sees to."""
         self.long_way = long_way
         self._endpoints: Mapping[str, Endpoint] = {
             route.path: route.endpoint for route in routes if route.methods == {"POST"}
@@ -54,6 +56,7 @@ class ShortWay:
         self._gatekeeper = gatekeeper
         self._streams = streams
         self._metrics = metrics
+        self._unusual = {b"origin", b"x-api-key"} | ({b"traceparent"} if is_traced else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and not scope["root_path"]:
@@ -78,7 +81,7 @@ class ShortWay:
                 credential = value[7:]
             elif name == b"x-request-id":
                 given_id = given_id or value.decode("latin-1")
-            elif name in (b"origin", b"x-api-key"):
+            elif name in self._unusual:
                 return None
         if self._streams.draining or not self._hosts.admit(host):
             return None
