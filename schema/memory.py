@@ -65,11 +65,13 @@ class DeviceMemory:
         )
 
 
-@strawberry.type(description="How many models of a provider went since the start, and what for.")
+@strawberry.type(
+    description="How many models of a provider were evicted since the start, and what for."
+)
 class EvictionCount:
     provider: str = strawberry.field(description="Whose models went.")
     reason: str = strawberry.field(
-        description="load, neighbour (a load of another provider), cache, overdrawn or expired."
+        description="load, neighbour (a load of another provider), cache or overdrawn."
     )
     count: int = strawberry.field(description="How many.")
 
@@ -81,7 +83,7 @@ class Memory:
     elsewhere: list[str] = strawberry.field(
         description="Providers whose models take none of this memory."
     )
-    evictions: list[EvictionCount] = strawberry.field(description="What went, and what for.")
+    evictions: list[EvictionCount] = strawberry.field(description="Who made room, and what for.")
 
     @classmethod
     def of(cls, report: ledger.MemoryReport) -> "Memory":

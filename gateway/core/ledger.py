@@ -104,10 +104,10 @@ class DeviceAccount(msgspec.Struct, frozen=True):
 
 
 class EvictionCount(msgspec.Struct, frozen=True):
-    """How many models of a provider went since the start, and what for.
+    """How many models of a provider were evicted since the start, and what for.
 
     `reason` is `load` (room for a model of the same provider), `neighbour` (of another one),
-    `cache` (of a model whose cache grew), `overdrawn` (the budget was exceeded), `expired`.
+    `cache` (of a model whose cache grew), `overdrawn` (the budget was exceeded).
     """
 
     provider: str

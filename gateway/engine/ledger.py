@@ -30,7 +30,7 @@ from gateway.engine.budget import DeviceBudgets, MemoryBudget, Share
 
 logger = logging.getLogger(__name__)
 
-Reason = Literal["load", "neighbour", "cache", "overdrawn", "expired"]
+Reason = Literal["load", "neighbour", "cache", "overdrawn"]
 
 
 class Tenant(Protocol):
@@ -111,10 +111,6 @@ class MemoryLedger:
     def asked(self, ref: ModelRef) -> None:
         """Take note of a request to a model: how often they come is what the policy may know."""
         self._demand.note(ref)
-
-    def expired(self, ref: ModelRef) -> None:
-        """Count a model that goes because its time is over."""
-        self._evictions[ref.provider, "expired"] += 1
 
     def budget(self, device: str) -> MemoryBudget:
         """Return a device's budget. Blocking when the device is first asked for."""

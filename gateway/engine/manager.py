@@ -504,7 +504,6 @@ class HuggingFaceModelManager:
             if residence is None or at is None:
                 continue
             if at <= self._clock():
-                self._ledger.expired(residence.place.model.ref)
                 self._begin_unload(residence, UnloadReason.IDLE)
             else:
                 self._alarm.set(at)

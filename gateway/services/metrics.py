@@ -181,7 +181,7 @@ WORST_STALL = Family(
 EVICTIONS = Family(
     "gateway_evictions_total",
     "counter",
-    "Models that went from memory for others, for a cache, or because their time was over.",
+    "Models that made room, by what for, over all providers.",
     ("provider", "reason"),
 )
 MEMORY_BUDGET = Family(
