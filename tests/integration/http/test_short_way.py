@@ -96,9 +96,9 @@ def bearer(key: str) -> dict[str, str]:
 
 def seen(reply: httpx.Response) -> tuple[int, dict[str, str], bytes]:
     """Return what a client sees of a reply, without what differs from one to the next."""
-    given = {"x-request-id": len(reply.headers["x-request-id"])}
-    kept = {k: v for k, v in reply.headers.items() if k not in ("date", "x-stream-id", *given)}
-    kept |= {name: str(length) for name, length in given.items()}
+    ids = ("x-request-id", "x-stream-id", "x-gateway-decision")
+    kept = {k: v for k, v in reply.headers.items() if k != "date"}
+    kept |= {name: str(len(reply.headers[name])) for name in ids if name in reply.headers}
     kept.pop("content-length", None)
     return reply.status_code, kept, VARYING.sub(b"", reply.content)
 
