@@ -182,6 +182,7 @@ def _build_requests(
         boot=boot,
         max_watchers=settings.max_subscriptions,
         lease_s=min(LEASE_S, settings.lease_s),
+        stepped=meter.stepped,
     )
     return Requests(recorder, router, streams, embeddings, decisions, rotations)
 

@@ -79,6 +79,12 @@ CONTINUATIONS = Family(
     "Answers that broke and were gone on with, by the providers before and after.",
     ("source", "target"),
 )
+ROTATION_STEPS = Family(
+    "gateway_rotation_steps_total",
+    "counter",
+    "Steps of rotations that this gateway took, by how they ended.",
+    ("rotation", "outcome"),
+)
 RESPONSES = Family(
     "gateway_http_responses_total", "counter", "Replies that began, by status.", ("status",)
 )
@@ -208,7 +214,7 @@ FAMILIES = (
     *(QUEUE, LOAD, RETRIES, FALLBACKS, BREAKER_STATE, BREAKER_OPENINGS, OPEN_STREAMS),
     *(OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, LOADS, UNLOADS, DRIFT, PROVIDER_UP, MODEL_BYTES),
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
-    *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS),
+    *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS, ROTATION_STEPS),
     *(EVICTIONS, MEMORY_BUDGET, MEMORY_USED, MEMORY_RESERVED),
 )
 """All there are."""
@@ -276,6 +282,7 @@ class MetricsService:
         yield REQUESTS.of((key, account.count) for key, account in meter.accounts.items())
         yield REFUSALS.of(((code,), count) for code, count in meter.refusals.items())
         yield CONTINUATIONS.of(meter.continuations.items())
+        yield ROTATION_STEPS.of(meter.rotation_steps.items())
         yield RESPONSES.of(((str(status),), count) for status, count in meter.responses.items())
 
     def _of_routing(self) -> Iterator[Sample]:

@@ -90,9 +90,11 @@ class ModelRotationService:
         settle_s: float = SETTLE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        stepped: Callable[[Step], None] = lambda _: None,
     ) -> None:
         """`orders` are those of the config, which win; `virtual` the names of virtual models.
-        `rules` is what the router follows for `rotation/...`: written here, and read there."""
+        `rules` is what the router follows for `rotation/...`: written here, and read there.
+        `stepped` is told of each step that ended here."""
         self._store = store
         self._handover = handover
         self._orders = orders
@@ -106,6 +108,7 @@ class ModelRotationService:
         self._settle_s = settle_s
         self._clock = clock
         self._sleep = sleep
+        self._stepped = stepped
         self._known: dict[str, Rotation] = {}
         self._serving: dict[str, _Serving] = {}
         self._runs: dict[str, StepRun | None] = {}
@@ -325,6 +328,8 @@ class ModelRotationService:
         except Exception:
             logger.exception("step %s of rotation %s broke off", run.step.id, name)
         finally:
+            if not run.step.is_active:
+                self._stepped(run.step)
             self._end_run(name)
 
     async def _put_config(self) -> None:

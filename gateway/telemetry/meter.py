@@ -11,6 +11,7 @@ from gateway.core.events import Timings, Usage
 from gateway.core.gaps import GAP_BOUNDS, Gaps
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
+from gateway.core.rotation import Step
 from gateway.core.sessions import SessionClosed
 from gateway.core.states import ModelState
 from gateway.telemetry.figures import Distribution, Row
@@ -93,6 +94,7 @@ class Meter:
         self.responses: Counter[int] = Counter()
         self.transitions: Counter[tuple[str, str]] = Counter()
         self.continuations: Counter[tuple[str, str]] = Counter()
+        self.rotation_steps: Counter[tuple[str, str]] = Counter()
         """By the providers that broke off and went on."""
         self.unloads: Counter[tuple[str, str]] = Counter()
         """By provider and reason."""
@@ -142,6 +144,10 @@ class Meter:
 
     def responded(self, status: int) -> None:
         self.responses[status] += 1
+
+    def stepped(self, step: Step) -> None:
+        """Count a step of a rotation that ended."""
+        self.rotation_steps[step.rotation, step.state.value.lower()] += 1
 
     def model_changed(self, change: ModelStateChange) -> None:
         """Count a transition of a model. A core.ports.ModelObserver."""

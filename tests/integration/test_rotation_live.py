@@ -155,6 +155,7 @@ async def test_under_steady_load_steps_over_all_providers_fail_no_request(house:
                 assert (step.state, step.target, step.message) == (S.SUCCEEDED, target, None)
                 await house.until_answered_by(target)
         assert house.failures == []
+        assert gateway.metrics.meter.rotation_steps == {("r", "succeeded"): 3}
         states = [await state_of(gateway, model) for model in (A, B, O)]
         assert states == [ModelState.LOADED, ModelState.NOT_LOADED, ModelState.NOT_LOADED]
 

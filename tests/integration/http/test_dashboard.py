@@ -12,10 +12,13 @@ import yaml
 from gateway.core.breaker import FAILURES
 from gateway.core.errors import ProviderUnavailable
 from gateway.core.loading import ModelStatus
-from gateway.core.models import ModelStateChange
+from gateway.core.models import ModelStateChange, Resident
 from gateway.core.names import ModelRef
+from gateway.core.rotation import Step, StepState, Trigger
 from gateway.core.sessions import RecordCounts
 from gateway.core.states import ModelState, StreamEnd, UnloadReason
+from gateway.engine.budget import Share
+from gateway.engine.ledger import MemoryLedger
 from tests.integration.http.promql import FUNCTIONS, parse
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
@@ -68,6 +71,36 @@ class InMemory(ScriptedProvider):
         return [ModelStatus(ECHO, ModelState.LOADED, memory_bytes=1, device="cpu")]
 
 
+class Neighbour:
+    """A tenant of the ledger with one idle model, and one that stays."""
+
+    provider = "neighbour"
+
+    def __init__(self, share: Share) -> None:
+        self._share: Share | None = share
+
+    def residents(self, device: str) -> list[Resident]:
+        kept = [Resident(ModelRef("neighbour", "kept"), 1, leases=1)]
+        return kept + ([Resident(ModelRef("neighbour", "idle"), 10**9)] if self._share else [])
+
+    async def look(self) -> None: ...
+
+    async def see_off(self, device: str) -> bool:
+        return False
+
+    async def evict(self, ref: ModelRef) -> None:
+        assert self._share is not None
+        self._share.close()
+        self._share = None
+
+
+async def evict_one(ledger: MemoryLedger) -> None:
+    everything = ledger.budget("cpu").total_bytes
+    idle = ModelRef("neighbour", "idle")
+    ledger.join(Neighbour(await ledger.take(idle, "cpu", everything, wait_s=0)))
+    await ledger.take(ECHO, "cpu", 1, wait_s=0)
+
+
 @pytest.fixture
 async def served_labels() -> AsyncIterator[dict[str, set[str]]]:
     """The labels of each sample of a gateway to which all kinds of things have happened."""
@@ -85,6 +118,10 @@ async def served_labels() -> AsyncIterator[dict[str, set[str]]]:
         gateway = served.gateway
         gateway.metrics.meter.fell_back("scripted", "no_room")
         gateway.metrics.meter.refused("overloaded")
+        gateway.metrics.meter.continuations["scripted", "other"] += 1
+        step = Step("s", "r", Trigger.HAND, "scripted/echo", 0.0, StepState.SUCCEEDED)
+        gateway.metrics.meter.stepped(step)
+        await evict_one(gateway.memory.ledger)
         for state in (ModelState.LOADING, ModelState.LOADED):
             gateway.metrics.meter.model_changed(ModelStateChange(ECHO, state))
         gone = ModelStateChange(ECHO, ModelState.UNLOADING, reason=UnloadReason.ROOM)
