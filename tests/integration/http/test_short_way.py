@@ -116,6 +116,16 @@ async def test_both_ways_answer_alike(case: str, scopes: tuple[str, ...]) -> Non
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:9"])
+async def test_who_brings_a_trace_goes_the_long_way_where_traces_are_made(endpoint: str) -> None:
+    long = Counted()
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    provider = ScriptedProvider(answer("a"))
+    async with serving(provider, wrap=long.before, traces_endpoint=endpoint) as served:
+        reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]), headers=headers)
+    assert (reply.status_code, long.times) == (200, int(bool(endpoint)))
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_who_passes_every_check_does_not_go_the_long_way(path: str) -> None:
     long = Counted()
