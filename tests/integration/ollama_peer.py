@@ -297,6 +297,13 @@ class OllamaPeer:
     async def stop(self) -> None:
         """Stop listening and cut every connection."""
         if self._server is not None:
+            # One that is being accepted when the server closes is left open for ever (asyncio's
+            # Server._attach fails): accept no more, and let those have their tasks first.
+            loop = asyncio.get_running_loop()
+            for listener in self._server.sockets:
+                loop.remove_reader(listener.fileno())
+            for _ in range(5):
+                await asyncio.sleep(0)
             self._server.close()
         for task in list(self._tasks):
             task.cancel()
