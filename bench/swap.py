@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,7 @@ from gateway.core.messages import GenerateRequest, Options
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
+from gateway.core.telling import Tell
 from gateway.hub.cache import FileLibrary
 from gateway.providers.huggingface import HuggingFaceService
 from gateway.settings import Settings
@@ -108,9 +109,9 @@ def can_isolate() -> bool:
     return "hf_isolation" in Settings.model_fields
 
 
-def ask(
-    provider: HuggingFaceService, model: str, tokens: int, keep_alive_s: float = -1
-) -> AsyncGenerator[Event, None]:
+async def ask(
+    provider: HuggingFaceService, model: str, tokens: int, tell: Tell, keep_alive_s: float = -1
+) -> None:
     request = GenerateRequest(
         id="bench",
         model=model,
@@ -119,17 +120,18 @@ def ask(
         options=Options(max_tokens=tokens, temperature=0),
         keep_alive_s=keep_alive_s,
     )
-    return provider.stream(request, ModelRef("huggingface", model))
+    await provider.answer(request, ModelRef("huggingface", model), tell)
 
 
 async def token_times(
     provider: HuggingFaceService, model: str, tokens: int, keep_alive_s: float = -1
 ) -> list[float]:
     times = []
-    async with aclosing(ask(provider, model, tokens, keep_alive_s)) as events:
-        async for event in events:
-            if isinstance(event, TextDelta):
-                times.append(time.perf_counter())
+
+    def tell(events: Sequence[Event]) -> None:
+        times.extend(time.perf_counter() for event in events if isinstance(event, TextDelta))
+
+    await ask(provider, model, tokens, tell, keep_alive_s)
     if len(times) < tokens // 2:
         raise AssertionError(f"{tokens} tokens came in {len(times)} pieces")
     return times
@@ -199,25 +201,20 @@ async def stream_through_load(
     was packed."""
     times: list[float] = []
     is_speaking = anyio.Event()
-    is_over = anyio.Event()
 
-    async def speak() -> None:
-        async with aclosing(ask(provider, models[0], LONG_TOKENS)) as events:
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    times.append(time.perf_counter())
-                    is_speaking.set()
-                    if is_over.is_set():
-                        return
+    def tell(events: Sequence[Event]) -> None:
+        if any(isinstance(event, TextDelta) for event in events):
+            times.append(time.perf_counter())
+            is_speaking.set()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(speak)
+        tasks.start_soon(ask, provider, models[0], LONG_TOKENS, tell)
         await is_speaking.wait()
         await provider.load(ModelRef("huggingface", models[1]))
         await packed(provider, models[1])
         packed_at = time.perf_counter()
         await provider.unload(ModelRef("huggingface", models[1]))
-        is_over.set()
+        tasks.cancel_scope.cancel()
     return times, packed_at
 
 

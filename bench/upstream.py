@@ -15,8 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import aiohttp
 import httpx
@@ -27,7 +27,7 @@ import uvloop
 from bench import machine
 from bench.environments import ROOT
 from bench.ollama_wire import MODEL, Ask
-from gateway.core.events import Finished, ReasoningDelta, TextDelta
+from gateway.core.events import Event, ReasoningDelta, TextDelta
 from gateway.core.messages import GenerateRequest, Message, TextPart
 from gateway.core.names import ModelRef
 from gateway.providers.ollama import OllamaService
@@ -43,8 +43,8 @@ ONE = Ask(1, interval_ms=0)
 PACED = Ask(PACED_TOKENS, interval_ms=20)
 OURS = "OllamaService"
 
-Client = Callable[[Ask], AsyncIterator[int]]
-"""Asks the mock for it; yields 1 for each piece of text as it arrives."""
+Client = Callable[[Ask, Callable[[], None]], Awaitable[None]]
+"""Asks the mock for it, and calls back for each piece of text as it arrives."""
 
 
 class Result(msgspec.Struct):
@@ -64,12 +64,12 @@ class Result(msgspec.Struct):
 async def ollama_client(url: str) -> AsyncIterator[Client]:
     client = ollama.AsyncClient(url)
 
-    async def ask(wanted: Ask) -> AsyncIterator[int]:
+    async def ask(wanted: Ask, heard: Callable[[], None]) -> None:
         messages = [{"role": "user", "content": wanted.prompt}]
         parts = await client.chat(MODEL, messages, stream=True)
         async for part in parts:
             if part.message.content:
-                yield 1
+                heard()
 
     try:
         yield ask
@@ -81,12 +81,12 @@ async def ollama_client(url: str) -> AsyncIterator[Client]:
 async def httpx_client(url: str) -> AsyncIterator[Client]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
-    async def ask(wanted: Ask) -> AsyncIterator[int]:
+    async def ask(wanted: Ask, heard: Callable[[], None]) -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": wanted.prompt}]}
         async with client.stream("POST", f"{url}/api/chat", json=body) as response:
             async for line in response.aiter_lines():
                 if json.loads(line)["message"]["content"]:
-                    yield 1
+                    heard()
 
     async with httpx.AsyncClient(timeout=None, limits=limits) as client:
         yield ask
@@ -96,7 +96,7 @@ async def httpx_client(url: str) -> AsyncIterator[Client]:
 async def aiohttp_client(url: str) -> AsyncIterator[Client]:
     """As lean as aiohttp can be: whatever one read brings is decoded without another turn."""
 
-    async def ask(wanted: Ask) -> AsyncIterator[int]:
+    async def ask(wanted: Ask, heard: Callable[[], None]) -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": wanted.prompt}]}
         async with session.post(f"{url}/api/chat", data=msgspec.json.encode(body)) as response:
             rest = b""
@@ -104,7 +104,7 @@ async def aiohttp_client(url: str) -> AsyncIterator[Client]:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     if msgspec.json.decode(line)["message"]["content"]:
-                        yield 1
+                        heard()
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as (
@@ -117,15 +117,16 @@ async def aiohttp_client(url: str) -> AsyncIterator[Client]:
 async def our_client(url: str) -> AsyncIterator[Client]:
     service = OllamaService(url)
 
-    async def ask(wanted: Ask) -> AsyncIterator[int]:
+    async def ask(wanted: Ask, heard: Callable[[], None]) -> None:
         messages = (Message("user", (TextPart(wanted.prompt),)),)
         request = GenerateRequest("r", MODEL, messages)
-        async with aclosing(service.stream(request, ModelRef("ollama", MODEL))) as events:
-            async for event in events:
+
+        def tell(events: Sequence[Event]) -> None:
+            for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta):
-                    yield 1
-                elif isinstance(event, Finished):
-                    return
+                    heard()
+
+        await service.answer(request, ModelRef("ollama", MODEL), tell)
 
     try:
         yield ask
@@ -148,8 +149,12 @@ REQUESTS = {"ollama.AsyncClient": 300, "httpx": 300, "aiohttp": 1500, OURS: 1500
 async def count(client: Client, wanted: Ask) -> None:
     """Read one answer to its end and check that nothing of it is missing."""
     seen = 0
-    async for _ in client(wanted):
+
+    def heard() -> None:
+        nonlocal seen
         seen += 1
+
+    await client(wanted, heard)
     if seen != wanted.tokens:
         raise AssertionError(f"{seen} of {wanted.tokens} tokens arrived")
 
@@ -178,11 +183,14 @@ async def measure(name: str, url: str) -> Result:
 
         async def first_token() -> None:
             start = time.perf_counter()
-            answer = client(PACED)
-            async for _ in answer:
+
+            def heard() -> None:
+                nonlocal start
                 if start:
                     first.append(time.perf_counter() - start)
                     start = 0.0
+
+            await client(PACED, heard)
 
         paced_cpu_s, _ = await many(STREAMS, STREAMS, first_token)
     cpu_request_s = cpu_s / requests

@@ -12,6 +12,7 @@ from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, ModelInfo, Resident
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
+from gateway.core.telling import Tell, tell_all
 
 ECHO = ModelRef("scripted", "echo")
 EVERYTHING = tuple(Capability)
@@ -21,7 +22,14 @@ Step = Event | anyio.Event | BaseException
 
 
 class Uncontrolled:
-    """The half of a provider that loads and unloads, for those that leave that to others."""
+    """The half of a provider that loads and unloads, for those that leave that to others. What they
+    say comes of their `stream`."""
+
+    async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
+        await tell_all(self.stream(request, ref), tell)
+
+    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
+        raise NotImplementedError
 
     async def load(
         self,

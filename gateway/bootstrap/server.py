@@ -81,7 +81,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
-            forwarded_allow_ips=list(settings.trusted_proxies),
+            proxy_headers=False,  # the application reads them itself, where there are any
             ws="websockets-sansio",
             ws_max_size=MAX_BODY_BYTES,
             ws_per_message_deflate=False,

@@ -6,7 +6,7 @@ router's, and so is Switched.
 Exactly one `Finished` ends a stream, or an exception does: errors are raised, never events.
 """
 
-from collections.abc import AsyncIterable
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -184,6 +184,10 @@ class Collector:
             case Routed() | Waiting():
                 pass
 
+    def add_all(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.add(event)
+
     def whole(self) -> Generation:
         """Return the answer; raises StreamCancelled for one that was cancelled, or that has no
         end: somebody else did that."""
@@ -202,12 +206,3 @@ class Collector:
             truncated=finished.truncated,
             switches=tuple(self._switches),
         )
-
-
-async def collect(events: AsyncIterable[Event]) -> Generation:
-    """Read a stream to its end and return the answer it made; raises what the stream raises, and
-    what `Collector.whole` does."""
-    collector = Collector()
-    async for event in events:
-        collector.add(event)
-    return collector.whole()

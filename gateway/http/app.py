@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from gateway.core.hosts import is_loopback
 from gateway.http.access import LIMIT_HEADERS, Door, RequireKeys
@@ -38,7 +39,7 @@ from gateway.http.pages import PagesFace
 from gateway.http.rotations import RotationsFace
 from gateway.http.routes import RoutesFace
 from gateway.http.short_way import ShortWay
-from gateway.http.sse import STREAM_ID
+from gateway.http.sse_events import STREAM_ID
 from gateway.http.stream import NativeFace
 from gateway.http.streams import StreamsFace
 from gateway.services.gateway import Gateway
@@ -114,7 +115,8 @@ def _middleware(
 ) -> list[Middleware]:
     """Outermost first: every reply has its id, and browsers may read the errors, too."""
     is_traced = bool(settings.traces_endpoint)
-    stack = [Middleware(RequestIds, metrics=gateway.metrics, is_traced=is_traced)]
+    proxies = Middleware(ProxyHeadersMiddleware, list(settings.trusted_proxies))
+    stack = [proxies, Middleware(RequestIds, metrics=gateway.metrics, is_traced=is_traced)]
     if settings.cors_origins:
         stack.append(
             Middleware(

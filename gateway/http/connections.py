@@ -112,6 +112,16 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
                 self._leave()
                 super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._connection is not None:
+                self._connection.set_full(True)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._connection is not None:
+                self._connection.set_full(False)
+
         def data_received(self, data: bytes) -> None:
             if self._peer is None:
                 return
@@ -152,6 +162,7 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
             self._in_head = False
             if self._deadline is not None:
                 self._deadline.cancel()
+                self._deadline = None  # a timer is a kilobyte
 
         def _leave(self) -> None:
             self._forget_head()

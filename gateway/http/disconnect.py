@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import anyio
@@ -19,15 +19,26 @@ WORK = "gateway.work"
 
 
 class Connection:
-    """Tells when a connection is lost. It knows no protocol: requests and protocols would hold each
-    other, work for the collector."""
+    """Tells when a connection is lost, and whether it takes more. It knows no protocol: requests
+    and protocols would hold each other, work for the collector."""
 
-    __slots__ = ("_resume_reading", "_watches", "is_body_here", "is_lost")
+    __slots__ = (
+        "_resume_reading",
+        "_watches",
+        "flow_changed",
+        "is_body_here",
+        "is_full",
+        "is_lost",
+    )
 
     def __init__(self, resume_reading: Callable[[], None]) -> None:
         """`resume_reading` has the end of the connection looked for, whatever it sends."""
         self._resume_reading = resume_reading
         self.is_lost = False
+        self.is_full = False
+        """Whether a send would wait for the client to take what was sent before."""
+        self.flow_changed: Callable[[], None] | None = None
+        """Is called whenever `is_full` changes."""
         self.is_body_here = False
         """Whether the newest request has come whole: then reading it waits for nothing."""
         self._watches: tuple[Callable[[], None], ...] = ()
@@ -42,6 +53,11 @@ class Connection:
 
     def unwatch(self, lost: Callable[[], None]) -> None:
         self._watches = tuple([watch for watch in self._watches if watch != lost])
+
+    def set_full(self, is_full: bool) -> None:
+        self.is_full = is_full
+        if self.flow_changed is not None:
+            self.flow_changed()
 
     def lose(self) -> None:
         self.is_lost = True
@@ -59,8 +75,9 @@ async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]
     raise ClientDisconnect
 
 
-@contextmanager
-def cancelled_on_disconnect(scope: Scope, receive: Receive) -> Iterator[anyio.CancelScope]:
+def cancelled_on_disconnect(
+    scope: Scope, receive: Receive
+) -> AbstractContextManager[anyio.CancelScope]:
     """Cancel what runs in here when the client leaves; whoever looks after it sees no error.
 
     Where the server tells of lost connections by itself, nothing waits for that: each of many
@@ -68,7 +85,34 @@ def cancelled_on_disconnect(scope: Scope, receive: Receive) -> Iterator[anyio.Ca
     (`WORK`), that is what is cancelled: each scope is a dozen microseconds.
     """
     connection: Connection | None = scope.get(CONNECTION)
-    shared = scope.get(WORK)
+    shared: anyio.CancelScope | None = scope.get(WORK)
+    if connection is not None and shared is not None:
+        return _Watch(connection, shared)
+    return _watching(connection, shared, receive)
+
+
+class _Watch(AbstractContextManager[anyio.CancelScope]):
+    """The usual way: who would be cancelled is in a scope already, and the server tells when."""
+
+    __slots__ = ("_cancel", "_connection", "_work")
+
+    def __init__(self, connection: Connection, work: anyio.CancelScope) -> None:
+        self._connection = connection
+        self._work = work
+        self._cancel = work.cancel
+
+    def __enter__(self) -> anyio.CancelScope:
+        self._connection.watch(self._cancel)
+        return self._work
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.unwatch(self._cancel)
+
+
+@contextmanager
+def _watching(
+    connection: Connection | None, shared: anyio.CancelScope | None, receive: Receive
+) -> Iterator[anyio.CancelScope]:
     with anyio.CancelScope() if shared is None else nullcontext(shared) as work:
         if connection is None:
             watch = asyncio.ensure_future(_cancel_on_disconnect(receive, work))

@@ -19,6 +19,7 @@ def encode_json(value: Any) -> bytes:
         data = msgspec.json.encode(value)
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but it has a JSON escape
         return json.dumps(msgspec.to_builtins(value), separators=(",", ":")).encode()
-    for character, escape in _LINE_ENDS:
-        data = data.replace(character, escape)
+    if not data.isascii():
+        for character, escape in _LINE_ENDS:
+            data = data.replace(character, escape)
     return data

@@ -51,6 +51,10 @@ class NativeEvents:
 
     def _encode(self, event: Event) -> bytes:
         match event:
+            case TextDelta() if not event.logprobs:  # as nearly always, and each token is one
+                self._id += 1
+                text = encode_json(event.text)
+                return b'id: %d\nevent: delta\ndata: {"text":%b}\n\n' % (self._id, text)
             case TextDelta():
                 return self._delta({"text": event.text}, event.logprobs)
             case ReasoningDelta():

@@ -92,9 +92,14 @@ class OpenAIFace:
         streams = self._gateway.streams
         caller = caller_of(request)
         if wanted.is_stream:
-            open_stream = partial(streams.open, wanted.request, face="openai", caller=caller)
-            make = partial(chunks, includes_usage=wanted.includes_usage)
-            return StreamReply(open_stream, make, self._settings)
+            return StreamReply(
+                partial(streams.open, wanted.request, face="openai", caller=caller),
+                partial(chunks, includes_usage=wanted.includes_usage),
+                self._settings,
+                attach_here=partial(
+                    streams.open_here, wanted.request, face="openai", caller=caller
+                ),
+            )
         generate = partial(
             streams.generate,
             wanted.request,

@@ -24,6 +24,7 @@ from gateway.core.events import (
     Waiting,
 )
 from gateway.core.messages import ToolCall
+from gateway.core.names import ModelRef
 from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
 from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
@@ -32,6 +33,7 @@ from gateway.problems import Problem
 from gateway.services.live import LiveStream
 
 DONE = b"data: [DONE]\n\n"
+_TEXT = "text"
 
 # Clients know no word for an answer that was cut off but `length`.
 _FINISH_REASONS: dict[FinishReason, str] = {
@@ -56,6 +58,7 @@ class _Chunks(ABC):
         self._includes_usage = includes_usage
         self._created = int(time.time())
         self._model = ""
+        self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
         return b"".join([self._encode(event) for event in events])
@@ -65,11 +68,13 @@ class _Chunks(ABC):
 
     def _encode(self, event: Event) -> bytes:
         match event:
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                return self._delta(event)
             case Started():
-                self._model = str(event.ref)
+                self._name_model(event.ref)
                 return self._start()
             case Switched():
-                self._model = str(event.target)
+                self._name_model(event.target)
                 return self._switch(event)
             case Finished():
                 return self._finish(event)
@@ -78,8 +83,10 @@ class _Chunks(ABC):
                 return b": waiting %b\n\n" % encode_json(describe_waiting(event))
             case Routed():
                 return b""
-            case TextDelta() | ReasoningDelta() | ToolCallDelta():
-                return self._delta(event)
+
+    def _name_model(self, ref: ModelRef) -> None:
+        self._model = str(ref)
+        self._around = None
 
     @abstractmethod
     def _start(self) -> bytes: ...
@@ -138,7 +145,13 @@ class ChatChunks(_Chunks):
         return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
 
     def _text(self, event: TextDelta) -> bytes:
-        return self._delta_chunk({"content": event.text}, _chat_logprobs(event.logprobs))
+        if event.logprobs:
+            return self._delta_chunk({"content": event.text}, _chat_logprobs(event.logprobs))
+        if self._around is None:
+            # All but the text is the same for every token of a stream.
+            before, _, after = self._delta_chunk({"content": _TEXT}).rpartition(encode_json(_TEXT))
+            self._around = before, after
+        return encode_json(event.text).join(self._around)
 
     def _delta_chunk(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}

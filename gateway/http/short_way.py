@@ -28,6 +28,8 @@ from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.metrics import MetricsService
 from gateway.services.streams import StreamService
 
+_UNUSUAL = frozenset({b"origin", b"x-api-key", b"x-forwarded-for", b"x-forwarded-proto"})
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -56,7 +58,7 @@ class ShortWay:
         self._gatekeeper = gatekeeper
         self._streams = streams
         self._metrics = metrics
-        self._unusual = {b"origin", b"x-api-key"} | ({b"traceparent"} if is_traced else set())
+        self._unusual = _UNUSUAL | ({b"traceparent"} if is_traced else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and not scope["root_path"]:
@@ -139,11 +141,11 @@ class _Reply:
         self._scope = scope
         self.is_started = False
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
         if not self.is_started:
             self.is_started = True
             RequestIds.complete(message, self._request_id, self._metrics, self._scope)
-        await self._send(message)
+        return self._send(message)
 
 
 def _has_left(scope: Scope) -> bool:

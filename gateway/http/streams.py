@@ -12,7 +12,8 @@ from gateway.http.caller import caller_of
 from gateway.http.decision_ids import note_decision
 from gateway.http.errors import json_response
 from gateway.http.native_events import NativeEvents
-from gateway.http.sse import STREAM_ID, StreamReply
+from gateway.http.sse import StreamReply
+from gateway.http.sse_events import STREAM_ID
 from gateway.http.stream import read_asked
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings

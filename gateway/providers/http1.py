@@ -7,7 +7,7 @@ cookies, follows no redirect, inflates nothing, and reads no proxy from the envi
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf
 from typing import cast
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from gateway.core.telling import Wait
 from gateway.providers.http1_wire import (
     ConnectionLost,
     ConnectTimedOut,
@@ -26,6 +27,8 @@ from gateway.providers.http1_wire import (
     Unreachable,
 )
 from gateway.telemetry.propagation import outgoing
+
+Take = Callable[[bytes], Wait | None]
 
 MAX_HELD_BYTES = 64 * 1024
 """With more that nobody has read, a connection is read no further (by one read at most)."""
@@ -131,10 +134,17 @@ class Http1Client:
 class Reply:
     """A reply whose head is there, and whose body may still be on its way."""
 
+    __slots__ = ("_connection", "headers", "status")
+
     def __init__(self, connection: "_Connection", head: ReplyHead) -> None:
         self.status = head.status
         self.headers = head.headers
         self._connection = connection
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it has come."""
+        return self._connection.is_whole
 
     def expect_within(self, seconds: float) -> None:
         """From now on let a `read` fail after so long, whatever comes meanwhile; say it again when
@@ -147,6 +157,14 @@ class Reply:
         Raises TransportError, after what came before the failure.
         """
         return await self._connection.read()
+
+    async def pour(self, take: Take) -> None:
+        """Have `take` called with what comes of the body, as it comes, until the body has ended.
+
+        Where it returns a Wait, nothing more is read before that was awaited, and the server's time
+        runs anew from there. Raises what `take` raises, and TransportError.
+        """
+        await self._connection.pour(take)
 
     async def finish(self, grace_s: float) -> None:
         """Wait a little for the end of a reply that has said what it had to, so that its connection
@@ -163,9 +181,33 @@ class Reply:
 class _Connection(asyncio.Protocol):
     """A connection and the one exchange that is on it.
 
+    Whoever pours a body is woken for its end alone: its bytes are taken in the transport's
+    own turn.
+
     All deadlines are one number, looked at by a timer that is set anew only when it is too late:
     a read costs no timer, and neither does a request on a connection that is in use.
     """
+
+    __slots__ = (
+        "_alarm",
+        "_alarm_at",
+        "_asked_at",
+        "_deadline",
+        "_error",
+        "_fault",
+        "_has_begun",
+        "_held",
+        "_is_paused",
+        "_loop",
+        "_parser",
+        "_pieces",
+        "_pool",
+        "_take",
+        "_transport",
+        "_wait_before",
+        "_waiter",
+        "_within_s",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: Http1Client) -> None:
         self._loop = loop
@@ -177,11 +219,19 @@ class _Connection(asyncio.Protocol):
         self._is_paused = False
         self._has_begun = False
         self._error: TransportError | None = None
+        self._take: Take | None = None
+        self._wait_before: Wait | None = None
+        self._fault: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._asked_at = 0.0
         self._deadline = inf
+        self._within_s = inf
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = inf
+
+    @property
+    def is_whole(self) -> bool:
+        return self._parser is None or self._parser.is_complete
 
     @property
     def age_s(self) -> float:
@@ -210,16 +260,62 @@ class _Connection(asyncio.Protocol):
             if parser.is_complete:
                 return b""
             await self._wait()
-        data = b"".join(self._pieces)
-        self._pieces.clear()
+        data = self._empty()
+        self._resume()
+        return data
+
+    async def pour(self, take: Take) -> None:
+        parser = self._parser
+        assert parser is not None, "a reply was read after it was closed"
+        self._take = take
+        try:
+            self._pour()
+            if self._fault is not None:
+                raise self._fault
+            while self._wait_before is not None or not parser.is_complete:
+                if self._wait_before is None:
+                    await self._wait()
+                else:
+                    await self._wait_before()
+                    self._wait_before = None
+                    self.set_deadline(self._within_s)
+                    self._resume()
+                    self._pour()
+                if self._fault is not None:
+                    raise self._fault
+        finally:
+            self._take = self._wait_before = self._fault = None
+
+    def _pour(self) -> None:
+        """Give away what there is, unless who takes it wants to be waited for."""
+        if (
+            self._take is not None
+            and self._pieces
+            and self._wait_before is None
+            and self._fault is None
+        ):
+            try:
+                self._wait_before = self._take(self._empty())
+            except Exception as fault:
+                self._fault = fault
+
+    def _empty(self) -> bytes:
+        """Return what is held, and hold it no more."""
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         self._held = 0
+        return data
+
+    def _resume(self) -> None:
+        """Read on, if reading was paused for all that was held."""
         if self._is_paused:
             self._is_paused = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
-        return data
 
     def set_deadline(self, seconds: float) -> None:
+        self._within_s = seconds
         self._deadline = self._loop.time() + seconds
         if self._deadline < self._alarm_at:
             self._set_alarm()
@@ -303,6 +399,10 @@ class _Connection(asyncio.Protocol):
         except MalformedReply as error:
             self._fail(error)
             return
+        if self._take is not None:
+            self._pour()
+            if not (self._fault or self._wait_before or self._parser.is_complete):
+                return  # nobody needs to know
         self._held += len(data)
         if self._held > MAX_HELD_BYTES and not self._is_paused:
             self._is_paused = True

@@ -63,6 +63,17 @@ class ReplyParser:
     """Parses one reply, however it is cut. `is_complete` is true from its last byte on, and
     `keeps_alive` tells whether another request may follow on the connection."""
 
+    __slots__ = (
+        "_interim",
+        "_left",
+        "_owes_line_end",
+        "_rest",
+        "_step",
+        "head",
+        "is_complete",
+        "keeps_alive",
+    )
+
     def __init__(self) -> None:
         self.head: ReplyHead | None = None
         self.is_complete = False

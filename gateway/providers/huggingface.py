@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
+from gateway.core.telling import Tell, Wait, tell_all
 from gateway.engine.budget import Share
 from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.isolated import PROCESS_BYTES, open_isolated
@@ -120,8 +120,8 @@ class HuggingFaceService:
             )
         return [self._describe(model) for model in self._scanned or ()]
 
-    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
-        """Yield the model's answer; loads it first, together with others who wait for it.
+    async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
+        """Have the model answer; loads it first, together with others who wait for it.
 
         Raises ModelNotFound, ModelLoadFailed, ModelTooLarge, ModelUnloaded, NoRoom, Overloaded, and
         what the engine says of the request.
@@ -132,20 +132,20 @@ class HuggingFaceService:
         self._used(files)
         began_at = time.monotonic()
         async with self._manager.claim(ref, files, request.keep_alive_s) as claim:
-            async with aclosing(claim.waits()) as waits:
-                async for waiting in waits:
-                    yield waiting
+            await tell_all(claim.waits(), tell)
             load_ms = (time.monotonic() - began_at) * 1000
             defaults = self._manager.config(ref).config.defaults
             request = replace(request, options=request.options.over(defaults))
             engine = claim.engine
             if not isinstance(engine, Generator):  # its files were others a moment ago
                 raise cannot_generate(str(ref))
-            async with aclosing(engine.stream(request)) as events:
-                async for event in events:
-                    if isinstance(event, Started):
-                        event = replace(event, load_ms=load_ms)
-                    yield event
+
+            def tell_load(events: Sequence[Event]) -> Wait | None:
+                if type(events[0]) is Started:
+                    events = (replace(events[0], load_ms=load_ms), *events[1:])
+                return tell(events)
+
+            await tell_all(engine.stream(request), tell_load)
 
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
         """Every model here goes on from a text: it is put after the prompt."""
@@ -154,7 +154,7 @@ class HuggingFaceService:
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
         """Return the model's vectors; loads it first, together with others who wait for it.
 
-        Raises what `stream` raises, and UnsupportedCapability for a model that generates text.
+        Raises what `answer` raises, and UnsupportedCapability for a model that generates text.
         """
         ref, files = await anyio.to_thread.run_sync(self._find, ref)
         if not files.card.embeds:

@@ -4,8 +4,8 @@ Owns the connections to one Ollama server and their deadlines. What goes over th
 the `ollama_*_wire` modules.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING
@@ -19,18 +19,19 @@ from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import (
     ContextLengthExceeded,
     GatewayError,
+    ProviderError,
     ProviderProtocolError,
     ProviderTimeout,
     ProviderUnavailable,
     UnsupportedCapability,
 )
-from gateway.core.events import Event
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.routing import require_capabilities
+from gateway.core.telling import Tell, tell_one
 from gateway.providers import ProviderContext
 from gateway.providers.http1 import Http1Client, Reply
 from gateway.providers.http1_wire import TransportError
@@ -66,13 +67,13 @@ from gateway.providers.ollama_memory_wire import (
 from gateway.providers.ollama_states_wire import ModelStates
 from gateway.providers.ollama_truncation_wire import TruncationGuard, is_longer, too_long
 from gateway.providers.ollama_wire import AnswerReader, encode_request
+from gateway.providers.pouring_wire import pour_answer
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
 _MAX_ERROR_BYTES = 64 * 1024
 _SHOWS_AT_ONCE = 4
-_END_GRACE_S = 0.25
 _UNLOAD_LOOK_S = 0.2
 _HEADERS = {
     "Accept": "application/x-ndjson",
@@ -192,18 +193,18 @@ class OllamaService:
         found = (read_resident(model) for model in await self._look())
         return [resident for resident in found if resident is not None]
 
-    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
-        """Generate; closing the generator closes the connection, Ollama's only way to cancel.
+    async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
+        """Generate; being cancelled closes the connection, Ollama's only way to cancel.
 
         Raises ModelTooLarge and NoRoom where the model is not in memory, and finds no room in the
         one that it shares with the gateway's.
         """
-        return self._answer(request, ref, self._memory)
+        await self._answer(request, ref, tell, self._memory)
 
     async def _answer(
-        self, request: GenerateRequest, ref: ModelRef, memory: OllamaMemory
-    ) -> AsyncGenerator[Event, None]:
-        """Yield what `stream` does; `memory` is told of the use."""
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, memory: OllamaMemory
+    ) -> None:
+        """Do as `answer`; `memory` is told of the use."""
         request = self._configs.apply(request, ref)
         # Ollama's own refusal comes after it has loaded the model: look first.
         if known := self._listed.get(name_key(ref)):
@@ -217,24 +218,22 @@ class OllamaService:
             memory.leave(stay)
             raise
         try:
-            while reader.finished is None:
-                lines, chunk = reader.lines, await self._read(reply, started=reader.lines > 0)
-                if not lines:
-                    memory.answered(stay)
-                for event in reader.feed(chunk) if chunk else reader.end():
-                    yield event
-                if reader.lines > lines:
-                    # Bytes that make no line are no progress: a peer may drip them for ever.
-                    reply.expect_within(self._timeouts.idle_s)
-            await reply.finish(_END_GRACE_S)
+            finished = await pour_answer(
+                reply,
+                reader,
+                tell,
+                idle_s=self._timeouts.idle_s,
+                describe=self._describe,
+                begun=partial(memory.answered, stay),
+            )
         finally:
             reply.close()
             memory.leave(stay)
-        counted, num_ctx = reader.finished.usage.prompt_tokens, self._configs.num_ctx(ref)
+        counted, num_ctx = finished.usage.prompt_tokens, self._configs.num_ctx(ref)
         is_cut = is_cut or await self._guard.was_cut(request, ref, counted, num_ctx)
         if is_cut and not may_cut:
             raise too_long(ref)
-        yield replace(reader.finished, truncated=True) if is_cut else reader.finished
+        await tell_one(tell, replace(finished, truncated=True) if is_cut else finished)
 
     async def _ask(
         self, request: GenerateRequest, ref: ModelRef, may_cut: bool
@@ -271,7 +270,7 @@ class OllamaService:
         pinned: bool | None = None,
         keep_alive_s: float | None = None,
     ) -> None:
-        """Have Ollama load the model: a request without a prompt. Raises what `stream` does, and
+        """Have Ollama load the model: a request without a prompt. Raises what `answer` does, and
         UnsupportedCapability for a config or a pin that Ollama cannot follow; then the config is
         as it was."""
         with self._configs.changed(ref, ConfigChange(load=config, pinned=pinned)):
@@ -377,9 +376,7 @@ class OllamaService:
         request = GenerateRequest(
             id="control", model=str(ref), prompt="", keep_alive_s=keep_alive_s
         )
-        async with aclosing(self._answer(request, ref, memory)) as events:
-            async for _ in events:
-                pass
+        await self._answer(request, ref, lambda _: None, memory)
 
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
         """Embed; being cancelled closes the connection, on which Ollama stops."""
@@ -408,7 +405,7 @@ class OllamaService:
         try:
             reply = await self._http.post(path, body, self._timeouts.first_byte_s)
         except TransportError as error:
-            raise describe_transport(error, self._base_url, started=False) from error
+            raise self._describe(error, False) from error
         try:
             await self._require_answer(reply, ref)
         except BaseException:
@@ -427,7 +424,7 @@ class OllamaService:
         """Return the whole body of an answer that has begun."""
         answer = bytearray()
         reply.expect_within(self._timeouts.idle_s)
-        while chunk := await self._read(reply, started=True):
+        while chunk := await self._read(reply):
             answer += chunk
             if len(answer) > max_bytes:
                 raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
@@ -442,11 +439,14 @@ class OllamaService:
                 said += chunk
         return bytes(said[:_MAX_ERROR_BYTES])
 
-    async def _read(self, reply: Reply, *, started: bool) -> bytes:
+    async def _read(self, reply: Reply) -> bytes:
         try:
             return await reply.read()
         except TransportError as error:
-            raise describe_transport(error, self._base_url, started=started) from error
+            raise self._describe(error, True) from error
+
+    def _describe(self, error: TransportError, started: bool) -> ProviderError:
+        return describe_transport(error, self._base_url, started)
 
     async def _learn_traits(self, tags: Sequence[Tag], deadline: float) -> None:
         """Look at the models that the listing says too little of, until `deadline`."""

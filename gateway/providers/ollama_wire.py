@@ -224,6 +224,10 @@ class AnswerReader:
             return []
         self._require_bounded(line)
         part = self._decode(line)
+        if self.lines and (text := _only_text(part)):
+            self.lines += 1
+            self._tokens += 1
+            return [TextDelta(text)]
         if (error := bytes(part.error)) and error != b"null":
             raise describe_error_line(error, self._ref)
         events: list[Event] = [] if self.lines else [Started(self._ref)]
@@ -285,6 +289,21 @@ class AnswerReader:
             reason="tool_calls" if self._calls else reason,
             usage=Usage(read_count(part.prompt_eval_count or 0), read_count(counted)),
         )
+
+
+def _only_text(part: _Line) -> str | None:
+    """Return the text of a line that says nothing else, as nearly all lines of a chat do."""
+    message = part.message
+    if (
+        message is None
+        or message.thinking
+        or message.tool_calls
+        or part.done
+        or part.logprobs
+        or part.error is not _ABSENT
+    ):
+        return None
+    return message.content
 
 
 def _read_logprob(line: _LogprobLine) -> TokenLogprob:

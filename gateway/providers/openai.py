@@ -5,7 +5,7 @@ described in the `openai_*_wire` modules. Which URLs there are only the operator
 not followed, and no proxy is asked: neither a request nor an answer leads anywhere else.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from gateway.core.errors import (
     ProviderTimeout,
     UnsupportedCapability,
 )
-from gateway.core.events import Event
 from gateway.core.loading import (
     ConfigChange,
     ConfigReport,
@@ -31,6 +30,7 @@ from gateway.core.loading import (
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
+from gateway.core.telling import Tell, tell_one
 from gateway.providers import ProviderContext
 from gateway.providers.http1 import Reply
 from gateway.providers.http1_wire import TransportError
@@ -49,6 +49,7 @@ from gateway.providers.openai_listing_wire import (
 )
 from gateway.providers.openai_stream_wire import AnswerReader
 from gateway.providers.openai_wire import Dialect, encode_request
+from gateway.providers.pouring_wire import pour_answer
 from gateway.providers.replicas_wire import HeldReply, Replica, Replicas
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_LISTING_BYTES = 16 * 1024 * 1024
-_END_GRACE_S = 0.25
 _HEADERS = {
     "Accept": "text/event-stream, application/json",
     "Accept-Encoding": "identity",
@@ -116,29 +116,26 @@ class OpenAIService:
         """Return nothing: what a server has in its memory it does not tell."""
         return ()
 
-    async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
-        """Generate; closing the generator closes the connection, the one way to cancel."""
+    async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
+        """Generate; being cancelled closes the connection, the one way to cancel there."""
         model = self._require_allowed(ref)
 
         def encode(dialect: Dialect) -> tuple[str, bytes]:
             return encode_request(request, model, dialect, self._server.continues)
 
-        reader = AnswerReader(self._faults, request.id, ref)
         held = await self._open(encode, ref, in_thread=request.has_images)
         try:
-            reply = held.reply
-            self._require_stream(reply)
-            while reader.finished is None:
-                lines, chunk = reader.lines, await self._read(reply)
-                for event in reader.feed(chunk) if chunk else reader.end():
-                    yield event
-                if reader.lines > lines:
-                    # Bytes that make no line are no progress: a peer may drip them for ever.
-                    reply.expect_within(self._server.idle_timeout_s)
-            await reply.finish(_END_GRACE_S)
+            self._require_stream(held.reply)
+            finished = await pour_answer(
+                held.reply,
+                AnswerReader(self._faults, request.id, ref),
+                tell,
+                idle_s=self._server.idle_timeout_s,
+                describe=self._faults.of_transport,
+            )
         finally:
             held.close()
-        yield reader.finished
+        await tell_one(tell, finished)
 
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
         """Tell whether the server goes on from a text: always with a prompt that is continued as it
@@ -235,7 +232,7 @@ class OpenAIService:
         try:
             reply = await self._replicas.get(replica, "/models", limit_s)
         except TransportError as error:
-            raise self._faults.of_transport(error, started=False) from error
+            raise self._faults.of_transport(error, False) from error
         try:
             self._require_plain(reply)
             return reply.status, await self._read_whole(reply, _MAX_LISTING_BYTES)
@@ -275,7 +272,7 @@ class OpenAIService:
         try:
             return await self._replicas.post(path, body, ref, self._server.first_byte_timeout_s)
         except TransportError as error:
-            raise self._faults.of_transport(error, started=False) from error
+            raise self._faults.of_transport(error, False) from error
 
     def _require_plain(self, reply: Reply) -> None:
         if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):
@@ -307,4 +304,4 @@ class OpenAIService:
         try:
             return await reply.read()
         except TransportError as error:
-            raise self._faults.of_transport(error, started=True) from error
+            raise self._faults.of_transport(error, True) from error

@@ -141,7 +141,7 @@ class Faults:
             return by_text
         return ProviderError(self.provider, f"{self.provider} failed while it generated: {said}")
 
-    def of_transport(self, error: TransportError, *, started: bool) -> ProviderError:
+    def of_transport(self, error: TransportError, started: bool) -> ProviderError:
         """Return what a failed exchange means; `started` tells whether an answer had begun."""
         name = self.provider
         match error:

@@ -2,8 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
@@ -26,7 +25,10 @@ Key = str | ModelRef
 
 
 class Attempt:
-    """One try at a model; say `answered` once it does."""
+    """One try at a model, which is asked inside; say `answered` once it does. Errors that leave it
+    are counted."""
+
+    __slots__ = ("_board", "_has_answered", "probes", "ref")
 
     def __init__(self, board: "HealthBoard", ref: ModelRef) -> None:
         self._board = board
@@ -38,6 +40,15 @@ class Attempt:
         if not self._has_answered:
             self._has_answered = True
             self._board.forgive(self.ref)
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, GatewayError):
+            self._board.count(self, error)
+        for breaker in self.probes:
+            breaker.end_probe()
 
 
 class HealthBoard:
@@ -85,27 +96,9 @@ class HealthBoard:
             if name in self._breakers and self._breakers[name].state(now) != "closed"
         ]
 
-    @contextmanager
-    def attempt(self, ref: ModelRef) -> Iterator[Attempt]:
-        """Ask `ref` inside; errors that leave it are counted.
-
-        Raises ProviderResting when it is not to be asked now.
-        """
-        attempt = self._admit(ref)
-        try:
-            yield attempt
-        except ProviderUnavailable as error:
-            self._fail(ref.provider, attempt, error)
-            raise
-        except GatewayError as error:
-            if blames_model(error):
-                self._fail(ref, attempt, error)
-            raise
-        finally:
-            for breaker in attempt.probes:
-                breaker.end_probe()
-
-    def _admit(self, ref: ModelRef) -> Attempt:
+    def attempt(self, ref: ModelRef) -> Attempt:
+        """Return what `ref` is to be asked in. Raises ProviderResting when it is not to be asked
+        now."""
         attempt = Attempt(self, ref)
         if not self._breakers:
             return attempt
@@ -122,6 +115,13 @@ class HealthBoard:
                 breaker.begin_probe()
                 attempt.probes.append(breaker)
         return attempt
+
+    def count(self, attempt: Attempt, error: GatewayError) -> None:
+        """Take note that an attempt failed, if the error tells anything of who was asked."""
+        if isinstance(error, ProviderUnavailable):
+            self._fail(attempt.ref.provider, attempt, error)
+        elif blames_model(error):
+            self._fail(attempt.ref, attempt, error)
 
     def forgive(self, ref: ModelRef) -> None:
         """It answered: what failed before is forgotten."""

@@ -3,7 +3,8 @@
 What runs the model and writes the records is `streams`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -12,9 +13,13 @@ import msgspec
 from gateway.core.errors import GatewayError, StreamGap, StreamTakenOver
 from gateway.core.events import Event, Finished, Timings, Usage
 from gateway.core.sessions import SessionOpened
+from gateway.core.telling import Wait
 from gateway.services.bell import Bell
 from gateway.services.replay import ReplayBuffer
 from gateway.services.tally import Tally
+
+Run = Callable[[], Awaitable[None]]
+"""Runs the model of a stream to its end, whatever that is."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -70,9 +75,9 @@ class LiveStream:
             max_events=limits.replay_events, max_bytes=limits.replay_bytes, keeps=is_resumable
         )
         self._reader: StreamReader | None = None
+        self._listener: Callable[[], None] | None = None
         self._handed_tokens = 0
         self._changed = Bell()
-        self._attached = anyio.Event()
         self.scope = anyio.CancelScope()
         """What the owner runs the model in."""
 
@@ -128,13 +133,14 @@ class LiveStream:
         self._buffer.seek(after)
         self._note_handed()  # who names an event has had it
         self._reader = StreamReader(self)
-        self._attached.set()
-        self._changed.ring()  # the reader before sees that it is none
+        self._show()  # the reader before sees that it is none
+        self._listener = None
         return self._reader
 
     async def wait_attached(self) -> None:
         """Wait until there is a reader again, or no need for one."""
-        await self._attached.wait()
+        while self._reader is None and not self.is_ended:
+            await self._changed.wait()
 
     def cancel(self) -> None:
         """Stop the model; the reader sees `Finished` with the reason `cancelled`. Harmless after
@@ -148,15 +154,43 @@ class LiveStream:
             self.error = error
             self.scope.cancel()
 
-    async def put(self, event: Event) -> None:
-        """Add an event once there is room for it; for the owner of the stream only."""
-        if self._buffer.last_id % self._limits.buffer_events == 0:
-            # Where nobody reads there may be room for long; others want the loop, too.
-            await anyio.lowlevel.checkpoint()
-        while not self._buffer.has_room(self._most_unread):
-            await self._changed.wait()
-        self._buffer.append(event)
+    def put(self, events: Sequence[Event]) -> Wait | None:
+        """Add events as far as there is room; return how to wait until the rest is added, too. For
+        the owner of the stream only."""
+        left = self._append(events)
+        return partial(self._put_later, left) if left else None
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Count events that no reader sees."""
+        at = self._clock()
+        for event in events:
+            self.tally.observe(event, at)
+
+    def _append(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Add events as far as there is room; return the others."""
+        at, most = self._clock(), self._most_unread
+        left: Sequence[Event] = ()
+        for place, event in enumerate(events):
+            if not self._buffer.has_room(most):
+                left = events[place:]
+                break
+            self._buffer.append(event)
+            # Only now: what was cut off before the reader could have it does not count.
+            self.tally.observe(event, at)
+        self._show()
+        return left
+
+    async def _put_later(self, events: Sequence[Event]) -> None:
+        while events:
+            while not self._buffer.has_room(self._most_unread):
+                await self._changed.wait()
+            events = self._append(events)
+
+    def _show(self) -> None:
+        """Let everybody see what changed."""
         self._changed.ring()
+        if self._listener is not None:
+            self._listener()
 
     def end(self, error: GatewayError | None) -> None:
         """Nothing follows, but `error` if there is one; for the owner of the stream only."""
@@ -166,24 +200,34 @@ class LiveStream:
             self._buffer.append(Finished("cancelled", self.tally.usage))
         self.error = error.renewed() if error else None
         self.is_ended = True
-        self._attached.set()
-        self._changed.ring()
+        self._show()
 
     async def read_by(
         self, reader: "StreamReader", most: int, within_s: float | None = None
     ) -> list[Event] | None:
         """Return what `StreamReader.read_within` promises."""
-        while self._reader is reader:
-            if events := self._buffer.take(most or self._limits.buffer_events):
-                self._changed.ring()
-                return events
-            if self.is_ended:
-                if self.error is not None:
-                    raise self.error.renewed()
-                return []
+        while (events := self.take_by(reader, most)) is None:
             if not await self._changed.wait(within_s):
-                return None
-        raise StreamTakenOver("Another reader goes on with this stream.")
+                break
+        return events
+
+    def take_by(self, reader: "StreamReader", most: int) -> list[Event] | None:
+        """Return what `StreamReader.take` promises."""
+        if self._reader is not reader:
+            raise StreamTakenOver("Another reader goes on with this stream.")
+        if events := self._buffer.take(most or self._limits.buffer_events):
+            self._changed.ring()
+            return events
+        if not self.is_ended:
+            return None
+        if self.error is not None:
+            raise self.error.renewed()
+        return []
+
+    def listen_by(self, reader: "StreamReader", changed: Callable[[], None] | None) -> None:
+        """Do what `StreamReader.listen` promises; nothing for a reader that was replaced."""
+        if self._reader is reader:
+            self._listener = changed
 
     def confirm_by(self, reader: "StreamReader") -> None:
         """Do what `StreamReader.confirm` promises; nothing for a reader that was replaced."""
@@ -193,9 +237,7 @@ class LiveStream:
     def leave_by(self, reader: "StreamReader") -> None:
         """Let `reader` go; who was replaced has left already."""
         if self._reader is reader:
-            self._reader = None
-            if not self.is_ended:
-                self._attached = anyio.Event()
+            self._reader = self._listener = None
             self._changed.ring()  # there may be more room now
             self._left(self)
 
@@ -250,6 +292,15 @@ class StreamReader:
         A cancellation may never reach who does nothing else: he looks for it by himself.
         """
         return await self.stream.read_by(self, 0, seconds)
+
+    def take(self, most: int = 0) -> list[Event] | None:
+        """Do as `read`, but at once: None when nothing is ready."""
+        return self.stream.take_by(self, most)
+
+    def listen(self, changed: Callable[[], None] | None) -> None:
+        """Have `changed` called whenever a `take` may give something else than the one before,
+        until the reader leaves. It must neither block nor fail."""
+        self.stream.listen_by(self, changed)
 
     def confirm(self) -> None:
         """Tell that the client's connection has taken all that was read: it counts as used, also if

@@ -112,6 +112,10 @@ class SessionRecorder:
             return self._durable_count
         return self._add(record)
 
+    def is_written(self, ticket: int) -> bool:
+        """Return whether `wait_written` would return True at once."""
+        return self._durable_count >= ticket
+
     async def wait_written(self, ticket: int, timeout_s: float) -> bool:
         """Return whether all records up to `ticket` were durable within `timeout_s`: in the log or
         the database, or in the journal while that is away."""

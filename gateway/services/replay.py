@@ -24,10 +24,11 @@ class ReplayBuffer:
     """
 
     def __init__(self, *, max_events: int, max_bytes: int, keeps: bool) -> None:
-        self._max_events = max_events if keeps else 0
+        self._max_events = max_events
         self._max_bytes = max_bytes
-        self._read: deque[_Held] = deque()
-        self._unread: deque[_Held] = deque()
+        # An empty deque takes more memory than all else here, and most streams keep nothing.
+        self._read: deque[_Held] | None = deque() if keeps else None
+        self._unread: list[_Held] = []
         self._unread_bytes = 0
         self.unread_tokens = 0
         self.size_bytes = 0
@@ -53,9 +54,9 @@ class ReplayBuffer:
 
     def take(self, most: int) -> list[Event]:
         """Return the next events, `most` at most; they count as read."""
-        events = [self._advance() for _ in range(min(most, len(self._unread)))]
-        self._trim()
-        return events
+        taken = self._unread[:most]
+        self._pass(taken)
+        return [event for event, _, _ in taken]
 
     def seek(self, after: int) -> None:
         """Let the next event to be read be the one after number `after`.
@@ -65,29 +66,34 @@ class ReplayBuffer:
         """
         if after > self.last_id:
             raise InvalidRequest(f"The stream has {self.last_id} events so far, not {after}.")
-        if after < (oldest := self.position - len(self._read)):
+        if after < (oldest := self.position - len(self._read or ())):
             raise StreamGap(f"Events {after + 1} to {oldest} of the stream are no longer kept.")
-        while after < self.position:
-            self._step_back()
-        while after > self.position:
-            self._advance()
-        self._trim()
+        if after < self.position:
+            self._step_back(self.position - after)
+        else:
+            self._pass(self._unread[: after - self.position])
 
-    def _advance(self) -> Event:
-        held = self._unread.popleft()
-        event, size, tokens = held
+    def _pass(self, held: list[_Held]) -> None:
+        """Let the first of the unread, which `held` are, count as read."""
+        del self._unread[: len(held)]
+        self.position += len(held)
+        size = sum([size for _, size, _ in held])
         self._unread_bytes -= size
-        self.unread_tokens -= tokens
-        self._read.append(held)
-        self.position += 1
-        return event
+        self.unread_tokens -= sum([tokens for _, _, tokens in held])
+        if self._read is None:
+            self.size_bytes -= size
+        else:
+            self._read += held
+            self._trim()
 
-    def _step_back(self) -> None:
-        held = self._read.pop()
-        self._unread_bytes += held[1]
-        self.unread_tokens += held[2]
-        self._unread.appendleft(held)
-        self.position -= 1
+    def _step_back(self, count: int) -> None:
+        assert self._read is not None, "there is a gap where nothing is kept"
+        for _ in range(count):
+            held = self._read.pop()
+            self._unread_bytes += held[1]
+            self.unread_tokens += held[2]
+            self._unread.insert(0, held)
+            self.position -= 1
 
     def _trim(self) -> None:
         while self._read and (
@@ -100,13 +106,13 @@ class ReplayBuffer:
 def weigh(event: Event) -> int:
     """Return about how many bytes `event` takes in memory."""
     match event:
+        case TextDelta() if not event.logprobs:  # as nearly always
+            return sys.getsizeof(event.text) + EVENT_BYTES
         case TextDelta() | ReasoningDelta():
             size = sys.getsizeof(event.text)
         case ToolCallDelta():
             size = sys.getsizeof(event.call.arguments)
         case _:
             return EVENT_BYTES
-    if not event.logprobs:  # as nearly always
-        return size + EVENT_BYTES
     described = sum(1 + len(each.top) for each in event.logprobs)
     return size + EVENT_BYTES * (1 + described)

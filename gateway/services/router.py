@@ -1,9 +1,9 @@
-"""ModelRouterService: one `generate`, one `stream`, one `embed` over unlike providers."""
+"""ModelRouterService: one `generate`, one `answer`, one `embed` over unlike providers."""
 
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import anyio
 
@@ -16,17 +16,18 @@ from gateway.core.continuation import (
 )
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, IncompleteStream, ModelNotFound, ProviderUnavailable
-from gateway.core.events import Event, Finished, Generation, Routed, Waiting, collect
+from gateway.core.events import Collector, Event, Finished, Generation, Routed, Waiting
 from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, plan_routes
 from gateway.core.ports import Continuer, Provider, RouteMeter
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route
+from gateway.core.telling import Tell, Wait, tell_one
 from gateway.core.trail import Trail
 from gateway.core.virtual import VirtualModel
 from gateway.services.catalog import Catalog, Listing
-from gateway.services.health import HealthBoard
+from gateway.services.health import Attempt, HealthBoard
 from gateway.services.images import ImagePolicy
 from gateway.services.tries import Tries
 from gateway.telemetry.meter import Meter
@@ -35,7 +36,7 @@ AnyRequest = GenerateRequest | EmbedRequest
 
 
 class ModelRouterService:
-    """Finds the provider that a request means and streams from it.
+    """Finds the provider that a request means, and has it answer.
 
     Admission and records belong to `services.streams`.
     """
@@ -73,9 +74,10 @@ class ModelRouterService:
         self._sleep = sleep
 
     async def generate(self, request: GenerateRequest) -> Generation:
-        """Return the whole answer; raises what `stream` raises."""
-        async with aclosing(self.stream(request)) as events:
-            return await collect(events)
+        """Return the whole answer; raises what `answer` raises."""
+        collector = Collector()
+        await self.answer(request, collector.add_all)
+        return collector.whole()
 
     async def explain(self, request: AnyRequest) -> Plan:
         """Return what would be decided now, with its error where nobody could serve the request.
@@ -86,10 +88,10 @@ class ModelRouterService:
             plan = self._draft(request, await self._catalog.listing())
         return plan
 
-    async def stream(
-        self, request: GenerateRequest, trail: Trail | None = None
-    ) -> AsyncGenerator[Event, None]:
-        """Yield the grammar of `core.events`, with exactly one Finished at the end.
+    async def answer(
+        self, request: GenerateRequest, tell: Tell, trail: Trail | None = None
+    ) -> None:
+        """Tell the grammar of `core.events`, with exactly one Finished at the end.
 
         Who fails before he said anything is asked again, or the next candidate is, as
         `core.retry` has it; after that nothing is repeated. An answer that breaks later is gone on
@@ -97,7 +99,7 @@ class ModelRouterService:
 
         Raises a GatewayError before the first event for a request that nobody can serve, and at
         any later point for a provider that fails; a stream that just stops is IncompleteStream.
-        Closing the generator stops the model within a token. What happens is noted in `trail`.
+        Being cancelled stops the model within a token. What happens is noted in `trail`.
         """
         trail = trail or Trail(self._clock)
         await self._images.check(request)
@@ -107,24 +109,20 @@ class ModelRouterService:
         relay = self._relay(request)
         while True:
             if relay is not None and relay.is_full:
-                yield relay.end()
+                await tell_one(tell, relay.end())
                 return
             route = tries.route
             trail.ask(tries.place)
-            yield Routed(route.ref, tries.after)
-            has_begun = False
+            await tell_one(tell, Routed(route.ref, tries.after))
+            part = _Part(tell, relay)
             try:
-                asked = request if relay is None else relay.begin()
-                async with aclosing(self._ask(asked, route)) as events:
-                    async for event in events:
-                        has_begun = has_begun or not isinstance(event, Waiting)
-                        for told in (event,) if relay is None else relay.tell(event):
-                            yield told
-                            if isinstance(told, Finished):
-                                return
+                await self._ask(request if relay is None else relay.begin(), route, part)
+                return
             except GatewayError as error:
+                if part.is_over:
+                    return
                 trail.fail(error)
-                if not has_begun:
+                if not part.has_begun:
                     is_taken_on = await self._goes_on(tries, error)
                 else:
                     is_taken_on = relay is not None and self._goes_over(relay, tries, error)
@@ -135,18 +133,16 @@ class ModelRouterService:
                     raise
                 raise described from error
 
-    async def _ask(self, request: GenerateRequest, route: Route) -> AsyncGenerator[Event, None]:
-        """Yield what one provider says, and keep in mind whether it works."""
+    async def _ask(self, request: GenerateRequest, route: Route, part: "_Part") -> None:
+        """Have one provider say its part, and keep in mind whether it works."""
         provider = self._providers[route.ref.provider]
-        with self.health.attempt(route.ref) as attempt:
-            async with aclosing(provider.stream(request, route.ref)) as events:
-                async for event in events:
-                    if not isinstance(event, Waiting):
-                        attempt.answered()
-                    yield event
-                    if isinstance(event, Finished):
-                        return
-            raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
+        with self.health.attempt(route.ref) as part.attempt:
+            try:
+                await provider.answer(request, route.ref, part.hear)
+            except _Enough:
+                return
+            if not part.is_over:
+                raise IncompleteStream(provider.name, f"{provider.name} stopped without an end.")
 
     async def embed(self, request: EmbedRequest, trail: Trail | None = None) -> Embeddings:
         """Return one vector for each input; being cancelled stops the model.
@@ -268,3 +264,49 @@ class ModelRouterService:
             f"it, is away: {error.message}",
             hint=f"{guess}Models are named provider/name; GET /v1/models lists them.",
         )
+
+
+class _Enough(Exception):
+    """The answer is whole, whatever its provider would still say."""
+
+
+class _Part:
+    """What one provider says, on its way to who asked."""
+
+    attempt: Attempt
+
+    def __init__(self, tell: Tell, relay: Relay | None) -> None:
+        self.has_begun = False
+        """Whether there was more than waiting."""
+        self.is_over = False
+        self._tell = tell
+        self._relay = relay
+
+    def hear(self, events: Sequence[Event]) -> Wait | None:
+        if self.is_over:
+            raise _Enough
+        if not self.has_begun and any(not isinstance(event, Waiting) for event in events):
+            self.has_begun = True
+            self.attempt.answered()
+        if self._relay is not None:
+            return self._hear_by(self._relay, events)
+        self.is_over = type(events[-1]) is Finished
+        return self._tell(events)
+
+    def _hear_by(self, relay: Relay, events: Sequence[Event]) -> Wait | None:
+        told: list[Event] = []
+        for event in events:
+            told += relay.tell(event)
+            if told and type(told[-1]) is Finished:
+                self.is_over = True
+                break
+        wait = self._tell(told) if told else None
+        if self.is_over and type(events[-1]) is not Finished:
+            return partial(_stop_after, wait)
+        return wait
+
+
+async def _stop_after(wait: Wait | None) -> None:
+    if wait is not None:
+        await wait()
+    raise _Enough

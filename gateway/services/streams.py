@@ -7,11 +7,10 @@ reader may vanish at any point and nothing is left open.
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
@@ -31,10 +30,11 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import SessionMeter, StreamTrace, Tracer
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
+from gateway.core.telling import Tell, Wait
 from gateway.core.trail import Trail
 from gateway.services.decision_log import DecisionLog
 from gateway.services.ended import EndedStreams
-from gateway.services.live import LiveStream, StreamLimits, StreamReader
+from gateway.services.live import LiveStream, Run, StreamLimits, StreamReader
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
@@ -47,10 +47,6 @@ logger = logging.getLogger(__name__)
 COMMIT_WAIT_S = 0.25
 """How long `started` waits for its record: durable before visible, but a slow database only
 delays by this much."""
-
-EVENTS_A_TURN = 256
-
-Take = Callable[[Event], Awaitable[None]]
 
 
 def choose_limits(settings: Settings) -> StreamLimits:
@@ -132,6 +128,15 @@ class StreamService:
         )
         return stream.attach()
 
+    def open_here(
+        self, request: GenerateRequest, *, face: str = "native", caller: Caller = ANYBODY
+    ) -> tuple[StreamReader, Run]:
+        """Do as `open`, for a stream that ends with its reader; return the reader, and what runs
+        the model: in whichever task, as long as it is run."""
+        stream, trail = self._accept(request, face, caller)
+        request = replace(request, caller=caller.id)
+        return stream.attach(), partial(self._own, stream, request, trail, stream.put)
+
     async def generate(
         self,
         request: GenerateRequest,
@@ -148,11 +153,16 @@ class StreamService:
         """
         stream, trail = self._accept(request, face, caller, is_awaited=True)
         decided(stream.id)
-        answer = _InOnePiece()
-        await self._own(stream, replace(request, caller=caller.id), trail, answer.take)
+        collector = Collector()
+
+        def take(events: Sequence[Event]) -> None:
+            collector.add_all(events)
+            stream.observe(events)
+
+        await self._own(stream, replace(request, caller=caller.id), trail, take)
         if stream.error is not None:
             raise stream.error.renewed()
-        return stream, answer.collector.whole()
+        return stream, collector.whole()
 
     def _accept(
         self, request: GenerateRequest, face: str, caller: Caller, **kind: bool
@@ -273,15 +283,15 @@ class StreamService:
             tasks.cancel_scope.cancel()
 
     async def _own(
-        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Take
+        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Tell
     ) -> None:
-        """Run the model and give each event to `take`; the record is closed whatever happens."""
+        """Run the model and give its events to `take`; the record is closed whatever happens."""
         error: GatewayError | None = None
         trace = self._tracer.stream(stream.opened) if self._tracer else None
         try:
             with stream.scope:
-                answer = self._router.stream(request, trail)
-                await self._pump(stream, trace.over(answer) if trace else answer, take)
+                ear = _Ear(stream, self._recorder, take, trace)
+                await self._router.answer(request, ear.hear, trail)
         except GatewayError as known:
             said = quotable(known.message, request.texts)
             logger.info("stream %s failed: %s: %s", stream.id, known.code, said)
@@ -295,23 +305,6 @@ class StreamService:
         finally:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.
             self._close(stream, stream.error or error, trace)
-
-    async def _pump(
-        self, stream: LiveStream, answer: AsyncGenerator[Event, None], take: Take
-    ) -> None:
-        ticket = 0
-        async with aclosing(answer) as events:
-            async for event in events:
-                if isinstance(event, Routed):
-                    # For the record alone: what readers see is numbered, and this is not shown.
-                    ticket = self._recorder.opened(_routed(stream.opened, event.ref))
-                    stream.tally.observe(event, self._clock())
-                    continue
-                if isinstance(event, Started):
-                    await self._recorder.wait_written(ticket, COMMIT_WAIT_S)
-                await take(event)
-                # Only now: what was cut off before the reader could have it does not count.
-                stream.tally.observe(event, self._clock())
 
     def _close(
         self, stream: LiveStream, error: GatewayError | None, trace: StreamTrace | None
@@ -351,19 +344,48 @@ class StreamService:
             self._idle.set()
 
 
-class _InOnePiece:
-    """Takes the events of an answer that is handed over at its end."""
+class _Ear:
+    """Hears what the router tells of one stream, has its opening recorded, and passes it on."""
 
-    def __init__(self) -> None:
-        self.collector = Collector()
-        self._count = 0
+    def __init__(
+        self,
+        stream: LiveStream,
+        recorder: SessionRecorder,
+        take: Tell,
+        trace: StreamTrace | None,
+    ) -> None:
+        self._stream = stream
+        self._recorder = recorder
+        self._take = take
+        self._trace = trace
+        self._ticket = 0
+        self._is_open = False
 
-    async def take(self, event: Event) -> None:
-        self._count += 1
-        if self._count % EVENTS_A_TURN == 0:
-            await anyio.lowlevel.checkpoint()  # a model that always has more leaves others none
-        self.collector.add(event)
+    def hear(self, events: Sequence[Event]) -> Wait | None:
+        if self._trace is not None:
+            for event in events:
+                self._trace.observe(event)
+        if type(events[0]) is Routed:
+            self._open(events[0])
+            return None
+        if not self._is_open and any(type(event) is Started for event in events):
+            self._is_open = True
+            if not self._recorder.is_written(self._ticket):
+                return partial(self._pass_on_written, events)
+        return self._take(events)
 
+    def _open(self, routed: Routed) -> None:
+        # For the record alone: what readers see is numbered, and this is not shown.
+        opened = self._stream.opened
+        ref = routed.ref
+        self._ticket = self._recorder.opened(
+            replace(opened, provider=ref.provider, model=ref.qualified_model)
+        )
+        self._stream.observe((routed,))
 
-def _routed(opening: SessionOpened, ref: ModelRef) -> SessionOpened:
-    return replace(opening, provider=ref.provider, model=ref.qualified_model)
+    async def _pass_on_written(self, events: Sequence[Event]) -> None:
+        """Say nothing of a stream of which nothing would be known after a crash."""
+        await self._recorder.wait_written(self._ticket, COMMIT_WAIT_S)
+        wait = self._take(events)
+        if wait is not None:
+            await wait()

@@ -7,8 +7,8 @@ text of a prompt or an answer is among them, nor a message of an error, which ma
 Needs the extra `traces`: only who traces imports this module.
 """
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import requests
@@ -124,12 +124,6 @@ class OtlpStreamTrace:
         self._stage_name = ""
         self._has_spoken = False
 
-    async def over(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        async with aclosing(events):
-            async for event in events:
-                self._observe(event)
-                yield event
-
     def end(self, closed: SessionClosed) -> None:
         self._end_attempt(closed.error_code)
         span, usage = self._request, closed.usage
@@ -147,7 +141,7 @@ class OtlpStreamTrace:
             fail(span, closed.error_code)
         span.end()
 
-    def _observe(self, event: Event) -> None:
+    def observe(self, event: Event) -> None:
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallDelta():
                 if not self._has_spoken and self._attempt is not None:

@@ -25,6 +25,7 @@ from gateway.services.router import ModelRouterService
 from gateway.settings import Settings
 from tests.integration.ollama_peer import Do, OllamaPeer, chat_line, chunks
 from tests.scripted_provider import Uncontrolled
+from tests.told import stream_of
 
 DEMO = ModelRef("huggingface", "demo")
 QUESTION = "What is a gateway?"
@@ -48,7 +49,7 @@ class Chaos(Uncontrolled):
 
     async def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
         deltas = 0
-        async with aclosing(self._service.stream(request, DEMO)) as events:
+        async with aclosing(stream_of(self._service, request, DEMO)) as events:
             async for event in events:
                 if deltas == self.place and isinstance(event, Delta | Finished):
                     raise IncompleteStream("chaos", "It broke.")

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from gateway import bootstrap
 from gateway.core.errors import GatewayError, InvalidRequest, RotationInConfig, StaleTransition
-from gateway.core.events import Finished, TextDelta, collect
+from gateway.core.events import Finished, TextDelta
 from gateway.core.messages import GenerateRequest, Message, Options
 from gateway.core.models import ModelInfo
 from gateway.core.rotation import Phase, Rotation, RotationOrder, Step, StepState, Trigger
@@ -23,6 +23,7 @@ from gateway.services.gateway import Gateway
 from gateway.settings import Settings
 from tests.integration.ollama_peer import OllamaPeer, Script
 from tests.tiny_models import build_model
+from tests.told import collect
 
 A, B, O = "huggingface/a", "huggingface/b", "ollama/o:latest"  # noqa: E741
 PATIENCE_S = 60.0

@@ -1,14 +1,14 @@
 """Sources of models, and who is told of what they do."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
-from gateway.core.events import Event
 from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, ModelStateChange, Resident
 from gateway.core.names import ModelRef
+from gateway.core.telling import Tell
 
 
 class Provider(Protocol):
@@ -24,8 +24,9 @@ class Provider(Protocol):
         """Return every model it could serve, with its present state. May hang: callers bound it."""
         ...
 
-    def stream(self, request: GenerateRequest, ref: ModelRef) -> AsyncGenerator[Event, None]:
-        """Generate; closing the generator stops the model within a token."""
+    async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
+        """Generate, and tell the grammar of `core.events`, with a Finished as the last; being
+        cancelled stops the model within a token. Who has a generator leaves that to `tell_all`."""
         ...
 
     async def embed(self, request: EmbedRequest, ref: ModelRef) -> Embeddings:
@@ -84,7 +85,7 @@ class Continuer(Protocol):
     """A provider that goes on with an answer that another one began."""
 
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
-        """Tell whether `stream` would take a `request` like this one with a text that was `said`,
+        """Tell whether `answer` would take a `request` like this one with a text that was `said`,
         and tell only what follows it."""
         ...
 

@@ -1,6 +1,5 @@
 """Who follows requests through their parts."""
 
-from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -11,9 +10,7 @@ from gateway.core.sessions import SessionClosed, SessionOpened
 class StreamTrace(Protocol):
     """Follows one stream. Called by the task that owns it; must not block."""
 
-    def over(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Return the same events, looked at as they pass; closing it closes `events`."""
-        ...
+    def observe(self, event: Event) -> None: ...
 
     def end(self, closed: SessionClosed) -> None: ...
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from gateway.core.events import collect
 from gateway.core.eviction import EvictionPolicy
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
@@ -24,6 +23,7 @@ from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from tests.hand_clock import HandClock
 from tests.integration.engine.conftest import ask
+from tests.told import collect
 
 OpenSpec = Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]
 

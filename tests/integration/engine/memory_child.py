@@ -11,7 +11,6 @@ from pathlib import Path
 
 import anyio
 
-from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
@@ -23,6 +22,7 @@ from gateway.engine.manager import HuggingFaceModelManager
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.progress import LoadProgress
 from tests.integration.engine.conftest import ask
+from tests.told import collect
 
 
 def resident_bytes() -> int:

@@ -18,6 +18,7 @@ from gateway.providers.ollama_ledger_wire import SharedMemory
 from gateway.providers.ollama_memory_wire import OllamaDevices
 from tests.integration.engine.house import House, keeping_house
 from tests.integration.ollama_peer import OllamaPeer
+from tests.told import stream_of
 
 MB = 1_000_000
 PATIENCE_S = 60.0
@@ -41,7 +42,7 @@ class Reader:
         request = GenerateRequest("r", str(self.ref), messages=(Message.user("Hello"),))
         try:
             with self.scope:
-                async with aclosing(service.stream(request, self.ref)) as events:
+                async with aclosing(stream_of(service, request, self.ref)) as events:
                     async for event in events:
                         self.started.set()
                         self.finished = isinstance(event, Finished)

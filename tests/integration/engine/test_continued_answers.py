@@ -10,13 +10,7 @@ from msgspec.structs import replace
 
 from gateway.core.continuation import Relay
 from gateway.core.errors import UnsupportedCapability
-from gateway.core.events import (
-    Delta,
-    Event,
-    Finished,
-    Generation,
-    collect,
-)
+from gateway.core.events import Delta, Event, Finished, Generation
 from gateway.core.messages import GenerateRequest, ResponseFormat, Said, Tool
 from gateway.core.names import ModelRef
 from gateway.engine.engine import TransformersEngine
@@ -27,6 +21,7 @@ from tests.integration.engine.test_vision import CAT, show
 from tests.tiny_models import build_model
 from tests.tiny_tokenizers import byte_tokenizer, qwen_tokenizer
 from tests.tiny_vlms import build_vlm
+from tests.told import collect
 
 OTHER = ModelRef("huggingface", "other")
 

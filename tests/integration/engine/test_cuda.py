@@ -10,7 +10,7 @@ import anyio
 import pytest
 import torch
 
-from gateway.core.events import Generation, collect
+from gateway.core.events import Generation
 from gateway.core.loading import LoadConfig
 from gateway.engine import attention
 from gateway.engine.graphs import CAPTURE_AFTER, CudaRecorder, DecodeGraphs
@@ -24,6 +24,7 @@ from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
+from tests.told import collect
 
 pytestmark = [
     pytest.mark.cuda,

@@ -23,7 +23,7 @@ from gateway.core.errors import (
     Overloaded,
     UnsupportedCapability,
 )
-from gateway.core.events import Event, Finished, Generation, Started, TextDelta, Waiting, collect
+from gateway.core.events import Event, Finished, Generation, Started, TextDelta, Waiting
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
@@ -35,6 +35,7 @@ from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
+from tests.told import collect
 
 
 async def test_streams_side_by_side_say_what_each_would_say_alone(

@@ -8,12 +8,13 @@ from typing import Any
 import anyio
 import pytest
 
-from gateway.core.events import Generation, TextDelta, collect
+from gateway.core.events import Generation, TextDelta
 from gateway.core.loading import LoadConfig
 from gateway.engine.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
+from tests.told import collect
 
 SMALL_HEADS = {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import EngineFailed, GatewayError, InvalidRequest, NoRoom, Overloaded
-from gateway.core.events import Event, Finished, Routed, Started, Waiting, collect
+from gateway.core.events import Event, Finished, Routed, Started, Waiting
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message, Options, ResponseFormat
 from gateway.engine import engine as engine_module
@@ -30,6 +30,7 @@ from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
+from tests.told import collect
 
 CONTEXT = 256
 READERS = 20

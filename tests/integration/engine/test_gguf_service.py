@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from gateway.core.errors import ModelLoadFailed
-from gateway.core.events import collect
 from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
@@ -24,6 +23,7 @@ from gateway.settings import Settings
 from tests.gguf_bytes import write_gguf
 from tests.integration.engine.conftest import ask
 from tests.tiny_gguf import build_gguf
+from tests.told import collect, stream_of
 
 SAID = "GGUF files need llama.cpp, which is not installed."
 
@@ -65,7 +65,7 @@ async def test_without_llama_cpp_a_file_is_listed_and_says_what_to_install(
         assert model.message is not None
         assert model.message.startswith(SAID) and "model-gateway[gguf]" in model.message
         with pytest.raises(ModelLoadFailed) as refused:
-            await collect(service.stream(ask(), model.ref))
+            await collect(stream_of(service, ask(), model.ref))
     problem = describe(refused.value)
     assert (problem.message, problem.code) == (SAID, "model_load_failed")
     assert problem.hint is not None and "model-gateway[gguf]" in problem.hint
@@ -90,7 +90,7 @@ async def test_a_damaged_file_is_refused_before_room_is_made_for_it(tmp_path: Pa
         model = await only_model(service)
         assert model.message is not None and "is cut off" in model.message
         with pytest.raises(ModelLoadFailed, match="is cut off"):
-            await collect(service.stream(ask(), model.ref))
+            await collect(stream_of(service, ask(), model.ref))
         assert (await only_model(service)).state is ModelState.NOT_LOADED
 
 
@@ -100,7 +100,7 @@ async def test_a_file_answers_like_any_other_model(llama_folder: Path, tmp_path:
     build_gguf(tmp_path / "own/tiny-Q8_0.gguf", llama_folder, quantization="Q8_0")
     ref = ModelRef("huggingface", "own/tiny-Q8_0")
     async with serving(tmp_path, gguf_context_length=256, hf_max_active=2) as service:
-        answer = await collect(service.stream(ask(max_tokens=5), ref))
+        answer = await collect(stream_of(service, ask(max_tokens=5), ref))
         [resident] = await service.resident()
         model = await only_model(service)
     assert answer.usage.completion_tokens == 5
@@ -117,7 +117,7 @@ async def test_a_repository_and_its_tag_share_one_copy(llama_folder: Path, tmp_p
     build_gguf(snapshot / "m-Q8_0.gguf", llama_folder, quantization="Q8_0")
     async with serving(tmp_path, gguf_context_length=256) as service:
         for name in ("o/m", "o/m:Q8_0", "o/m:q8_0"):
-            await collect(service.stream(ask(max_tokens=1), ModelRef("huggingface", name)))
+            await collect(stream_of(service, ask(max_tokens=1), ModelRef("huggingface", name)))
         assert [str(one.ref) for one in await service.resident()] == ["huggingface/o/m:Q8_0"]
 
 
@@ -140,10 +140,10 @@ async def test_a_file_is_tried_once_until_it_changes(
     async with serving(tmp_path) as service:
         for keep_alive_s in (0.0, None):
             request = msgspec.structs.replace(ask(max_tokens=1), keep_alive_s=keep_alive_s)
-            await collect(service.stream(request, ref))
+            await collect(stream_of(service, request, ref))
             while keep_alive_s == 0.0 and await service.resident():
                 await anyio.lowlevel.checkpoint()
         build_gguf(file, llama_folder, quantization="Q8_0")
         sizes.append(file.stat().st_size)
-        await collect(service.stream(ask(max_tokens=1), ref))
+        await collect(stream_of(service, ask(max_tokens=1), ref))
     assert tried == sizes

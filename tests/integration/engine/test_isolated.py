@@ -29,7 +29,7 @@ from gateway.core.errors import (
     NoRoom,
     Overloaded,
 )
-from gateway.core.events import Finished, Generation, Started, TextDelta, collect
+from gateway.core.events import Finished, Generation, Started, TextDelta
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options, Tool
 from gateway.core.models import LocalModel
@@ -69,6 +69,7 @@ from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.house import A, House, keeping_house
 from tests.integration.engine.ledger import Ledger
 from tests.tiny_models import build_encoder, build_model
+from tests.told import collect
 
 REF = ModelRef("huggingface", "tiny")
 PROCESS = Setup(process_bytes=PROCESS_BYTES)

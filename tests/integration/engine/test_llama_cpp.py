@@ -20,7 +20,7 @@ from gateway.core.errors import (
     ModelLoadFailed,
     UnsupportedCapability,
 )
-from gateway.core.events import Finished, Generation, Started, TextDelta, collect
+from gateway.core.events import Finished, Generation, Started, TextDelta
 from gateway.core.messages import GenerateRequest, Message, ResponseFormat
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.loader import load_gguf as load_file
@@ -29,6 +29,7 @@ from gateway.engine.runner import Feed, Runner
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.gguf_support import LoadGguf, load_gguf
 from tests.tiny_gguf import build_gguf
+from tests.told import collect
 
 pytestmark = pytest.mark.gguf
 __all__ = ["load_gguf"]

@@ -19,13 +19,13 @@ from gateway.core.errors import (
     NoRoom,
     ShuttingDown,
 )
-from gateway.core.events import collect
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
 from gateway.engine.loader import LoadedModel
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, C, House, keeping_house
+from tests.told import collect
 
 
 @pytest.fixture

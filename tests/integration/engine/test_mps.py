@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
 from gateway.engine.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model
+from tests.told import collect
 
 pytestmark = [
     pytest.mark.mps,

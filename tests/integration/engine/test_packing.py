@@ -11,7 +11,6 @@ import anyio.to_thread
 import pytest
 import torch
 
-from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
@@ -29,6 +28,7 @@ from gateway.engine.runner import Feed
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, keeping_house
 from tests.tiny_models import build_model
+from tests.told import collect
 
 REF = ModelRef("huggingface", "tiny")
 # Its output layer is one with the embedding, which is what makes packing take more memory.

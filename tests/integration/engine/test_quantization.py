@@ -9,7 +9,6 @@ from torch import nn
 
 from gateway.core.cards import ModelCard
 from gateway.core.errors import ModelLoadFailed
-from gateway.core.events import collect
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
@@ -19,6 +18,7 @@ from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.quantization import GROUP, Int4Product, Int8Product, quantize
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
+from tests.told import collect
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gateway.core.errors import NoRoom
-from gateway.core.events import Generation, collect
+from gateway.core.events import Generation
 from gateway.core.loading import LoadConfig
 from gateway.engine.kv_cache import CacheFull
 from gateway.engine.loader import LoadedModel, load_model
@@ -21,6 +21,7 @@ from tests.integration.engine.test_families import FAMILIES
 from tests.integration.engine.test_vision import CAT, show
 from tests.tiny_models import build_model
 from tests.tiny_vlms import build_vlm
+from tests.told import collect
 
 SERIAL = {
     name: (way, options)

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import ModelNotFound
-from gateway.core.events import Started, Waiting, collect
+from gateway.core.events import Started, Waiting
 from gateway.core.loading import ConfigChange, LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef, parse_ref
@@ -23,6 +23,7 @@ from gateway.providers.huggingface import HuggingFaceService
 from gateway.settings import Settings
 from tests.integration.engine.conftest import ask
 from tests.tiny_models import build_model
+from tests.told import collect, stream_of
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -69,7 +70,7 @@ async def test_names_of_one_commit_share_one_copy_and_another_commit_has_its_own
     async with open_service(changes) as service:
         for revision in (None, "main", COMMIT, OTHER):
             ref = ModelRef("huggingface", "own/m", revision)
-            await collect(service.stream(ask(max_tokens=1), ref))
+            await collect(stream_of(service, ask(max_tokens=1), ref))
         resident = {str(model.ref) for model in await service.resident()}
     assert resident == {"huggingface/own/m", f"huggingface/own/m@{OTHER}"}
     assert [c.state for c in changes].count(ModelState.LOADING) == 2
@@ -78,11 +79,11 @@ async def test_names_of_one_commit_share_one_copy_and_another_commit_has_its_own
 async def test_the_wait_for_a_load_is_told_and_measured(open_service: OpenService) -> None:
     ref = ModelRef("huggingface", "own/m")
     async with open_service([]) as service:
-        events = [event async for event in service.stream(ask(max_tokens=1), ref)]
+        events = [event async for event in stream_of(service, ask(max_tokens=1), ref)]
         assert events[0] == Waiting("loading")
         [started] = [event for event in events if isinstance(event, Started)]
         assert started.load_ms > 0
-        again = [event async for event in service.stream(ask(max_tokens=1), ref)]
+        again = [event async for event in stream_of(service, ask(max_tokens=1), ref)]
     assert Waiting("loading") not in again
 
 
@@ -110,7 +111,7 @@ async def test_while_a_look_at_the_files_takes_long_the_last_one_counts(
 async def test_a_model_that_is_not_there_is_not_found(open_service: OpenService) -> None:
     async with open_service([]) as service:
         with pytest.raises(ModelNotFound):
-            await collect(service.stream(ask(), ModelRef("huggingface", "own/other")))
+            await collect(stream_of(service, ask(), ModelRef("huggingface", "own/other")))
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ async def test_a_listing_shows_state_card_and_failure(open_service: OpenService)
     async with open_service([]) as service:
         [before] = await service.models()
         with pytest.raises(Exception, match="could not be loaded"):
-            await collect(service.stream(ask(), ref))
+            await collect(stream_of(service, ask(), ref))
         [after] = await service.models()
     assert (before.state, before.context_length) == (ModelState.NOT_LOADED, 1024)
     assert dict(before.metadata)["revision"] == COMMIT

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.core.errors import InvalidRequest, UnsupportedCapability
-from gateway.core.events import Event, Finished, Generation, TextDelta, collect
+from gateway.core.events import Event, Finished, Generation, TextDelta
 from gateway.core.messages import (
     GenerateRequest,
     Message,
@@ -24,6 +24,7 @@ from gateway.engine.runner import Feed
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
 from tests.tiny_tokenizers import byte_tokenizer, qwen_tokenizer
+from tests.told import collect
 
 SCHEMA = {
     "type": "object",

@@ -12,7 +12,6 @@ import pytest
 
 from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import GatewayError, ModelRefused
-from gateway.core.events import collect
 from gateway.core.names import ModelRef
 from gateway.hub.cache import FileLibrary
 from gateway.hub.trial import ChildLoadTester
@@ -22,6 +21,7 @@ from gateway.settings import Settings, child_environment
 from tests.integration.engine.conftest import ask
 from tests.tiny_code import Harmful, build_coded, change_config, pickle_weights
 from tests.tiny_models import build_encoder, build_model
+from tests.told import collect, stream_of
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 M = ModelRef("huggingface", "m")
@@ -78,7 +78,9 @@ async def run(folder: Path, ref: ModelRef = M, **values: object) -> int:
     """Return how many tokens the model said."""
     async with serving(folder, **values) as service:
         try:
-            return (await collect(service.stream(ask(max_tokens=3), ref))).usage.completion_tokens
+            return (
+                await collect(stream_of(service, ask(max_tokens=3), ref))
+            ).usage.completion_tokens
         except GatewayError as error:
             refusal = error
     raise refusal
@@ -144,7 +146,7 @@ async def test_pickles_are_read_only_where_they_are_allowed(tmp_path: Path) -> N
         async with serving(tmp_path, hf_allow_pickle=(allowed,)) as service:
             [listed] = await service.models()
             assert dict(listed.metadata)["format"] == "pickle"
-            said = await collect(service.stream(ask(max_tokens=3), M))
+            said = await collect(stream_of(service, ask(max_tokens=3), M))
             assert said.usage.completion_tokens == 3
 
 
@@ -155,7 +157,7 @@ async def test_a_pickle_says_what_the_same_weights_in_safetensors_say(tmp_path: 
     async with serving(tmp_path, hf_allow_pickle=("*",)) as service:
         for name in ("safe", "m"):
             ref = ModelRef("huggingface", name)
-            texts.append((await collect(service.stream(ask(max_tokens=8), ref))).text)
+            texts.append((await collect(stream_of(service, ask(max_tokens=8), ref))).text)
     assert texts[0] == texts[1]
 
 

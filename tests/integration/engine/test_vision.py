@@ -18,7 +18,7 @@ from gateway.core.errors import (
     InvalidRequest,
     UnsupportedCapability,
 )
-from gateway.core.events import Generation, TextDelta, collect
+from gateway.core.events import Generation, TextDelta
 from gateway.core.messages import GenerateRequest, ImagePart, Message, Options, TextPart
 from gateway.engine.decoder import VisionDecoder
 from gateway.engine.linear import PackedLinear, can_pack
@@ -28,6 +28,7 @@ from gateway.engine.processor import load_processor
 from gateway.engine.vision import MARK
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_vlms import FAMILIES, build_vlm, draw, encode
+from tests.told import collect
 
 Part = str | bytes
 LoadVlm = Callable[[str], tuple[Path, LoadedModel]]

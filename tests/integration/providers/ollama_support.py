@@ -12,6 +12,7 @@ from gateway.core.messages import GenerateRequest, ImagePart, Message, TextPart
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelObserver
 from gateway.providers.ollama import OllamaService, OllamaTimeouts
+from tests.told import stream_of
 
 REF = parse_ref("ollama", "llama3.2")
 PATIENCE_S = 10.0
@@ -68,7 +69,7 @@ async def read_all(
 ) -> tuple[list[Event], GatewayError | None]:
     """Every event of a stream and the error that ended it, if one did."""
     events: list[Event] = []
-    async with aclosing(service.stream(request or ask(), ref)) as stream:
+    async with aclosing(stream_of(service, request or ask(), ref)) as stream:
         try:
             async for event in stream:
                 events.append(event)

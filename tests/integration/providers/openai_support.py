@@ -12,6 +12,7 @@ from gateway.core.messages import GenerateRequest, Message
 from gateway.core.names import ModelRef
 from gateway.providers.openai import OpenAIService
 from gateway.servers import OpenAIServer
+from tests.told import stream_of
 
 REF = ModelRef("lab", "m")
 PATIENCE_S = 10.0
@@ -53,7 +54,7 @@ async def read_all(
 ) -> tuple[list[Event], GatewayError | None]:
     """Every event of a stream and the error that ended it, if one did."""
     events: list[Event] = []
-    async with aclosing(service.stream(request or ask(), ref)) as stream:
+    async with aclosing(stream_of(service, request or ask(), ref)) as stream:
         try:
             async for event in stream:
                 events.append(event)

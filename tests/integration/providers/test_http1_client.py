@@ -9,12 +9,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway.core.telling import Wait
 from gateway.providers.http1 import MAX_HELD_BYTES, Http1Client, Reply
 from gateway.providers.http1_wire import (
     ConnectionLost,
@@ -405,3 +407,119 @@ async def test_https_asks_for_a_certificate_that_is_trusted(
         for _ in range(2):
             assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
         assert server.connections == 1
+
+
+async def test_a_body_is_poured_as_it_comes_whatever_came_with_the_head() -> None:
+    parts = [asyncio.Event() for _ in range(3)]
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(CHUNKED + b"1\r\na\r\n")
+            for number, part in enumerate(parts):
+                await part.wait()
+                writer.write(b"1\r\n%d\r\n" % number)
+            writer.write(b"0\r\n\r\n")
+            await server.take(reader)
+            writer.write(WHOLE)
+
+        return serve
+
+    taken: list[bytes] = []
+
+    def take(data: bytes) -> None:
+        taken.append(data)
+        if len(taken) <= len(parts):
+            parts[len(taken) - 1].set()
+
+    async with serving(make) as (server, client):
+        reply = await client.post("/", b"", 5.0)
+        await reply.pour(take)
+        assert taken == [b"a", b"0", b"1", b"2"]
+        assert reply.is_whole
+        reply.close()
+        assert await read_all(await client.post("/", b"", 5.0)) == b"ok"
+    assert server.connections == 1
+
+
+async def test_who_takes_holds_the_server_back_until_it_was_waited_for() -> None:
+    gate, calls, size = asyncio.Event(), 0, 0
+
+    async def wait() -> None:
+        await gate.wait()
+
+    def take(data: bytes) -> Wait | None:
+        nonlocal calls, size
+        calls += 1
+        size += len(data)
+        return wait if calls == 1 else None
+
+    async with serving(flooding) as (server, client), anyio.create_task_group() as tasks:
+        reply = await client.post("/", b"", 60.0)
+        tasks.start_soon(reply.pour, take)
+        await anyio.wait_all_tasks_blocked()
+        sent, stalls = -1, 0
+        while stalls < 10:  # until nothing moves any more, whatever the kernel's buffers hold
+            stalls = stalls + 1 if server.sent == sent else 0
+            sent = server.sent
+            await anyio.sleep(0.02)
+        assert sent < 32 * 2**20
+        assert calls == 1
+        gate.set()
+    assert size == 2**26
+
+
+async def test_a_wait_is_waited_for_also_where_the_body_has_ended() -> None:
+    waited = False
+
+    async def wait() -> None:
+        nonlocal waited
+        await anyio.lowlevel.checkpoint()
+        waited = True
+
+    async with serving(answering(CHUNKED + b"2\r\nok\r\n0\r\n\r\n")) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        await reply.pour(lambda _: wait)
+        assert waited
+        reply.close()
+
+
+async def test_what_fails_in_taking_ends_the_pouring() -> None:
+    def take(data: bytes) -> None:
+        raise ZeroDivisionError
+
+    async with serving(answering(CHUNKED + b"2\r\nok\r\n")) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        with pytest.raises(ZeroDivisionError):
+            await reply.pour(take)
+        reply.close()
+
+
+async def test_what_came_before_a_failure_is_poured_before_it() -> None:
+    taken: list[bytes] = []
+    async with serving(answering(CHUNKED + b"2\r\nok\r\nrubbish\r\n")) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        with pytest.raises(MalformedReply):
+            await reply.pour(taken.append)
+        assert taken == [b"ok"]
+        reply.close()
+
+
+async def test_time_spent_waiting_for_who_takes_is_not_the_server_s() -> None:
+    calls = 0
+
+    async def wait() -> None:
+        await anyio.sleep(0.3)
+
+    def take(data: bytes) -> Wait | None:
+        nonlocal calls
+        calls += 1
+        return wait
+
+    answer = CHUNKED + b"".join(b"1\r\n%d\r\n" % number for number in range(3))
+    async with serving(answering_once(answer + b"0\r\n\r\n")) as (_, client):
+        reply = await client.post("/", b"", 5.0)
+        reply.expect_within(0.2)
+        await reply.pour(take)
+        assert calls
+        reply.close()

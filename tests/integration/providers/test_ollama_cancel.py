@@ -18,13 +18,14 @@ from tests.integration.ollama_peer import (
     raw,
 )
 from tests.integration.providers.ollama_support import REF, ask, read, serving
+from tests.told import stream_of
 
 
 async def test_closing_the_generator_closes_the_connection(ollama_peer: OllamaPeer) -> None:
     """T13"""
     ollama_peer.script("llama3.2", chunks([chat_line("a"), asyncio.Event()]))
     async with serving(ollama_peer.url) as service:
-        async with aclosing(service.stream(ask(), REF)) as stream:
+        async with aclosing(stream_of(service, ask(), REF)) as stream:
             await anext(stream)
             assert not ollama_peer.requests[0].closed.is_set()
         await ollama_peer.requests[0].until_closed()
@@ -67,7 +68,7 @@ async def _cancel_and_expect_close(peer: OllamaPeer, after_a_line: bool = False)
 
     async def consume() -> None:
         try:
-            async with aclosing(service.stream(ask(), REF)) as stream:
+            async with aclosing(stream_of(service, ask(), REF)) as stream:
                 async for _ in stream:
                     reading.set()
         except anyio.get_cancelled_exc_class():
@@ -91,7 +92,7 @@ async def _cancel_and_expect_close(peer: OllamaPeer, after_a_line: bool = False)
 async def test_a_stream_never_read_sends_nothing(ollama_peer: OllamaPeer) -> None:
     """T13"""
     async with serving(ollama_peer.url) as service:
-        await service.stream(ask(), REF).aclose()
+        await stream_of(service, ask(), REF).aclose()
     assert ollama_peer.requests == []
 
 
@@ -111,8 +112,8 @@ async def test_one_leaving_does_not_disturb_the_others(ollama_peer: OllamaPeer) 
     more = asyncio.Event()
     ollama_peer.script("llama3.2", chunks([chat_line("a"), more, chat_end()]))
     async with serving(ollama_peer.url) as service:
-        stays = service.stream(ask(), REF)
-        leaves = service.stream(ask(), REF)
+        stays = stream_of(service, ask(), REF)
+        leaves = stream_of(service, ask(), REF)
         await anext(stays)
         await anext(leaves)
         await leaves.aclose()

@@ -39,6 +39,7 @@ from tests.integration.ollama_peer import (
     raw,
 )
 from tests.integration.providers.ollama_support import REF, ask, read, read_all, serving
+from tests.told import stream_of
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 TOO_LONG = "input is longer than the context length and cannot be shortened"
@@ -97,7 +98,7 @@ async def test_an_answer_without_its_end_is_incomplete(
     events = []
     async with serving(ollama_peer.url) as service:
         with pytest.raises(IncompleteStream):
-            async for event in service.stream(ask(), REF):
+            async for event in stream_of(service, ask(), REF):
                 events.append(event)
                 read_one.set()
     assert events == [Started(REF), TextDelta("a")]
@@ -370,7 +371,7 @@ async def test_a_reader_who_takes_his_time_is_no_silence_of_the_peer(
     ollama_peer.script("llama3.2", chunks([chat_line("a"), chat_line("b"), chat_end()]))
     events = []
     async with serving(ollama_peer.url, idle_s=0.3, first_byte_s=0.3) as service:
-        async for event in service.stream(ask(), REF):
+        async for event in stream_of(service, ask(), REF):
             events.append(event)
             passed = asyncio.Event()
             asyncio.get_running_loop().call_later(0.4, passed.set)

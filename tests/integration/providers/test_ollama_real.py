@@ -7,13 +7,14 @@ from contextlib import aclosing
 import pytest
 
 from gateway.core.errors import ModelNotFound
-from gateway.core.events import Finished, Started, collect
+from gateway.core.events import Finished, Started
 from gateway.core.messages import GenerateRequest, Options, ResponseFormat
 from gateway.core.models import Capability
 from gateway.core.names import ModelRef, parse_ref
 from gateway.providers.ollama import OllamaService
 from gateway.settings import parse_ollama_host
 from tests.integration.providers.ollama_support import ask, say
+from tests.told import collect, stream_of
 
 pytestmark = [
     pytest.mark.ollama,
@@ -49,7 +50,7 @@ async def test_the_server_answers_a_version(service: OllamaService) -> None:
 
 async def test_a_chat_has_a_start_text_and_an_end(service: OllamaService, ref: ModelRef) -> None:
     """T1"""
-    async with aclosing(service.stream(short(), ref)) as stream:
+    async with aclosing(stream_of(service, short(), ref)) as stream:
         events = [event async for event in stream]
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
@@ -60,7 +61,7 @@ async def test_a_chat_has_a_start_text_and_an_end(service: OllamaService, ref: M
 async def test_a_raw_prompt_is_continued(service: OllamaService, ref: ModelRef) -> None:
     """T1"""
     request = short(messages=(), prompt="One, two, three,", raw=True)
-    assert (await collect(service.stream(request, ref))).text
+    assert (await collect(stream_of(service, request, ref))).text
 
 
 async def test_a_format_is_followed(service: OllamaService, ref: ModelRef) -> None:
@@ -71,19 +72,19 @@ async def test_a_format_is_followed(service: OllamaService, ref: ModelRef) -> No
         response_format=ResponseFormat("json_object"),
         think=None,
     )
-    assert (await collect(service.stream(request, ref))).text.lstrip().startswith("{")
+    assert (await collect(stream_of(service, request, ref))).text.lstrip().startswith("{")
 
 
 async def test_an_unknown_model_is_not_found(service: OllamaService) -> None:
     """T7"""
     with pytest.raises(ModelNotFound):
-        await collect(service.stream(short(), parse_ref("ollama", "no-such-model-at-all")))
+        await collect(stream_of(service, short(), parse_ref("ollama", "no-such-model-at-all")))
 
 
 async def test_leaving_in_the_middle_leaves_the_server_usable(
     service: OllamaService, ref: ModelRef
 ) -> None:
     """T13"""
-    async with aclosing(service.stream(ask("Count to a thousand."), ref)) as stream:
+    async with aclosing(stream_of(service, ask("Count to a thousand."), ref)) as stream:
         await anext(stream)
-    assert (await collect(service.stream(short(), ref))).ref == ref
+    assert (await collect(stream_of(service, short(), ref))).ref == ref

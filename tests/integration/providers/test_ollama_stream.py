@@ -7,15 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from gateway.core.errors import InvalidRequest
-from gateway.core.events import (
-    Finished,
-    ReasoningDelta,
-    Started,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
-    collect,
-)
+from gateway.core.events import Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
 from gateway.core.messages import Options, ResponseFormat, Tool, ToolCall
 from tests.integration.ollama_peer import (
     OllamaPeer,
@@ -27,6 +19,7 @@ from tests.integration.ollama_peer import (
     tool_call,
 )
 from tests.integration.providers.ollama_support import REF, ask, read, say, serving
+from tests.told import collect, stream_of
 
 WEATHER = Tool("weather", "Tells the weather", {"type": "object", "properties": {}})
 
@@ -135,7 +128,7 @@ async def test_merged_split_and_windows_lines_read_the_same(ollama_peer: OllamaP
     async with serving(ollama_peer.url) as service:
         for steps in ([whole], [bytes([byte]) for byte in whole], [windows], [whole.rstrip()]):
             ollama_peer.script("llama3.2", chunks(steps))
-            texts.append((await collect(service.stream(ask(), REF))).text)
+            texts.append((await collect(stream_of(service, ask(), REF))).text)
     assert texts == ["Grüße 🦙!"] * 4
 
 
@@ -144,7 +137,7 @@ async def test_a_line_of_two_megabytes_is_read(ollama_peer: OllamaPeer) -> None:
     big = "ä" * 1_000_000
     ollama_peer.script("llama3.2", chunks([chat_line(big), chat_end()]))
     async with serving(ollama_peer.url) as service:
-        assert (await collect(service.stream(ask(), REF))).text == big
+        assert (await collect(stream_of(service, ask(), REF))).text == big
 
 
 async def test_missing_metrics_are_counted(ollama_peer: OllamaPeer) -> None:
@@ -321,7 +314,10 @@ async def test_the_first_line_comes_through_before_the_second_is_sent(
     """T1: nothing is held back until more arrives."""
     more = asyncio.Event()
     ollama_peer.script("llama3.2", chunks([chat_line("a"), more, chat_end()]))
-    async with serving(ollama_peer.url) as service, aclosing(service.stream(ask(), REF)) as stream:
+    async with (
+        serving(ollama_peer.url) as service,
+        aclosing(stream_of(service, ask(), REF)) as stream,
+    ):
         assert await anext(stream) == Started(REF)
         assert await anext(stream) == TextDelta("a")
         more.set()

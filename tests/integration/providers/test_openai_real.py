@@ -25,6 +25,7 @@ from gateway.providers.openai import OpenAIService
 from gateway.servers import OpenAIServer
 from tests.integration.http.serving import serving
 from tests.tiny_models import build_model
+from tests.told import stream_of
 
 pytestmark = pytest.mark.peers
 
@@ -151,7 +152,7 @@ def ask(text: str = "Hello", *, max_tokens: int = 8, raw: bool = False) -> Gener
 
 
 async def read(service: OpenAIService, request: GenerateRequest, ref: ModelRef) -> list[Event]:
-    async with aclosing(service.stream(request, ref)) as events:
+    async with aclosing(stream_of(service, request, ref)) as events:
         return [event async for event in events]
 
 
@@ -180,7 +181,7 @@ async def test_a_prompt_is_continued_as_it_stands(peer: Peer, service: OpenAISer
 
 
 async def test_who_leaves_is_followed_by_the_next(peer: Peer, service: OpenAIService) -> None:
-    async with aclosing(service.stream(ask(max_tokens=200), peer.ref)) as events:
+    async with aclosing(stream_of(service, ask(max_tokens=200), peer.ref)) as events:
         async for event in events:
             if isinstance(event, TextDelta):
                 break

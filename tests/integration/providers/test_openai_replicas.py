@@ -13,6 +13,7 @@ from gateway.core.names import ModelRef
 from tests.integration.ollama_peer import answer
 from tests.integration.openai_peer import CHAT, MODELS, OpenAIPeer, delta, stream, words
 from tests.integration.providers.openai_support import REF, ask, read, read_all, serving
+from tests.told import stream_of
 
 
 async def test_each_request_goes_to_the_server_with_the_fewest_under_way() -> None:
@@ -22,7 +23,7 @@ async def test_each_request_goes_to_the_server_with_the_fewest_under_way() -> No
             peer.script_route(CHAT, stream([delta("a"), asyncio.Event()]))
         streams = []
         for _ in range(6):
-            events = await held.enter_async_context(aclosing(service.stream(ask(), REF)))
+            events = await held.enter_async_context(aclosing(stream_of(service, ask(), REF)))
             await anext(events)
             streams.append(events)
         assert (len(one.seen(CHAT)), len(two.seen(CHAT))) == (3, 3)
@@ -30,7 +31,7 @@ async def test_each_request_goes_to_the_server_with_the_fewest_under_way() -> No
         for events in streams[0::2][:2]:
             await events.aclose()
         for _ in range(2):
-            events = await held.enter_async_context(aclosing(service.stream(ask(), REF)))
+            events = await held.enter_async_context(aclosing(stream_of(service, ask(), REF)))
             await anext(events)
         assert (len(one.seen(CHAT)), len(two.seen(CHAT))) == (5, 3)
 
@@ -125,7 +126,7 @@ async def test_closing_ends_what_runs_on_every_server() -> None:
         async with serving(one.base_url, two.base_url) as service:
             for peer in (one, two):
                 peer.script_route(CHAT, stream([delta("a"), asyncio.Event()]))
-                events = await held.enter_async_context(aclosing(service.stream(ask(), REF)))
+                events = await held.enter_async_context(aclosing(stream_of(service, ask(), REF)))
                 await anext(events)
         for peer in (one, two):
             await peer.requests[0].until_closed()

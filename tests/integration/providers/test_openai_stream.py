@@ -43,6 +43,7 @@ from tests.integration.openai_peer import (
     words,
 )
 from tests.integration.providers.openai_support import PATIENCE_S, REF, ask, read, read_all, serving
+from tests.told import stream_of
 
 KEY = "sk-very-secret"
 
@@ -183,7 +184,7 @@ async def test_an_answer_without_its_end_is_incomplete(end: Do | None) -> None:
     async with OpenAIPeer() as peer, serving(peer.base_url) as service:
         peer.script_route(CHAT, stream([delta("a"), read_one, *([end] if end else [])]))
         with pytest.raises(IncompleteStream):
-            async for each in service.stream(ask(), REF):
+            async for each in stream_of(service, ask(), REF):
                 events.append(each)
                 read_one.set()
     assert events == [Started(REF), TextDelta("a")]
@@ -244,7 +245,7 @@ async def test_silence_before_the_first_byte_times_out() -> None:
 async def test_leaving_closes_the_connection_at_once() -> None:
     async with OpenAIPeer() as peer, serving(peer.base_url) as service:
         peer.script_route(CHAT, stream([delta("a"), asyncio.Event()]))
-        async with aclosing(service.stream(ask(), REF)) as events:
+        async with aclosing(stream_of(service, ask(), REF)) as events:
             async for each in events:
                 if isinstance(each, TextDelta):
                     break

@@ -1,5 +1,6 @@
 """ModelRouterService over answers that break in the middle: who goes on, and when nobody does."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.images import ImagePolicy
 from gateway.services.router import ModelRouterService
 from tests.scripted_provider import Step, TurnProvider
+from tests.told import events_of
 
 A, B, C = (ModelRef(name, "echo") for name in "abc")
 CUT = IncompleteStream("a", "Cut.")
@@ -66,7 +68,7 @@ class House:
         """Return what is told, without who was asked."""
         fields = {"model": "any", "continue_on_failure": True, **fields}
         request = GenerateRequest(id="r", messages=(Message.user("hi"),), **fields)
-        events = [event async for event in self.router.stream(request)]
+        events = [event async for event in events_of(partial(self.router.answer, request))]
         return [event for event in events if not isinstance(event, Routed)]
 
     @property

@@ -1,5 +1,7 @@
 """ModelRouterService over candidates that fail: who is asked next, and when nobody is."""
 
+from functools import partial
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -22,6 +24,7 @@ from gateway.services.images import ImagePolicy
 from gateway.services.router import ModelRouterService
 from gateway.telemetry.meter import Meter
 from tests.scripted_provider import ScriptedProvider, Step, answer
+from tests.told import events_of
 
 A, B = ModelRef("a", "echo"), ModelRef("b", "echo")
 ANY = GenerateRequest(id="r", model="any", messages=(Message.user("hi"),))
@@ -57,7 +60,7 @@ class House:
         self.now += seconds
 
     async def hear(self, request: GenerateRequest = ANY) -> list[Event]:
-        return [event async for event in self.router.stream(request)]
+        return [event async for event in events_of(partial(self.router.answer, request))]
 
     @property
     def asked(self) -> list[int]:

@@ -11,6 +11,7 @@ from gateway.services.catalog import Catalog
 from gateway.services.images import ImagePolicy
 from gateway.services.router import ModelRouterService
 from tests.scripted_provider import ScriptedProvider, answer
+from tests.told import events_of
 
 AWAY = ProviderUnavailable("ollama", "Ollama cannot be reached.")
 
@@ -31,7 +32,8 @@ async def test_generate_is_the_stream_collected() -> None:
 
 
 async def test_the_choice_comes_before_anything_the_provider_says() -> None:
-    events = router_of(ScriptedProvider(answer("a"))).stream(ask("echo"))
+    router = router_of(ScriptedProvider(answer("a")))
+    events = events_of(lambda tell: router.answer(ask("echo"), tell))
     assert await anext(events) == Routed(ModelRef("scripted", "echo"))
     await events.aclose()
 

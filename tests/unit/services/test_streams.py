@@ -20,7 +20,7 @@ from gateway.core.errors import (
     StreamCancelled,
     StreamGap,
 )
-from gateway.core.events import Finished, Started, TextDelta, Usage, collect
+from gateway.core.events import Finished, Started, TextDelta, Usage
 from gateway.core.messages import GenerateRequest, Message
 from gateway.core.sessions import Session
 from gateway.core.states import StreamEnd
@@ -35,6 +35,7 @@ from gateway.settings import Settings
 from gateway.testing import MemoryJournal, MemorySessionStore
 from tests.hand_clock import HandClock
 from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
+from tests.told import collect
 
 REQUEST = GenerateRequest(id="req-1", model="scripted/echo", messages=(Message.user("hi"),))
 

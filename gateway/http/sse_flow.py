@@ -1,0 +1,211 @@
+"""A live stream onto a connection whose server tells how full it is: each event is written in the
+turn in which it came, by whoever brought it.
+
+The other way, for any ASGI server, is `sse_pull`. Both send the same bytes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+
+import anyio
+from starlette.types import Message, Send
+
+from gateway.core.errors import GatewayError, StreamTakenOver
+from gateway.core.events import Event, Waiting
+from gateway.http.disconnect import Connection
+from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder, start_message
+from gateway.problems import describe
+from gateway.services.live import Run, StreamReader
+from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class SseFlow:
+    """Writes one stream until its end; the task that runs it sleeps meanwhile, or runs the model.
+
+    A client that takes nothing for long has `work` cancelled; one who is told nothing for long gets
+    a ping.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_encoder",
+        "_has_begun",
+        "_is_confirming",
+        "_is_to_begin",
+        "_loop",
+        "_opening",
+        "_over",
+        "_patience",
+        "_pinger",
+        "_reader",
+        "_send",
+        "_settings",
+        "_work",
+        "_wrote_at",
+    )
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        encoder: EventEncoder,
+        send: Send,
+        connection: Connection,
+        work: anyio.CancelScope,
+        settings: Settings,
+    ) -> None:
+        self._reader = reader
+        self._encoder = encoder
+        self._send = send
+        self._connection = connection
+        self._work = work
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._has_begun = False
+        self._opening = encoder.preamble
+        self._wrote_at = 0.0
+        self._pinger: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_confirming = False
+        self._is_to_begin = False
+
+    async def run(self, run: Run | None, *, awaits_first: bool) -> None:
+        """Write all that is read, until the stream or this reading of it ends; `run` is what makes
+        the stream, if nobody else does. Raises what fails before anything was written."""
+        self._connection.flow_changed = self._note_flow
+        self._reader.listen(self._flush)
+        try:
+            if awaits_first:
+                self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
+            else:
+                self._begin()
+            self._flush()
+            if run is not None:
+                await run()
+            await self._over
+        finally:
+            self._connection.flow_changed = None
+            self._reader.listen(None)
+            for timer in (self._pinger, self._patience):
+                if timer is not None:
+                    timer.cancel()
+            if self._over.done() and not self._over.cancelled():
+                self._over.exception()  # who was cancelled meanwhile has no use for it
+
+    def _begin(self) -> None:
+        """Write the head of the reply, and what there is to follow it."""
+        if self._has_begun or self._over.done():
+            return
+        self._is_to_begin = self._connection.is_full
+        if self._is_to_begin:
+            return
+        self._has_begun = True
+        if self._pinger is not None:
+            self._pinger.cancel()
+        self._pinger = self._loop.call_later(self._settings.ping_interval_s, self._ping)
+        opening, self._opening = self._opening, b""
+        self._send_now(start_message(self._reader.stream.id))
+        self._write(opening)
+
+    def _flush(self) -> None:
+        """Write what is ready to be read, as far as the client takes it."""
+        if self._connection.is_full or self._over.done():
+            return
+        try:
+            events = self._reader.take()
+        except GatewayError as error:
+            self._fail(error)
+            return
+        if events is None:
+            return
+        try:
+            self._tell(events)
+        except Exception as defect:
+            self._give_up_on(defect)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        frames = self._encoder.encode(events)
+        if not self._has_begun:
+            self._opening += frames
+            if not events or self._is_worth_beginning(frames, events):
+                self._begin()
+        elif frames:
+            self._write(frames)
+        if not events:
+            self._end(b"")
+        elif self._reader.stream.has_unread or self._reader.stream.is_ended:
+            self._loop.call_soon(self._flush)  # not at once: there are others
+
+    def _is_worth_beginning(self, frames: bytes, events: Sequence[Event]) -> bool:
+        """Tell whether the reply begins with `frames`, or later failures still have a status."""
+        is_waiting = all(isinstance(event, Waiting) for event in events)
+        return bool(frames) and (self._encoder.begins_with_waiting or not is_waiting)
+
+    def _fail(self, error: GatewayError) -> None:
+        if not self._has_begun:
+            self._over.set_exception(error)
+            return
+        is_end = not isinstance(error, StreamTakenOver)
+        self._end(self._encoder.fail(describe(error), is_end=is_end))
+
+    def _end(self, frames: bytes) -> None:
+        self._write(frames, is_last=True)
+        self._over.set_result(None)
+
+    def _give_up_on(self, defect: Exception) -> None:
+        """Let a defect of ours end the reading, and not who brought the events."""
+        self._over.set_exception(defect)
+        self._reader.leave()
+
+    def _write(self, frames: bytes, *, is_last: bool = False) -> None:
+        if frames or is_last:
+            self._wrote_at = self._loop.time()
+            self._send_now({"type": "http.response.body", "body": frames, "more_body": not is_last})
+        if not self._is_confirming:
+            self._is_confirming = True
+            self._loop.call_soon(self._confirm)
+
+    def _send_now(self, message: Message) -> None:
+        """Send what has nothing to wait for: the connection is not full."""
+        sending: Awaitable[None] = self._send(message)
+        try:
+            sending.__await__().__next__()
+        except StopIteration:
+            return
+        raise RuntimeError("a server that was not full had a send wait")
+
+    def _confirm(self) -> None:
+        """Let what was written count as taken, unless the client turns out to have left by now, or
+        has still to take it."""
+        self._is_confirming = False
+        if not (self._work.cancel_called or self._connection.is_full):
+            self._reader.confirm()
+
+    def _note_flow(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._connection.is_full:
+            limit_s = self._settings.send_timeout_s
+            self._patience = self._loop.call_later(limit_s, self._lose_patience)
+            return
+        if self._is_to_begin:
+            self._begin()
+        self._confirm()
+        self._flush()
+
+    def _lose_patience(self) -> None:
+        logger.info("stream %s: its reader took nothing for long", self._reader.stream.id)
+        self._work.cancel()
+
+    def _ping(self) -> None:
+        every_s = self._settings.ping_interval_s
+        left_s = self._wrote_at + every_s - self._loop.time()
+        if left_s <= 0 and not self._over.done():
+            left_s = every_s
+            if not self._connection.is_full:
+                self._write(PING)
+        self._pinger = self._loop.call_later(max(left_s, 0.0), self._ping)
