@@ -6,6 +6,7 @@ one batch is, the next one gathers. What the database does not take soon goes to
 from there to the database once it is back, oldest first.
 """
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -68,6 +69,7 @@ class SessionRecorder:
         self._clock = clock
         self._sleep = sleep
         self._pending: deque[SessionRecord] = deque()
+        self._unlogged: list[SessionRecord] = []
         self._lost: set[str] = set()
         self._work = anyio.Event()
         self._settled = Bell()
@@ -151,6 +153,7 @@ class SessionRecorder:
                 tasks.start_soon(self._spool_for_ever, name="session records to the journal")
         finally:
             if self._log is not None:
+                self._write_log()
                 with anyio.CancelScope(shield=True):
                     await self._log.aclose(self._settled_count)
 
@@ -174,9 +177,8 @@ class SessionRecorder:
 
     async def _gather(self) -> None:
         """Let more records come, as long as all that wait are safe without it."""
-        is_safe = self._durable_count == self._added_count
         is_hurried = self._settled_count < self._hurried_count
-        if is_safe and not is_hurried and len(self._pending) < MAX_BATCH:
+        if self._are_safe and not is_hurried and len(self._pending) < MAX_BATCH:
             await self._hurry.wait(GATHER_S)
 
     async def _spool_for_ever(self) -> None:
@@ -191,8 +193,7 @@ class SessionRecorder:
         if self._journal.backlog or self._is_away or len(self._pending) >= MAX_SPOOL:
             return False
         before = self._settled_count
-        is_logged = self._durable_count == self._added_count
-        with anyio.move_on_after(SLOW_S if is_logged else SPOOL_AFTER_S):
+        with anyio.move_on_after(SLOW_S if self._are_safe else SPOOL_AFTER_S):
             while self._settled_count == before and not self._is_away:
                 await self._settled.wait()
         return self._settled_count > before
@@ -293,18 +294,32 @@ class SessionRecorder:
     def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
         self._added_count += 1
-        if not self._is_logged(record) or len(self._pending) == MAX_BATCH:
+        if self._log is not None:
+            self._unlogged.append(record)
+            if len(self._unlogged) == 1:
+                asyncio.get_running_loop().call_soon(self._write_log)
+        if self._log is None or len(self._pending) == MAX_BATCH:
             self._hurry.ring()
         self._work.set()
         return self._added_count
 
-    def _is_logged(self, record: SessionRecord) -> bool:
-        """Have the log take the newest record; return whether all records are durable with it."""
-        if self._log is None or not self._log.append(record, self._added_count):
-            return False
-        if self._durable_count == self._added_count - 1:
+    def _write_log(self) -> None:
+        """Have the log take the records of a turn in one write: before anything that was sent in
+        that turn leaves the process."""
+        records, self._unlogged = self._unlogged, []
+        if self._log is None or not records:
+            return
+        are_others_durable = self._durable_count >= self._added_count - len(records)
+        if self._log.append(records, self._added_count) and are_others_durable:
             self._durable_count = self._added_count
-        return self._durable_count == self._added_count
+        if not self._are_safe:
+            self._hurry.ring()
+        self._settled.ring()
+
+    @property
+    def _are_safe(self) -> bool:
+        """Whether all records are durable, or will be at the end of this turn."""
+        return self._durable_count + len(self._unlogged) >= self._added_count
 
     def _lose(self, record: SessionOpened) -> None:
         if not self._lost:

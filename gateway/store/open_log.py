@@ -62,11 +62,11 @@ class FileOpenLog:
         self._count = 0
         self._rests_until = 0.0
 
-    def append(self, record: SessionRecord, ticket: int) -> bool:
+    def append(self, records: Sequence[SessionRecord], ticket: int) -> bool:
         tail = self._tail
         if tail is None:
             return False
-        data = encode_frame(record)
+        data = b"".join(map(encode_frame, records))
         began = self._clock()
         try:
             written = self._write(tail.file, data)

@@ -111,8 +111,9 @@ class SessionJournal(Protocol):
 class SessionLog(Protocol):
     """Session records on their way to the database, safe from the death of this process at once."""
 
-    def append(self, record: SessionRecord, ticket: int) -> bool:
-        """Keep the record, at once; tickets rise. False when it is not kept."""
+    def append(self, records: Sequence[SessionRecord], ticket: int) -> bool:
+        """Keep the records, at once; `ticket` is the last one's, and tickets rise. False when not
+        all are kept."""
         ...
 
     async def trim(self, stored: int) -> None:

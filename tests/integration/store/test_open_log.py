@@ -51,7 +51,7 @@ def logs(folder: Path) -> list[Path]:
 async def test_what_it_took_is_found_by_the_next_run_and_then_gone(tmp_path: Path) -> None:
     log = await open_log(tmp_path)
     records = [opened(1), closed(1), opened(2)]
-    assert all(log.append(record, ticket) for ticket, record in enumerate(records, 1))
+    assert all(log.append([record], ticket) for ticket, record in enumerate(records, 1))
     assert await left_in(tmp_path) == records
     assert logs(tmp_path) == []
 
@@ -62,7 +62,7 @@ async def test_the_segments_of_the_journal_are_read_before_it_and_not_written_ov
     journal = FileJournal(tmp_path, max_bytes=2**20)
     await journal.append([opened(1)])
     log = await open_log(tmp_path)
-    assert log.append(opened(2), 1)
+    assert log.append([opened(2)], 1)
     after = FileJournal(tmp_path, max_bytes=2**20)
     await after.open()
     await after.append([opened(3)])
@@ -73,18 +73,18 @@ async def test_the_segments_of_the_journal_are_read_before_it_and_not_written_ov
 
 async def test_before_it_has_a_file_and_after_its_end_it_takes_nothing(tmp_path: Path) -> None:
     log = FileOpenLog(tmp_path, "b")
-    assert not log.append(opened(1), 1)
+    assert not log.append([opened(1)], 1)
     await log.trim(0)
-    assert log.append(opened(2), 2)
+    assert log.append([opened(2)], 2)
     await log.aclose(2)
-    assert not log.append(opened(3), 3)
+    assert not log.append([opened(3)], 3)
     assert logs(tmp_path) == []
 
 
 async def test_at_its_end_it_keeps_what_nobody_else_has(tmp_path: Path) -> None:
     log = await open_log(tmp_path)
-    assert log.append(opened(1), 1)
-    assert log.append(opened(2), 2)
+    assert log.append([opened(1)], 1)
+    assert log.append([opened(2)], 2)
     await log.aclose(1)
     assert opened(2) in await left_in(tmp_path)
 
@@ -92,7 +92,7 @@ async def test_at_its_end_it_keeps_what_nobody_else_has(tmp_path: Path) -> None:
 async def test_files_go_as_their_records_are_stored(tmp_path: Path) -> None:
     log = await open_log(tmp_path, segment_bytes=1000)
     for ticket in range(1, 1001):
-        assert log.append(opened(ticket), ticket)
+        assert log.append([opened(ticket)], ticket)
         if ticket % 10 == 0:
             await log.trim(ticket - 10)
     assert 1 <= len(logs(tmp_path)) <= 5
@@ -107,16 +107,16 @@ async def test_a_full_disk_is_left_alone_and_what_was_taken_stays_whole(tmp_path
         log = await open_log(disk / "journal", clock=lambda: now)
         ballast = fill_up(disk)
         taken = 0
-        while log.append(opened(taken + 1), taken + 1):
+        while log.append([opened(taken + 1)], taken + 1):
             taken += 1
         await log.trim(0)
-        assert not log.append(opened(9000), taken + 2)
+        assert not log.append([opened(9000)], taken + 2)
         ballast.unlink()
         await log.trim(0)
-        assert not log.append(opened(9001), taken + 3)  # it rests
+        assert not log.append([opened(9001)], taken + 3)  # it rests
         now = REST_S
         await log.trim(0)
-        assert log.append(opened(9002), taken + 4)
+        assert log.append([opened(9002)], taken + 4)
         found = [record.id for record in await left_in(disk / "journal")]
     assert found == [opened(n).id for n in (*range(1, taken + 1), 9002)]
 
@@ -130,15 +130,15 @@ async def test_a_slow_disk_is_left_alone_for_a_while(tmp_path: Path) -> None:
         return os.write(file, data)
 
     log = await open_log(tmp_path, write=write, clock=lambda: now)
-    assert log.append(opened(1), 1)
-    assert not log.append(opened(2), 2)
+    assert log.append([opened(1)], 1)
+    assert not log.append([opened(2)], 2)
     assert await left_in(tmp_path) == [opened(1)]
 
 
 async def test_a_folder_that_cannot_be_made_costs_nothing_but_the_log(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     log = await open_log(tmp_path / "file")
-    assert not log.append(opened(1), 1)
+    assert not log.append([opened(1)], 1)
 
 
 class FlakyStore(MemorySessionStore):
@@ -267,6 +267,6 @@ async def test_what_went_to_the_journal_leaves_the_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["\ud800", "x" * 100_000, "a\x00b"])
 async def test_text_that_no_database_holds_is_taken_cleaned(tmp_path: Path, text: str) -> None:
     log = await open_log(tmp_path)
-    assert log.append(SessionOpened("s", "r", "n", text, 1.5), 1)
+    assert log.append([SessionOpened("s", "r", "n", text, 1.5)], 1)
     [found] = await left_in(tmp_path)
     assert isinstance(found, SessionOpened) and len(found.requested_model) <= 512
