@@ -77,7 +77,8 @@ def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any)
         print_json(answer) if as_json else click.echo(_describe_plan(answer))
         return
     if not no_wait:
-        answer = _watch(gateway, answer, "LOADING")
+        # One that is loaded in another way goes first, once its streams have finished.
+        answer = _watch(gateway, answer, "LOADING", "UNLOADING")
     print_json(answer) if as_json else click.echo(_describe_status(answer))
     _exit_unless(answer, "LOADING" if no_wait else "LOADED", "LOADED")
 
@@ -167,10 +168,10 @@ def _read_pair(pair: str) -> tuple[str, Any]:
         return key, text
 
 
-def _watch(gateway: GatewayClient, status: dict[str, Any], passing: str) -> dict[str, Any]:
+def _watch(gateway: GatewayClient, status: dict[str, Any], *passing: str) -> dict[str, Any]:
     """Look at the model until it is no longer on its way; show how far it is meanwhile."""
     with _bar(status) as show:
-        while status["state"] == passing:
+        while status["state"] in passing:
             show(status)
             time.sleep(LOOK_EVERY_S)
             status = gateway.get("/api/v1/models/status", model=status["model"])

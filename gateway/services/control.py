@@ -34,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class _Job:
-    """A load or an unload under way; many may wait for its end."""
+    """A load or an unload under way; many may wait for its end.
 
-    def __init__(self) -> None:
+    `replaces`: what is in memory of that model until its end is not what was asked for.
+    """
+
+    def __init__(self, replaces: bool) -> None:
+        self.replaces = replaces
         self.error: GatewayError | None = None
         self.done = anyio.Event()
 
@@ -103,7 +107,7 @@ class ModelControlService:
             work = partial(
                 provider.load, plan.ref, config, pinned=pinned, keep_alive_s=keep_alive_s
             )
-            job = self._start(self._loads, plan.ref, work)
+            job = self._start(self._loads, plan.ref, work, replaces=not plan.already_loaded)
             if plan.already_loaded:
                 # Only the pin and the keep-alive are to be set, which takes no time.
                 await job.result()
@@ -186,8 +190,15 @@ class ModelControlService:
             route = resolve(catalogue=(await self._catalog.listing()).catalogue)
         return self._providers[route.ref.provider], route.ref
 
-    def _start(self, jobs: _Jobs, ref: ModelRef, work: Callable[[], Awaitable[None]]) -> _Job:
-        job = _Job()
+    def _start(
+        self,
+        jobs: _Jobs,
+        ref: ModelRef,
+        work: Callable[[], Awaitable[None]],
+        *,
+        replaces: bool = False,
+    ) -> _Job:
+        job = _Job(replaces)
         jobs.setdefault(ref, []).append(job)
         self._failures.pop(ref, None)
         self._tasks.start_soon(self._run, jobs, ref, job, work, name=f"control {ref}")
@@ -219,11 +230,15 @@ class ModelControlService:
 
     def _with_job(self, status: ModelStatus) -> ModelStatus:
         """Return the status with what only this service knows: providers that keep no states of
-        their own show nothing of a load that is under way, or of one that failed."""
+        their own show nothing of a load that is under way, or of one that failed; and one that is
+        to load a model in another way may not have begun with it."""
         if status.ref in self._unloads and status.state is ModelState.LOADED:
             return replace(status, state=ModelState.UNLOADING)
         if status.ref in self._loads and status.state in (ModelState.NOT_LOADED, ModelState.FAILED):
             return replace(status, state=ModelState.LOADING, error=None)
+        is_replaced = any(job.replaces for job in self._loads.get(status.ref, ()))
+        if is_replaced and status.state is ModelState.LOADED:
+            return replace(status, state=ModelState.LOADING)
         if status.ref in self._failures and status.state is ModelState.NOT_LOADED:
             return replace(status, state=ModelState.FAILED, error=self._failures[status.ref])
         return status

@@ -202,6 +202,12 @@ def test_the_command_loads_configures_shows_and_unloads(command: Callable[..., A
         True,
         "float32",
     )
+    before = shown["memory_bytes"]
+    code, out, _ = command("load", SMOL, "--dtype", "bfloat16", "--json")
+    shown = json.loads(out)  # of the new one, not of the one that is to go
+    assert (code, shown["state"], shown["config"]["load"]["dtype"]) == (0, "LOADED", "bfloat16")
+    assert shown["memory_bytes"] < before
+    assert command("load", SMOL, "--dtype", "float32")[0] == 0
     code, out, err = command(
         "config", SMOL, "--set", "temperature=0.5", "--set", "dtype=bfloat16", "--unset", "pinned"
     )

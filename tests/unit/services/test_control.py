@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from gateway.core.errors import GatewayError, UnsupportedCapability
-from gateway.core.loading import LoadConfig, ModelStatus
+from gateway.core.loading import LoadConfig, LoadPlan, ModelStatus
 from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
@@ -40,6 +41,16 @@ class SlowProvider(ScriptedProvider):
         if config is not None and config.quantization == "int4":
             raise UnsupportedCapability("No int4 here.")
         await self.gate.wait()
+
+
+class LoadedProvider(SlowProvider):
+    """Its model is in memory, in the way that no config says."""
+
+    async def status(self, ref: ModelRef | None = None) -> list[ModelStatus]:
+        return [ModelStatus(ECHO, ModelState.LOADED)]
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        return replace(await super().plan(ref, config), already_loaded=config is None)
 
 
 @asynccontextmanager
@@ -90,3 +101,17 @@ async def test_a_load_that_is_refused_leaves_the_one_before_it_under_way() -> No
         await anyio.wait_all_tasks_blocked()
         # The one that went on went well: there is no failure to show.
         assert await control.statuses() == []
+
+
+async def test_a_model_that_is_loaded_in_another_way_is_on_its_way_until_it_is_replaced() -> None:
+    provider = LoadedProvider()
+    async with controlling(provider) as control:
+        assert (await control.load("echo", LoadConfig(dtype="bfloat16"))).state is ModelState.LOADING
+        [seen] = await control.statuses()
+        assert seen.state is ModelState.LOADING
+        provider.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        [seen] = await control.statuses()
+        assert seen.state is ModelState.LOADED
+        # What is loaded as it should be is so at once.
+        assert (await control.load("echo", pinned=True)).state is ModelState.LOADED
