@@ -3,6 +3,7 @@
 Looks, and makes the folders that the gateway writes to; starts nothing.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,12 +56,15 @@ def _database_mistakes(settings: Settings) -> list[str]:
 
 
 def _folder_mistakes(setting: str, folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    name = environment_name(setting)
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        name = environment_name(setting)
         return [f"{name}: the folder {folder} cannot be made: {error.strerror}"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"{name}: the folder {folder} cannot be written to"]
     return []
 
 

@@ -80,10 +80,11 @@ def prepare_sqlite(engine: Engine, *, foreign_keys: bool = True) -> None:
 
 
 @contextmanager
-def translated_faults() -> Iterator[None]:
+def translated_faults(url: URL | None = None) -> Iterator[None]:
     """Turn every fault of the database into DatabaseUnavailable; defects of ours pass through.
 
-    The driver's own error stays as the cause, for the log.
+    The driver's own error stays as the cause, for the log. With `url` the message says which
+    database it is: for the operator, who is the one to see it; requests are not told.
     """
     try:
         yield
@@ -91,7 +92,8 @@ def translated_faults() -> Iterator[None]:
         reason = _describe_fault(error)
         if reason is None:
             raise
-        raise DatabaseUnavailable(f"The database did not answer: {reason}.") from error
+        which = f" at {_describe_place(url)}" if url else ""
+        raise DatabaseUnavailable(f"The database{which} did not answer: {reason}.") from error
 
 
 class Database:
@@ -131,7 +133,7 @@ class Database:
         if self._is_sqlite:
             # A connect that fails leaves aiosqlite's thread behind, to report to a loop that may
             # be closed by then. So the file is tried without aiosqlite.
-            with translated_faults():
+            with translated_faults(self._url):
                 await anyio.to_thread.run_sync(_try_file, self._url)
         self._engine = self._create_engine()
         try:
@@ -253,6 +255,14 @@ def _enable_wal(cursor: Any) -> None:
         # The mode is the file's: whoever holds the lock of a new file is about to set it too.
         if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
             raise
+
+
+def _describe_place(url: URL) -> str:
+    """Return where the database is, without who asks it, and how."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    host = url.host or url.query.get("host") or "localhost"
+    return f"{host}{f':{url.port}' if url.port else ''}/{url.database}"
 
 
 def _describe_fault(error: exc.SQLAlchemyError | OSError) -> str | None:

@@ -107,8 +107,9 @@ def _wait_for_other_migrators(connection: Connection) -> None:
 
 @contextmanager
 def _connected(url: str, *, writes: bool = False) -> Iterator[Connection]:
-    with translated_faults():
-        engine = create_sync_engine(parse_url(url), _TIMEOUT_S)
+    parsed = parse_url(url)
+    with translated_faults(parsed):
+        engine = create_sync_engine(parsed, _TIMEOUT_S)
         try:
             with engine.execution_options(writes=writes).begin() as connection:
                 yield connection

@@ -15,7 +15,7 @@ NOBODY = 65534
 @contextmanager
 def tiny_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
     """A file system of its own of that size; skips where none can be mounted."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)],
         capture_output=True,
@@ -28,6 +28,19 @@ def tiny_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def sealed_folder(folder: Path) -> Iterator[Path]:
+    """A folder in which nothing can be made, for root neither; skips where that cannot be."""
+    folder.mkdir()
+    if os.geteuid() != 0:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        yield folder
+        folder.chmod(stat.S_IRWXU)
+        return
+    with tiny_disk(folder, "64k,ro"):
+        yield folder
 
 
 def fill_up(disk: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.disks import sealed_folder
 from tests.integration.process.conftest import run_gateway
 
 BROKEN = {
@@ -68,7 +69,7 @@ def test_a_server_without_its_database_says_so(environment: dict[str, str]) -> N
     url = "postgresql://user:hunter2@127.0.0.1:9/gone"
     done = run_gateway(environment | {"GATEWAY_DATABASE_URL": url}, "serve")
     assert done.returncode == 1
-    assert "database" in done.stderr
+    assert "database at 127.0.0.1:9/gone" in done.stderr
     assert "hunter2" not in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -134,3 +135,14 @@ def test_an_unusable_data_folder_is_a_mistake_and_no_traceback(
         assert done.returncode == 2
         assert "GATEWAY_DATA_DIR" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_data_folder_that_cannot_be_written_to_is_a_mistake_and_no_traceback(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with sealed_folder(tmp_path / "sealed") as folder:
+        for command in (["db", "upgrade"], ["serve"], ["check"]):
+            done = run_gateway(environment | {"GATEWAY_DATA_DIR": str(folder)}, *command)
+            assert done.returncode == 2
+            assert f"GATEWAY_DATA_DIR: the folder {folder} cannot be written to" in done.stderr
+            assert "Traceback" not in done.stderr
