@@ -10,6 +10,7 @@ from gateway.core.errors import (
     AmbiguousModel,
     InvalidRequest,
     ModelNotFound,
+    ProviderUnavailable,
     UnsupportedCapability,
 )
 from gateway.core.messages import GenerateRequest
@@ -86,6 +87,23 @@ def resolve_name(
     if "ollama" in providers and looks_like_ollama(name):
         return parse_ref("ollama", name)
     raise ModelNotFound(name, nearest_names(name, catalogue.refs))
+
+
+def describe_guess(
+    name: str, route: Route, error: ProviderUnavailable, catalogue: Catalogue
+) -> ProviderUnavailable:
+    """Return the error of a provider that is away; for a bare name that nobody is known to have,
+    one that says so first, with the nearest names."""
+    if route.info is not None or name.startswith(f"{error.provider}/"):
+        return error
+    nearest = nearest_names(name, catalogue.refs)
+    guess = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    return ProviderUnavailable(
+        error.provider,
+        f"No model '{name}' is known here, and {error.provider}, which might have it, is away: "
+        f"{error.message}",
+        hint=f"{guess}Models are named provider/name; GET /v1/models lists them.",
+    )
 
 
 def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:

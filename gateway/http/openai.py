@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import telemetry
-from gateway.core.errors import ModelNotFound
+from gateway.core.errors import ModelNotFound, ProviderUnavailable
 from gateway.core.events import Generation
 from gateway.core.models import ModelInfo
 from gateway.core.names import nearest_names
-from gateway.core.routing import resolve_route
+from gateway.core.routing import describe_guess, resolve_route
 from gateway.http.body import read_request
 from gateway.http.caller import caller_of
 from gateway.http.decision_ids import note_decision
@@ -113,7 +113,7 @@ class OpenAIFace:
     def _find(self, name: str, listing: Listing) -> ModelInfo:
         """Return the model that `name` means.
 
-        Raises the fault of its provider when that is why the listing lacks it.
+        Raises the fault of its provider when that may be why the listing lacks it.
         """
         route = resolve_route(
             name,
@@ -124,8 +124,11 @@ class OpenAIFace:
         if route.info is not None:
             return route.info
         for fault in listing.faults:
-            if fault.provider == route.ref.provider:
-                raise fault.error
+            if fault.provider != route.ref.provider:
+                continue
+            if isinstance(fault.error, ProviderUnavailable):
+                raise describe_guess(name, route, fault.error, listing.catalogue)
+            raise fault.error
         raise ModelNotFound(name, nearest_names(name, listing.catalogue.refs))
 
 

@@ -1,7 +1,8 @@
 """ModelControlService: loads, unloads and configures models by name, whoever provides them."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
@@ -15,6 +16,7 @@ from gateway.core.errors import (
     ModelNotFound,
     ModelTooLarge,
     ModelUnloaded,
+    ProviderUnavailable,
 )
 from gateway.core.loading import (
     ConfigChange,
@@ -26,7 +28,7 @@ from gateway.core.loading import (
 )
 from gateway.core.names import ModelRef
 from gateway.core.ports import Provider
-from gateway.core.routing import resolve_route
+from gateway.core.routing import describe_guess, resolve_route
 from gateway.core.states import ModelState
 from gateway.services.catalog import Catalog
 
@@ -96,24 +98,24 @@ class ModelControlService:
         Raises ModelTooLarge when it could never fit and UnsupportedCapability for a config that its
         provider cannot follow; with `wait` also what fails later, which else is in the status.
         """
-        provider, ref = await self._resolve(name)
-        plan = await provider.plan(ref, config)
-        if plan.is_too_large and not plan.already_loaded:
-            raise ModelTooLarge(plan.reason or f"{plan.ref} does not fit.")
-        under_way = self._loads.get(plan.ref)
-        if under_way and (config, pinned, keep_alive_s) == (None, None, None):
-            job = under_way[0]
-        else:
-            work = partial(
-                provider.load, plan.ref, config, pinned=pinned, keep_alive_s=keep_alive_s
-            )
-            job = self._start(self._loads, plan.ref, work, replaces=not plan.already_loaded)
-            if plan.already_loaded:
-                # Only the pin and the keep-alive are to be set, which takes no time.
+        async with self._meant(name) as (provider, ref):
+            plan = await provider.plan(ref, config)
+            if plan.is_too_large and not plan.already_loaded:
+                raise ModelTooLarge(plan.reason or f"{plan.ref} does not fit.")
+            under_way = self._loads.get(plan.ref)
+            if under_way and (config, pinned, keep_alive_s) == (None, None, None):
+                job = under_way[0]
+            else:
+                work = partial(
+                    provider.load, plan.ref, config, pinned=pinned, keep_alive_s=keep_alive_s
+                )
+                job = self._start(self._loads, plan.ref, work, replaces=not plan.already_loaded)
+                if plan.already_loaded:
+                    # Only the pin and the keep-alive are to be set, which takes no time.
+                    await job.result()
+            if wait:
                 await job.result()
-        if wait:
-            await job.result()
-        return await self._status_of(provider, plan.ref)
+            return await self._status_of(provider, plan.ref)
 
     async def unload(self, name: str, *, force: bool = False, wait: bool = False) -> ModelStatus:
         """Begin to unload a model and return its status at once; with `wait`, once it is gone.
@@ -122,34 +124,34 @@ class ModelControlService:
         loaded is fine as it is; of one that failed, the failure is forgotten. Raises
         UnsupportedCapability for a provider whose models are not ours to unload.
         """
-        provider, ref = await self._resolve(name)
-        ref = (await provider.config(ref)).ref
-        before = await self._status_of(provider, ref)
-        under_way = self._unloads.get(ref)
-        if under_way and not force:
-            job = under_way[-1]
-        else:
-            work = partial(provider.unload, ref, force=force)
-            job = self._start(self._unloads, ref, work)
-            # A provider that refuses does so at once, and so does this call.
-            await anyio.lowlevel.checkpoint()
-            wait = wait or job.done.is_set()
-            if before.state in (ModelState.NOT_LOADED, ModelState.FAILED):
-                # There is no more than a failure to be forgotten, which takes no time.
-                wait = True
-        if wait:
-            await job.result()
-        return await self._status_of(provider, ref)
+        async with self._meant(name) as (provider, ref):
+            ref = (await provider.config(ref)).ref
+            before = await self._status_of(provider, ref)
+            under_way = self._unloads.get(ref)
+            if under_way and not force:
+                job = under_way[-1]
+            else:
+                work = partial(provider.unload, ref, force=force)
+                job = self._start(self._unloads, ref, work)
+                # A provider that refuses does so at once, and so does this call.
+                await anyio.lowlevel.checkpoint()
+                wait = wait or job.done.is_set()
+                if before.state in (ModelState.NOT_LOADED, ModelState.FAILED):
+                    # There is no more than a failure to be forgotten, which takes no time.
+                    wait = True
+            if wait:
+                await job.result()
+            return await self._status_of(provider, ref)
 
     async def plan(self, name: str, config: LoadConfig | None = None) -> LoadPlan:
         """Return what `load` would do now."""
-        provider, ref = await self._resolve(name)
-        return await provider.plan(ref, config)
+        async with self._meant(name) as (provider, ref):
+            return await provider.plan(ref, config)
 
     async def status(self, name: str) -> ModelStatus:
         """Return the status of one model."""
-        provider, ref = await self._resolve(name)
-        return await self._status_of(provider, (await provider.config(ref)).ref)
+        async with self._meant(name) as (provider, ref):
+            return await self._status_of(provider, (await provider.config(ref)).ref)
 
     async def statuses(self) -> list[ModelStatus]:
         """Return the status of every model that is in memory or was asked for, by name.
@@ -173,22 +175,32 @@ class ModelControlService:
 
     async def config(self, name: str) -> ConfigReport:
         """Return what is decided for a model."""
-        provider, ref = await self._resolve(name)
-        return await provider.config(ref)
+        async with self._meant(name) as (provider, ref):
+            return await provider.config(ref)
 
     async def configure(self, name: str, change: ConfigChange) -> ConfigReport:
         """Change what is decided for a model; says whether it takes a reload to be true."""
-        provider, ref = await self._resolve(name)
-        return await provider.configure(ref, change)
+        async with self._meant(name) as (provider, ref):
+            return await provider.configure(ref, change)
 
-    async def _resolve(self, name: str) -> tuple[Provider, ModelRef]:
+    @asynccontextmanager
+    async def _meant(self, name: str) -> AsyncIterator[tuple[Provider, ModelRef]]:
+        """Give the model that a name means, and who provides it. Where that was a guess at a
+        provider that proves to be away, the error says so."""
         resolve = partial(resolve_route, name, providers=self._providers, aliases=self._aliases)
         try:
             route = resolve(catalogue=(await self._catalog.known()).catalogue)
         except ModelNotFound:
             # It may have come since the last look.
             route = resolve(catalogue=(await self._catalog.listing()).catalogue)
-        return self._providers[route.ref.provider], route.ref
+        try:
+            yield self._providers[route.ref.provider], route.ref
+        except ProviderUnavailable as error:
+            known = (await self._catalog.known()).catalogue
+            described = describe_guess(name, route, error, known)
+            if described is error:
+                raise
+            raise described from error
 
     def _start(
         self,

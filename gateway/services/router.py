@@ -22,7 +22,7 @@ from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, plan_routes
 from gateway.core.ports import Continuer, Provider, RouteMeter
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
-from gateway.core.routing import Route
+from gateway.core.routing import Route, describe_guess
 from gateway.core.telling import Tell, Wait, tell_one
 from gateway.core.trail import Trail
 from gateway.core.virtual import VirtualModel
@@ -240,7 +240,8 @@ class ModelRouterService:
         if isinstance(error, ModelNotFound):
             return await self._not_found(request, error)
         if isinstance(error, ProviderUnavailable):
-            return await self._unless_guessed(request, route, error)
+            listing = await self._catalog.known()
+            return describe_guess(request.model, route, error, listing.catalogue)
         return error
 
     async def _not_found(self, request: AnyRequest, error: ModelNotFound) -> ModelNotFound:
@@ -248,22 +249,6 @@ class ModelRouterService:
         listing = await self._catalog.listing()
         nearest = nearest_names(request.model, listing.catalogue.refs)
         return ModelNotFound(request.model, nearest or error.nearest)
-
-    async def _unless_guessed(
-        self, request: AnyRequest, route: Route, error: ProviderUnavailable
-    ) -> ProviderUnavailable:
-        """Return the error; for a bare name that nobody is known to have, say so first."""
-        if route.info is not None or request.model.startswith(f"{error.provider}/"):
-            return error
-        listing = await self._catalog.known()
-        nearest = nearest_names(request.model, listing.catalogue.refs)
-        guess = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
-        return ProviderUnavailable(
-            error.provider,
-            f"No model '{request.model}' is known here, and {error.provider}, which might have "
-            f"it, is away: {error.message}",
-            hint=f"{guess}Models are named provider/name; GET /v1/models lists them.",
-        )
 
 
 class _Enough(Exception):

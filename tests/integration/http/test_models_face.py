@@ -92,3 +92,15 @@ async def test_silent_and_dead_providers_are_labelled_and_do_not_hold_up_the_res
     assert [model["id"] for model in native.json()["models"]] == ["good/echo"]
     assert [model["id"] for model in openai.json()["data"]] == ["good/echo"]
     assert openai.json()["provider_errors"] == errors
+
+
+async def test_a_name_that_nobody_is_known_to_have_is_told_as_a_guess() -> None:
+    good, away = ScriptedProvider(), ScriptedProvider(name="ollama")
+    away.listing_error = ProviderUnavailable("ollama", "Ollama cannot be reached.")
+    async with serving(good, away) as served:
+        guessed = (await served.client.get("/v1/models/ech")).json()["error"]
+        named = (await served.client.get("/v1/models/ollama/ech")).json()["error"]
+    assert guessed["code"] == named["code"] == "provider_unavailable"
+    assert "No model 'ech' is known here" in guessed["message"]
+    assert "Did you mean scripted/echo?" in guessed["message"]
+    assert named["message"].startswith("Ollama cannot be reached.")

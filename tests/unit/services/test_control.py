@@ -7,8 +7,8 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from gateway.core.errors import GatewayError, UnsupportedCapability
-from gateway.core.loading import LoadConfig, LoadPlan, ModelStatus
+from gateway.core.errors import GatewayError, ProviderUnavailable, UnsupportedCapability
+from gateway.core.loading import ConfigReport, LoadConfig, LoadPlan, ModelStatus
 from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
@@ -51,6 +51,20 @@ class LoadedProvider(SlowProvider):
 
     async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
         return replace(await super().plan(ref, config), already_loaded=config is None)
+
+
+class AwayProvider(SlowProvider):
+    AWAY = ProviderUnavailable("ollama", "Ollama cannot be reached.")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "ollama"
+
+    async def plan(self, ref: ModelRef, config: LoadConfig | None = None) -> LoadPlan:
+        raise self.AWAY
+
+    async def config(self, ref: ModelRef) -> ConfigReport:
+        raise self.AWAY
 
 
 @asynccontextmanager
@@ -106,7 +120,9 @@ async def test_a_load_that_is_refused_leaves_the_one_before_it_under_way() -> No
 async def test_a_model_that_is_loaded_in_another_way_is_on_its_way_until_it_is_replaced() -> None:
     provider = LoadedProvider()
     async with controlling(provider) as control:
-        assert (await control.load("echo", LoadConfig(dtype="bfloat16"))).state is ModelState.LOADING
+        assert (
+            await control.load("echo", LoadConfig(dtype="bfloat16"))
+        ).state is ModelState.LOADING
         [seen] = await control.statuses()
         assert seen.state is ModelState.LOADING
         provider.gate.set()
@@ -115,3 +131,14 @@ async def test_a_model_that_is_loaded_in_another_way_is_on_its_way_until_it_is_r
         assert seen.state is ModelState.LOADED
         # What is loaded as it should be is so at once.
         assert (await control.load("echo", pinned=True)).state is ModelState.LOADED
+
+
+async def test_a_guess_at_a_provider_that_is_away_says_that_it_was_a_guess() -> None:
+    provider = AwayProvider()
+    provider.listing_error = AwayProvider.AWAY
+    async with controlling(provider) as control:
+        for ask in (control.load, control.plan, control.status, control.config):
+            with pytest.raises(ProviderUnavailable, match="No model 'dem' is known here"):
+                await ask("dem")
+            with pytest.raises(ProviderUnavailable, match=r"^Ollama cannot be reached"):
+                await ask("ollama/dem")
