@@ -54,7 +54,11 @@ def main() -> None:
 
 @main.command()
 def serve() -> None:
-    """Serve until SIGINT or SIGTERM; running streams get time to finish."""
+    """Serve until SIGINT or SIGTERM.
+
+    GATEWAY_HOST and GATEWAY_PORT say where; docs/configuration.md has all settings. At the first
+    signal running streams get time to finish, the second ends them.
+    """
     settings = _checked_settings()
     from gateway.bootstrap import serve as run_server
 
@@ -63,7 +67,10 @@ def serve() -> None:
 
 @main.command()
 def check() -> None:
-    """Report every mistake in the settings at once; exit 2 when there is one."""
+    """Report every mistake in the settings at once.
+
+    Exits with 2 when there is one.
+    """
     _checked_settings()
     click.echo("The settings are right.")
 

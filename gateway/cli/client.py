@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,6 +104,19 @@ def show_size(size_bytes: int | None) -> str:
     if size_bytes < 1e5:
         return f"{size_bytes:,} bytes"
     return f"{size_bytes / 1e6:,.1f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:,.1f} GB"
+
+
+def show_time(seconds: float) -> str:
+    """Return a moment (Unix seconds) for people, in UTC."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def show_duration(seconds: float) -> str:
+    """Return a length of time for people, in its largest unit."""
+    for name, unit in (("days", 86400.0), ("hours", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def describe_error(error: dict[str, Any]) -> str:

@@ -69,7 +69,8 @@ def rename(collection: str, name: str, as_json: bool) -> None:
 @as_json_option
 def remove(collection: str, as_json: bool) -> None:
     """Remove COLLECTION; its models stay."""
-    _say(client().delete(_url(collection)), as_json)
+    gone = client().delete(_url(collection))
+    print_json(gone) if as_json else click.echo(f"{gone['name']} is removed; its models stay.")
 
 
 @collections.command()
@@ -101,7 +102,10 @@ def export() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what it would do.")
 @as_json_option
 def read_in(file: IO[bytes], dry_run: bool, as_json: bool) -> None:
-    """Take over the collections and configs of FILE (- is standard input), all or nothing."""
+    """Take over the collections and configs of FILE.
+
+    All of it or nothing; - is standard input.
+    """
     try:
         body = json.load(file)
     except ValueError as error:

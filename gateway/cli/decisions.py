@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from gateway.cli.client import as_json_option, client, print_json
+from gateway.cli.client import as_json_option, client, print_json, show_time
 
 URL = "/api/v1/decisions"
 
@@ -46,7 +45,10 @@ def list_decisions(as_json: bool, limit: int, **wanted: str | None) -> None:
 @click.argument("id")
 @as_json_option
 def show(id: str, as_json: bool) -> None:
-    """Show the decision of that ID: a stream's own, or as X-Gateway-Decision told it."""
+    """Show the decision of that ID.
+
+    It is the stream's own, or what X-Gateway-Decision told.
+    """
     found = client().get(f"{URL}/{id}")
     print_json(found) if as_json else click.echo(describe_decision(found))
 
@@ -58,7 +60,8 @@ def describe_decision(decision: dict[str, Any]) -> str:
         version = decision["rule_version"]
         lines.append(f"  by {decision['rule']}{f', version {version}' if version else ''}")
     for each in decision["candidates"]:
-        lines.append(f"  {each['verdict']:<8}{each['model']}  {each['reason']} [{each['outcome']}]")
+        became = "" if decision["outcome"] == "planned" else f" [{each['outcome']}]"
+        lines.append(f"  {each['verdict']:<8}{each['model']}  {each['reason']}{became}")
         for number, attempt in enumerate(each["attempts"], 1):
             said = f"{attempt['error']}: {attempt['message']}" if attempt["error"] else "asked"
             lines.append(f"    {number}. after {attempt['at_ms']:.1f} ms: {said}")
@@ -68,9 +71,8 @@ def describe_decision(decision: dict[str, Any]) -> str:
 
 
 def _head(decision: dict[str, Any]) -> str:
-    at = datetime.fromtimestamp(decision["opened_at"], UTC).strftime("%Y-%m-%d %H:%M:%S")
     chosen = f"{decision['provider']}/{decision['model']}" if decision["provider"] else "nobody"
-    parts = [decision["id"] or "dry run", at, decision["outcome"]]
+    parts = [decision["id"] or "dry run", show_time(decision["opened_at"]), decision["outcome"]]
     if decision["error"]:
         parts.append(decision["error"])
     return "  ".join([*parts, f"{decision['requested_model']} -> {chosen}"])

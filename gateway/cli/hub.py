@@ -40,7 +40,10 @@ def hub() -> None:
 @click.argument("name")
 @as_json_option
 def show(name: str, as_json: bool) -> None:
-    """Show the model NAME (owner/name): its files, and whether it fits into memory here."""
+    """Show the model NAME, its files, and whether it fits here.
+
+    NAME is owner/name.
+    """
     from urllib.parse import quote
 
     answer = client().get(f"/api/v1/hub/models/{quote(name)}")

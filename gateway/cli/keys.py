@@ -6,12 +6,11 @@ So the first key can be made before the gateway runs, and the last one replaced 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from gateway.cli.client import as_json_option, print_json
+from gateway.cli.client import as_json_option, print_json, show_time
 
 if TYPE_CHECKING:
     from gateway.core.keys import ApiKey
@@ -75,7 +74,10 @@ def list_keys(as_json: bool) -> None:
 @keys.command()
 @click.argument("id")
 def revoke(id: str) -> None:
-    """Revoke the key of that ID; its live streams end within two seconds."""
+    """Revoke the key of that ID.
+
+    Its live streams end within two seconds.
+    """
     key = _run(lambda service: service.revoke(id))
     click.echo(f"Key {key.id} of '{key.name}' is revoked.")
 
@@ -105,18 +107,14 @@ def _run(work: Callable[[KeyService], Awaitable[T]]) -> T:
 
 
 def _describe(key: ApiKey) -> str:
-    parts = [key.id, f"{','.join(key.scopes):<18}", f"made {_date(key.created_at)}"]
+    parts = [key.id, f"{','.join(key.scopes):<18}", f"made {show_time(key.created_at)}"]
     if key.max_streams is not None:
         parts.append(f"{key.max_streams} streams")
     if key.requests_per_minute is not None:
         parts.append(f"{key.requests_per_minute} requests/min")
     if key.revoked_at is not None:
-        parts.append(f"revoked {_date(key.revoked_at)}")
+        parts.append(f"revoked {show_time(key.revoked_at)}")
     return "  ".join([*parts, key.name])
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _as_dict(key: ApiKey) -> dict[str, object]:

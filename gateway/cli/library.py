@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from gateway.cli.client import as_json_option, client, print_json, show_size
+from gateway.cli.client import as_json_option, client, print_json, show_size, show_time
 
 EXIT_NOT_SOUND = 3
 HOUR_S = 3600.0
@@ -16,7 +15,10 @@ HOUR_S = 3600.0
 @click.command()
 @as_json_option
 def files(as_json: bool) -> None:
-    """List the files of models: size, verdict, when they were used; and what is no model."""
+    """List the files of models, and what is no model.
+
+    With their size, the verdict on them, and when they were used.
+    """
     found = client().get("/api/v1/models/available")
     if as_json:
         print_json(found)
@@ -26,9 +28,7 @@ def files(as_json: bool) -> None:
     for model in found["ollama_models"]:
         click.echo(f"{model['id']:<56} {show_size(model['size_bytes']):>13}")
     for disk in found["disks"]:
-        used, free = disk["models_bytes"], show_size(disk["free_bytes"])
-        models = f"{show_size(used)} of models" if used else "no models"
-        click.echo(f"{disk['path']}: {models}, {free} free")
+        click.echo(_describe_disk(disk))
     for odd in found["oddities"]:
         click.echo(f"{odd['path']}: {odd['reason']}", err=True)
     for fault in found["provider_errors"]:
@@ -47,7 +47,10 @@ def files(as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Look anew where the result is kept.")
 @as_json_option
 def verify(model: str, check: str, force: bool, as_json: bool) -> None:
-    """Look whether the files of MODEL are whole; exit 3 when they are not."""
+    """Look whether the files of MODEL are whole.
+
+    Exits with 3 when they are not.
+    """
     body = {"model": model, "check": check, "force": force}
     found = client().post("/api/v1/models/verify", body, timeout_s=HOUR_S)
     verdict = found["verification"]
@@ -69,14 +72,19 @@ def verify(model: str, check: str, force: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json_option
 def remove(model: str, yes: bool, as_json: bool) -> None:
-    """Remove the files of MODEL; of a repository's plain name, all of its revisions."""
+    """Remove the files of MODEL.
+
+    Of a repository's plain name, all of its revisions.
+    """
     if not yes:
         click.confirm(f"The files of {model} will be lost. Remove them?", abort=True, err=True)
     gone = client().post("/api/v1/models/delete", {"model": model}, timeout_s=HOUR_S)
     if as_json:
         print_json(gone)
     else:
-        click.echo(f"{gone['model']} is removed; that freed {show_size(gone['freed_bytes'])}.")
+        freed = gone["freed_bytes"]  # Ollama does not tell
+        told = "" if freed is None else f"; that freed {show_size(freed)}"
+        click.echo(f"{gone['model']} is removed{told}.")
 
 
 @click.command()
@@ -88,7 +96,7 @@ def remove(model: str, yes: bool, as_json: bool) -> None:
 def clean(
     unused_days: float | None, max_bytes: int | None, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Remove models of the Hub's cache by their age and their size together."""
+    """Remove models of the Hub's cache by age and size."""
     if unused_days is None and max_bytes is None:
         raise click.UsageError("say --unused-days or --max-bytes, or both")
     gateway = client()
@@ -103,11 +111,11 @@ def clean(
 
 
 def _describe(model: dict[str, Any]) -> str:
-    found = model["verification"]
+    found, used = model["verification"], model["last_used"]
     parts = [
         f"{model['id']:<56} {show_size(model['size_bytes']):>13}",
         f"{found['verdict'] if found else '-':<8}",
-        f"used {_date(model['last_used'])}",
+        "never used" if used is None else f"used {show_time(used)}",
     ]
     if model["update_available"]:
         parts.append("update available")
@@ -116,6 +124,13 @@ def _describe(model: dict[str, Any]) -> str:
     if found and found["reason"]:
         parts.append(found["reason"])
     return "  ".join(parts)
+
+
+def _describe_disk(disk: dict[str, Any]) -> str:
+    used, free = disk["models_bytes"], disk["free_bytes"]
+    models = f"{show_size(used)} of models" if used else "no models"
+    # What is free is not known of a folder that is not there.
+    return f"{disk['path']}: {models}" + ("" if free is None else f", {show_size(free)} free")
 
 
 def _describe_cleaning(plan: dict[str, Any]) -> str:
@@ -127,7 +142,3 @@ def _describe_cleaning(plan: dict[str, Any]) -> str:
     lines += [f"{name} is in use and stays" for name in plan["kept_in_use"]]
     before, after = show_size(plan["before_bytes"]), show_size(plan["after_bytes"])
     return "\n".join([*lines, f"The cache's models: {before} before, {after} after."])
-
-
-def _date(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"

@@ -20,6 +20,7 @@ from gateway.cli.client import (
     client,
     describe_error,
     print_json,
+    show_duration,
     show_size,
 )
 from gateway.cli.library import clean, files, remove, verify
@@ -42,7 +43,10 @@ for command in (files, verify, remove, clean):
 @models.command("list")
 @as_json_option
 def list_models(as_json: bool) -> None:
-    """List the models of every provider, and the providers that do not answer."""
+    """List the models of every provider.
+
+    Providers that do not answer are told on standard error.
+    """
     listing = client().get("/api/v1/models")
     if as_json:
         print_json(listing)
@@ -67,7 +71,10 @@ def list_models(as_json: bool) -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is loaded.")
 @as_json_option
 def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any) -> None:
-    """Load MODEL and wait until it is there; exit 1 when it fails."""
+    """Load MODEL and wait until it is there.
+
+    Exits with 1 when it fails.
+    """
     config = {key: wanted[key] for key in _LOAD_KEYS if wanted[key] is not None}
     body = {key: wanted[key] for key in _OWN_KEYS if wanted[key] is not None}
     body |= {"model": model, "dry_run": dry_run} | ({"config": config} if config else {})
@@ -89,9 +96,9 @@ def load(model: str, dry_run: bool, no_wait: bool, as_json: bool, **wanted: Any)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is gone.")
 @as_json_option
 def unload(model: str, force: bool, no_wait: bool, as_json: bool) -> None:
-    """Unload MODEL once its streams have finished, and wait until it is gone.
+    """Unload MODEL and wait until it is gone.
 
-    Of a model that failed, the failure is cleared.
+    Its streams may finish first. Of a model that failed, the failure is cleared.
     """
     gateway = client()
     before = gateway.get("/api/v1/models/status", model=model)
@@ -180,13 +187,14 @@ def _watch(gateway: GatewayClient, status: dict[str, Any], *passing: str) -> dic
 
 @contextmanager
 def _bar(status: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that shows a status; click hides the bar where nobody watches."""
+    """Give a function that shows a status as a bar on stderr, if that is a terminal."""
     with click.progressbar(
         length=_BAR_STEPS,
         label=status["model"],
         file=sys.stderr,
         show_eta=False,
         update_min_steps=0,
+        hidden=not sys.stderr.isatty(),
     ) as bar:
 
         def show(now: dict[str, Any]) -> None:
@@ -222,7 +230,7 @@ def _describe_status(status: dict[str, Any]) -> str:
     if status["pinned"]:
         parts.append("pinned")
     if status["expires_in_s"] is not None:
-        parts.append(f"for {status['expires_in_s']:.0f} s more")
+        parts.append(f"for {show_duration(status['expires_in_s'])} more")
     if status["error"] is not None:
         parts.append(status["error"]["message"])
     return "  ".join(parts)

@@ -47,10 +47,10 @@ def pull(
     progress: bool,
     as_json: bool,
 ) -> None:
-    """Download REPO, owner/name on the Hub or ollama/NAME, and wait until it is there.
+    """Download REPO and wait until it is there.
 
-    Ctrl-C leaves the download running; the same command joins it again. Exits with 1 when it
-    failed, was paused or cancelled.
+    REPO is owner/name on the Hub, or ollama/NAME, which Ollama fetches. Ctrl-C leaves the download
+    running; the same command joins it again. Exits with 1 when it failed, was paused or cancelled.
     """
     body = {"repo": repo, "revision": revision, "patterns": list(patterns), "force": force}
     gateway = client()
@@ -117,11 +117,14 @@ def cancel(id: str, as_json: bool) -> None:
 @click.argument("id")
 @as_json_option
 def remove(id: str, as_json: bool) -> None:
-    """Take a download that has ended off the list; what a failed one left is deleted."""
+    """Take a download that has ended off the list.
+
+    What a failed one left is deleted.
+    """
     from urllib.parse import quote
 
-    answer = client().delete(f"{_PATH}/{quote(id, safe='')}")
-    print_json(answer) if as_json else click.echo(_describe(answer))
+    gone = client().delete(f"{_PATH}/{quote(id, safe='')}")
+    print_json(gone) if as_json else click.echo(f"{gone['id']} is off the list.")
 
 
 def _act(download_id: str, verb: str, as_json: bool) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from urllib.parse import quote
 
 import click
 
-from gateway.cli.client import as_json_option, client, print_json
+from gateway.cli.client import as_json_option, client, print_json, show_time
 
 URL = "/api/v1/rotations"
 
 
 @click.group()
 def rotations() -> None:
-    """Rotations: requests ask for rotation/NAME, and one model answers after the other."""
+    """Names that stand for one model after the other.
+
+    Requests ask for rotation/NAME.
+    """
 
 
 @rotations.command("list")
 @as_json_option
 def list_rotations(as_json: bool) -> None:
-    """List the rotations, who answers for each, and when the next step comes."""
+    """List the rotations, who answers, and the next step."""
     found = client().get(URL)
     if as_json:
         print_json(found)
@@ -87,7 +89,8 @@ def set_rotation(
 @as_json_option
 def remove(name: str, as_json: bool) -> None:
     """Remove a rotation and its history; its models stay as they are."""
-    _say(client().delete(_url(name)), as_json)
+    gone = client().delete(_url(name))
+    print_json(gone) if as_json else click.echo(f"{gone['model']} is removed.")
 
 
 @rotations.command()
@@ -156,7 +159,7 @@ def _describe_next(rotation: dict[str, Any]) -> str:
     if rotation["paused"]:
         parts.append("paused")
     if rotation["due_at"] is not None:
-        parts.append(f"next at {_time(rotation['due_at'])}")
+        parts.append(f"next at {show_time(rotation['due_at'])}")
     if rotation["requests"] is not None:
         parts.append(f"{rotation['counted']} of {rotation['requests']} requests")
     return ", ".join(parts) or "by hand"
@@ -165,13 +168,9 @@ def _describe_next(rotation: dict[str, Any]) -> str:
 def _describe_step(step: dict[str, Any]) -> str:
     state = step["phase"] if step["state"] == "RUNNING" else step["state"]
     target = step["target"] or step["wish"] or "the next"
-    lines = [f"{_time(step['asked_at'])}  {state}  {step['origin']} -> {target}"]
+    lines = [f"{show_time(step['asked_at'])}  {state}  {step['origin']} -> {target}"]
     lines[0] += f"  ({step['trigger'].lower()})"
-    lines += [f"  not {each['model']}: {each['reason']}" for each in step["skipped"]]
+    lines += [f"  passed over {each['model']}: {each['reason']}" for each in step["skipped"]]
     if step["message"]:
         lines.append(f"  {step['message']}")
     return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

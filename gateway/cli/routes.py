@@ -67,8 +67,10 @@ def set_route(
     version: int | None,
     as_json: bool,
 ) -> None:
-    """Let NAME mean MODELS: one makes an alias, several or an order make a virtual model. MODEL=9
-    gives a weight."""
+    """Let NAME mean MODELS.
+
+    One makes an alias, several or an order make a virtual model. MODEL=9 gives a weight.
+    """
     candidates = [_candidate(model, order == "weighted") for model in models]
     body: dict[str, Any] = {"candidates": candidates, "order": order or "listed"}
     if goes_on:
@@ -84,7 +86,8 @@ def set_route(
 @as_json_option
 def remove(name: str, version: int | None, as_json: bool) -> None:
     """Let NAME mean nothing any more."""
-    _say(client().delete(_url(name), if_match=version), as_json)
+    gone = client().delete(_url(name), if_match=version)
+    print_json(gone) if as_json else click.echo(f"{gone['name']} means nothing any more.")
 
 
 @routes.command()
@@ -103,7 +106,10 @@ def remove(name: str, version: int | None, as_json: bool) -> None:
 def explain(
     model: str, prompt: str, images: tuple[Path, ...], tools: bool, embed: bool, as_json: bool
 ) -> None:
-    """Tell who would answer a request for MODEL now, and why; nobody is asked."""
+    """Tell who would answer a request for MODEL, and why.
+
+    Nobody is asked.
+    """
     body: dict[str, Any] = {"model": model, "prompt": prompt}
     if embed:
         body = {"model": model, "input": prompt}

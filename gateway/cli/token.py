@@ -41,14 +41,20 @@ def set_token(no_validate: bool, as_json: bool) -> None:
 @token.command()
 @as_json_option
 def show(as_json: bool) -> None:
-    """Say where the token comes from; the token itself is shown to nobody."""
+    """Say where the token comes from.
+
+    The token itself is shown to nobody.
+    """
     _print(_run(lambda service: service.report()), as_json)
 
 
 @token.command()
 @as_json_option
 def validate(as_json: bool) -> None:
-    """Ask the Hub whose the token is and what it may; exit 1 if it is none of its."""
+    """Ask the Hub whose the token is and what it may.
+
+    Exits with 1 if it is none of its.
+    """
     report = _run(lambda service: service.report(validate=True))
     _print(report, as_json)
     if not report.valid:

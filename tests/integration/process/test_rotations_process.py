@@ -196,7 +196,7 @@ def test_the_command_does_all_of_it(command: Callable[..., tuple[int, str]]) -> 
         pass
     shown = json.loads(command("show", "r", "--json")[1])
     assert (shown["current"], shown["interval_s"]) == ("huggingface/demo", 3600)
-    assert command("rm", "r")[0] == 0
+    assert command("rm", "r") == (0, "rotation/r is removed.\n")
     assert command("show", "r") == (
         1,
         "Error: There is no rotation 'r'.\nGET /api/v1/rotations lists them.\n",

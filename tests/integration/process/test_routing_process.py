@@ -60,7 +60,8 @@ def test_the_commands_make_routes_and_tell_why(serve: Serve) -> None:
     assert [each["id"] for each in json.loads(said)["decisions"]] == [decision_id]
     late = run(gateway, "routes", "set", "short", MODEL, "--version", "1")
     assert late[0] == 1 and "and not the version 1" in late[2]
-    assert run(gateway, "routes", "rm", "short", "--version", "2")[0] == 0
+    gone = run(gateway, "routes", "rm", "short", "--version", "2")
+    assert (gone[0], gone[1]) == (0, "short means nothing any more.\n")
     assert run(gateway, "routes", "show", "short")[0] == 1
     assert run(gateway, "routes", "set", "w", f"{MODEL}=3", "--order", "weighted")[1].endswith(
         f"weighted: {MODEL}=3\n"
