@@ -99,7 +99,7 @@ _INDEX = """<!doctype html>
 <p>Programs speak to</p><ul>
 <li><code>POST /api/v1/stream</code>: an answer as server-sent events</li>
 <li><code>/v1</code>: what clients of the OpenAI API take as their base URL</li>
-<li><code>POST /graphql</code></li>
+<li><code>POST /graphql</code>: models, loads, downloads and more, live by subscription</li>
 <li><a href="/health/ready">/health/ready</a>: whether it serves</li></ul>
 <p>If there are API keys, every request needs one:
 <code>authorization: Bearer gw-...</code></p></body></html>

@@ -53,6 +53,7 @@ export class Gateway {
 
   async *#read(id, reply) {
     let after = "";
+    let ended = false; // the body is read to its end all the same: so its connection is kept
     for (let cuts = 0; ; cuts += 1) {
       try {
         reply ??= await this.#request("GET", streamPath(id), {
@@ -63,11 +64,12 @@ export class Gateway {
           if (event.id) after = event.id;
           cuts = 0;
           yield { type: event.type, data: JSON.parse(event.data) };
-          if (event.type === "finished" || event.type === "failed") return;
+          ended = event.type === "finished" || event.type === "failed";
         }
       } catch (error) {
-        if (error instanceof Refusal && error.status && !error.retryable) throw error;
+        if (!ended && error instanceof Refusal && error.status && !error.retryable) throw error;
       }
+      if (ended) return;
       if (cuts >= WAITS_MS.length) throw lost("The connection was lost, and does not come back.");
       reply = null;
       yield { type: "cut", data: { after: Number(after) } };

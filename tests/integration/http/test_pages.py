@@ -42,11 +42,11 @@ EVENTS = [
 ]
 
 
-async def chat(url: str, key: str, *arguments: str) -> Any:
-    """Return what the page's client saw of one question."""
+async def chat(url: str, key: str, *arguments: str, script: str = "chat_page.mjs") -> Any:
+    """Return what a script tells that asks with the page's client; by default of one question."""
     module = (CHAT / "chat-stream.js").as_uri()
     printed = await anyio.to_thread.run_sync(
-        node.run_script, "chat_page.mjs", module, url, key, "scripted/echo", *arguments
+        node.run_script, script, module, url, key, "scripted/echo", *arguments
     )
     return json.loads(printed)
 
@@ -77,6 +77,17 @@ async def test_the_page_reads_on_after_cuts_and_misses_and_repeats_nothing() -> 
     assert kinds.count("cut") >= 3
     assert (kinds[0], kinds[-1]) == ("opened", "finished")
     assert text_of(seen["events"]) == text_of(seen["again"]) == "".join(WORDS)
+
+
+async def test_the_page_keeps_its_connection_from_one_answer_to_the_next() -> None:
+    endless = iter([2**30] * 9)
+    async with serving(ScriptedProvider(answer("a", "b"))) as served:
+        key = await make(served, "infer")
+        async with ChaosProxy(served.port, endless).running() as proxy:
+            ends = await chat(proxy.url, key, script="chat_questions.mjs")
+    assert ends == ["finished"] * 5
+    # A question may be sent before the connection of the last answer is known to be free.
+    assert 9 - len(list(endless)) <= 2
 
 
 async def test_the_page_stops_the_model_and_is_told_the_end() -> None:
