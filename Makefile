@@ -1,11 +1,13 @@
 # Two commands matter: `make run` and `make test`. Both install what they need into $(VENV).
+# `make help` lists them all.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-cuda test-gguf test-peers fuzz soak check format bench demo lock clean
+.PHONY: run test coverage test-cuda test-gguf test-peers fuzz soak check format bench demo lock \
+	clean help
 
 run: $(VENV)/.installed  ## migrate the database and serve
 	@$(BIN)/gateway db upgrade
@@ -41,7 +43,7 @@ check: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev  ## style, mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -61,7 +63,10 @@ lock: $(VENV)/.installed-gguf  ## write down what is installed
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 		| sed 's/+cpu$$//' > constraints.txt
 
-clean:
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+
+clean:  ## remove what was installed and left behind
 	rm -rf $(VENV) dist .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache tests/integration/clients/node_modules
 

@@ -18,7 +18,6 @@ MAX_TEXT = 200
 MAX_TOKEN_LENGTH = 512
 
 Sort = Literal["downloads", "likes", "created", "updated", "trending"]
-SORTS: tuple[Sort, ...] = ("downloads", "likes", "created", "updated", "trending")
 
 _TOKEN = re.compile(r"[!-~]+")
 

@@ -19,8 +19,6 @@ from gateway.hub.disk import MAX_TEXT_BYTES, open_regular
 INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = f"{PICKLES}.bin.index.json"
 CHUNK_BYTES = 4 * 2**20
-_READ = (".json", ".safetensors", ".gguf", ".jinja", ".model", ".txt", ".py")
-"""What the libraries that load models open by themselves."""
 _PICKLE_ENDS = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # How the Hub's cache names a file: by its SHA-256, or by Git's name where it is small.
 _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
