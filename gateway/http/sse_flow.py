@@ -76,7 +76,7 @@ class SseFlow:
         """Write all that is read, until the stream or this reading of it ends; `run` is what makes
         the stream, if nobody else does. Raises what fails before anything was written."""
         self._connection.flow_changed = self._note_flow
-        self._reader.listen(self._flush)
+        self._reader.listen(self._heed)
         try:
             if awaits_first:
                 self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
@@ -110,6 +110,11 @@ class SseFlow:
         self._send_now(start_message(self._reader.stream.id))
         self._write(opening)
 
+    def _heed(self) -> None:
+        """Write what came at once, and what else comes in this turn together."""
+        if not self._is_confirming:
+            self._flush()
+
     def _flush(self) -> None:
         """Write what is ready to be read, as far as the client takes it."""
         if self._connection.is_full or self._over.done():
@@ -127,7 +132,7 @@ class SseFlow:
             self._give_up_on(defect)
 
     def _tell(self, events: Sequence[Event]) -> None:
-        frames = self._encoder.encode(events)
+        stream, frames = self._reader.stream, self._encoder.encode(events)
         if not self._has_begun:
             self._opening += frames
             if not events or self._is_worth_beginning(frames, events):
@@ -136,7 +141,7 @@ class SseFlow:
             self._write(frames)
         if not events:
             self._end(b"")
-        elif self._reader.stream.has_unread or self._reader.stream.is_ended:
+        elif not self._is_confirming and (stream.has_unread or stream.is_ended):
             self._loop.call_soon(self._flush)  # not at once: there are others
 
     def _is_worth_beginning(self, frames: bytes, events: Sequence[Event]) -> bool:
@@ -179,10 +184,11 @@ class SseFlow:
 
     def _confirm(self) -> None:
         """Let what was written count as taken, unless the client turns out to have left by now, or
-        has still to take it."""
+        has still to take it; and write what came meanwhile."""
         self._is_confirming = False
         if not (self._work.cancel_called or self._connection.is_full):
             self._reader.confirm()
+            self._flush()
 
     def _note_flow(self) -> None:
         if self._patience is not None:
@@ -195,7 +201,6 @@ class SseFlow:
         if self._is_to_begin:
             self._begin()
         self._confirm()
-        self._flush()
 
     def _lose_patience(self) -> None:
         logger.info("stream %s: its reader took nothing for long", self._reader.stream.id)

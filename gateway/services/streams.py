@@ -135,7 +135,8 @@ class StreamService:
         the model: in whichever task, as long as it is run."""
         stream, trail = self._accept(request, face, caller)
         request = replace(request, caller=caller.id)
-        return stream.attach(), partial(self._own, stream, request, trail, stream.put)
+        reader = stream.attach()
+        return reader, partial(self._own, stream, request, trail, stream.put, reader)
 
     async def generate(
         self,
@@ -283,9 +284,15 @@ class StreamService:
             tasks.cancel_scope.cancel()
 
     async def _own(
-        self, stream: LiveStream, request: GenerateRequest, trail: Trail, take: Tell
+        self,
+        stream: LiveStream,
+        request: GenerateRequest,
+        trail: Trail,
+        take: Tell,
+        reader: StreamReader | None = None,
     ) -> None:
-        """Run the model and give its events to `take`; the record is closed whatever happens."""
+        """Run the model and give its events to `take`; the record is closed whatever happens.
+        `reader` leaves if the task is cancelled that it shares."""
         error: GatewayError | None = None
         trace = self._tracer.stream(stream.opened) if self._tracer else None
         try:
@@ -301,6 +308,8 @@ class StreamService:
             error = Internal("Something went wrong inside the gateway.")
         except anyio.get_cancelled_exc_class():
             stream.is_awaited = False  # who would have had the whole answer has left
+            if reader is not None:
+                reader.leave()
             raise
         finally:
             # Also when the whole task group is being cancelled: the record is queued, not awaited.

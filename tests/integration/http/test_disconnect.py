@@ -122,7 +122,7 @@ async def test_what_a_client_that_left_was_never_sent_is_not_in_its_usage(face: 
         yield Started(ECHO, prompt_tokens=3)
         yield TextDelta("he", 2)
         yield gate
-        # More than the sockets of both sides hold.
+        # Half of it is more than the sockets of both sides hold.
         yield from [TextDelta("x" * 2**20, 5)] * 48
         all_said.set()
         yield anyio.Event()
@@ -141,7 +141,8 @@ async def test_what_a_client_that_left_was_never_sent_is_not_in_its_usage(face: 
             await all_said.wait()
         session = await served.last_session()
     assert session.closed is not None and session.closed.end is StreamEnd.CANCELLED
-    assert session.closed.usage == Usage(3, 2)
+    assert session.closed.usage.prompt_tokens == 3
+    assert 2 <= session.closed.usage.completion_tokens < 2 + 5 * 24
 
 
 async def test_an_answer_in_one_piece_that_nobody_got_used_no_tokens_of_an_answer() -> None:
