@@ -12,8 +12,10 @@ class Catalogue:
 
     def __init__(self, models: Iterable[ModelInfo] = ()) -> None:
         self._by_ref: dict[ModelRef, ModelInfo] = {}
+        self._by_id: dict[str, ModelInfo] = {}
         self._by_name: dict[str, list[ModelInfo]] = {}
         for info in models:
+            self._by_id.setdefault(info.id, info)
             self._by_ref.setdefault(_key(info.ref), info)
             names = self._by_name.setdefault(_bare_name(info.ref), [])
             if all(other.ref != info.ref for other in names):
@@ -28,6 +30,10 @@ class Catalogue:
     @property
     def refs(self) -> list[ModelRef]:
         return [info.ref for info in self]
+
+    def spelled(self, name: str) -> ModelInfo | None:
+        """Return the model whose full name is written like that, which most requests do."""
+        return self._by_id.get(name)
 
     def find(self, ref: ModelRef) -> ModelInfo | None:
         """Return the model's line; a listing shows each model once, whatever revision is asked."""

@@ -10,8 +10,15 @@ from gateway.core.catalogue import Catalogue
 from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import GatewayError, ModelNotFound, UnsupportedCapability
 from gateway.core.messages import GenerateRequest
+from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef, nearest_names
-from gateway.core.routing import Route, require_capabilities, resolve_route
+from gateway.core.routing import (
+    Route,
+    find_needs,
+    require_capabilities,
+    require_needs,
+    resolve_route,
+)
 from gateway.core.states import ModelState
 from gateway.core.virtual import Candidate, VirtualModel
 
@@ -112,10 +119,11 @@ def _plan_rule(
     able: list[tuple[Candidate, Route]] = []
     skipped: list[Considered] = []
     errors: list[GatewayError] = []
+    needs, least_tokens = find_needs(request), _find_least_tokens(request)
     for candidate in rule.candidates:
         try:
             route = resolve(candidate.model)
-            _require(request, route)
+            _require(needs, least_tokens, route.info)
         except GatewayError as error:
             errors.append(error)
             code = TOO_LONG if isinstance(error, _SurelyTooLong) else error.code
@@ -125,22 +133,23 @@ def _plan_rule(
     if not able:
         none = _none_is_able(rule, errors, catalogue)
         return Plan(request.model, rule.order, (), tuple(skipped), rule.version, none)
-    well = [pair for pair in able if health.objection(pair[1].ref) is None]
-    ill = [pair for pair in able if health.objection(pair[1].ref) is not None]
+    objections = {route.ref: health.objection(route.ref) for _, route in able}
+    well = [pair for pair in able if objections[pair[1].ref] is None]
+    ill = [pair for pair in able if objections[pair[1].ref] is not None]
     first, why = _first(rule, well, draw)
     ordered = [*([first] if first else []), *(pair for pair in well if pair is not first), *ill]
-    considered = [
-        _placed(route, place, rule, why, health) for place, (_, route) in enumerate(ordered)
-    ]
     routes = tuple(route for _, route in ordered)
+    considered = [
+        _placed(route, place, rule, why, objections[route.ref])
+        for place, route in enumerate(routes)
+    ]
     return Plan(request.model, rule.order, routes, (*considered, *skipped), rule.version)
 
 
 def _placed(
-    route: Route, place: int, rule: VirtualModel, why: tuple[str, str], health: Health
+    route: Route, place: int, rule: VirtualModel, why: tuple[str, str], objection: str | None
 ) -> Considered:
     verdict: Verdict = "next" if place else "chosen"
-    objection = health.objection(route.ref)
     if objection is not None:
         return Considered(str(route.ref), verdict, objection, "resting")
     if place == 0:
@@ -159,18 +168,21 @@ class _SurelyTooLong(UnsupportedCapability):
     """The prompt cannot fit the context of a model."""
 
 
-def _require(request: GenerateRequest | EmbedRequest, route: Route) -> None:
-    info = route.info
+def _find_least_tokens(request: GenerateRequest | EmbedRequest) -> int:
+    """Return how many tokens a prompt has at the very least."""
+    return request.text_length // CHARACTERS_A_TOKEN if isinstance(request, GenerateRequest) else 0
+
+
+def _require(needs: Collection[Capability], least_tokens: int, info: ModelInfo | None) -> None:
+    """Raise UnsupportedCapability for a model that surely cannot do what is asked."""
     if info is None:
         return
-    require_capabilities(request, info)
-    if isinstance(request, GenerateRequest) and info.context_length:
-        least = request.text_length // CHARACTERS_A_TOKEN
-        if least > info.context_length:
-            raise _SurelyTooLong(
-                f"The prompt has more than {least:,} tokens; {info.id} has room for "
-                f"{info.context_length:,}."
-            )
+    require_needs(needs, info)
+    if info.context_length and least_tokens > info.context_length:
+        raise _SurelyTooLong(
+            f"The prompt has more than {least_tokens:,} tokens; {info.id} has room for "
+            f"{info.context_length:,}."
+        )
 
 
 def _first(

@@ -43,6 +43,8 @@ def resolve_route(
 
     Raises ModelNotFound, AmbiguousModel, InvalidRequest.
     """
+    if (listed := catalogue.spelled(name)) is not None:
+        return Route(listed.ref, listed)
     ref = resolve_name(
         name,
         providers=providers,
@@ -106,31 +108,44 @@ def describe_guess(
     )
 
 
-def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:
-    """Raise UnsupportedCapability for the first thing asked for that the model cannot do.
-
-    A model whose capabilities are unknown is trusted: its provider will say no.
-    """
-    if not info.capabilities:
-        return
+def find_needs(request: GenerateRequest | EmbedRequest) -> tuple[Capability, ...]:
+    """Return what a model must be able to do to serve `request`, beside writing text."""
     if isinstance(request, EmbedRequest):
-        _require_embedding(info)
-        return
-    needs = {
+        return (Capability.EMBEDDING,)
+    asked = {
         Capability.VISION: request.has_images,
         Capability.TOOLS: bool(request.tools),
         Capability.THINKING: bool(request.think),
         Capability.STRUCTURED: request.response_format is not None
         and request.response_format.type != "text",
     }
-    for capability, needed in needs.items():
-        if needed and capability not in info.capabilities:
+    return tuple(capability for capability, is_asked in asked.items() if is_asked)
+
+
+def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:
+    """Raise UnsupportedCapability for the first thing asked for that the model cannot do.
+
+    A model whose capabilities are unknown is trusted: its provider will say no.
+    """
+    require_needs(find_needs(request), info)
+
+
+def require_needs(needs: Collection[Capability], info: ModelInfo) -> None:
+    """Do as `require_capabilities` for what `find_needs` found."""
+    able = info.capabilities
+    if not able:
+        return
+    if Capability.EMBEDDING in needs:
+        _require_embedding(info)
+        return
+    for capability in needs:
+        if capability not in able:
             raise UnsupportedCapability(
                 f"{info.id} does not support {_ASKED[capability]}.",
-                hint=f"It can: {', '.join(info.capabilities)}.",
+                hint=f"It can: {', '.join(able)}.",
                 param=_PARAMS[capability],
             )
-    if not {Capability.CHAT, Capability.COMPLETION} & set(info.capabilities):
+    if Capability.CHAT not in able and Capability.COMPLETION not in able:
         raise cannot_generate(info.id)
 
 

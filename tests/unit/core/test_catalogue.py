@@ -5,7 +5,12 @@ from hypothesis import strategies as st
 
 from gateway.core.catalogue import Catalogue
 from gateway.core.models import ModelInfo
-from gateway.core.names import ModelRef, looks_like_ollama, normalise_ollama_name
+from gateway.core.names import (
+    ModelRef,
+    looks_like_ollama,
+    normalise_ollama_name,
+    parse_ref,
+)
 
 names = st.sampled_from(["a", "A", "o/a", "O/a", "a:latest", "a:b", "A:B", "library/a", "x/y/a:b"])
 refs = st.one_of(
@@ -45,3 +50,17 @@ def test_a_model_is_found_whatever_revision_of_it_is_asked_for(listed: list[Mode
         if ref.revision is None and ref.provider == "huggingface":
             pinned = catalogue.find(ModelRef(ref.provider, ref.model, "other"))
             assert pinned is not None and pinned.ref == ref
+
+
+@given(st.lists(refs, min_size=1, max_size=12), st.data())
+def test_a_full_name_as_it_is_listed_means_what_its_parts_mean(
+    listed: list[ModelRef], data: st.DataObject
+) -> None:
+    catalogue = Catalogue(map(ModelInfo, listed))
+    name = str(data.draw(st.sampled_from(listed)))
+    spelled = catalogue.spelled(name)
+    provider, _, rest = name.partition("/")
+    assert spelled is not None and spelled.id == name
+    by_parts = catalogue.find(parse_ref(provider, rest))
+    assert by_parts is not None and by_parts.id.lower() == name.lower()
+    assert catalogue.spelled(f"{name}?") is None
