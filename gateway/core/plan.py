@@ -12,6 +12,7 @@ from gateway.core.errors import GatewayError, ModelNotFound, UnsupportedCapabili
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef, nearest_names
+from gateway.core.rotation import PREFIX
 from gateway.core.routing import (
     Route,
     find_needs,
@@ -20,13 +21,16 @@ from gateway.core.routing import (
     resolve_route,
 )
 from gateway.core.states import ModelState
-from gateway.core.virtual import Candidate, VirtualModel
+from gateway.core.virtual import VirtualModel
 
 CHARACTERS_A_TOKEN = 8
 """No tokenizer in use makes fewer tokens of ordinary text: a prompt is surely longer than that."""
 
 TOO_LONG = "context_too_small"
 """The code of a candidate that was skipped because the prompt is too long for it."""
+
+TWICE = "duplicate"
+"""The code of one that means the same model as another before it."""
 
 Verdict = Literal["chosen", "next", "skipped"]
 
@@ -55,6 +59,8 @@ class Plan(msgspec.Struct, frozen=True):
     considered: tuple[Considered, ...]
     rule_version: int | None = None
     error: GatewayError | None = None
+    rotation: str | None = None
+    """The rotation that is asked first, by its full name."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -87,9 +93,10 @@ def plan_routes(
     well is asked last: better a slow error than none that was tried.
     """
     resolve = partial(resolve_route, providers=providers, catalogue=catalogue, aliases=aliases)
-    rule = rules.get(request.model)
+    find_rotation = partial(_find_rotation, aliases=aliases, rules=rules)
+    rule = rules.get(request.model) or find_rotation(request.model)
     if rule is not None:
-        return _plan_rule(request, rule, resolve, catalogue, health, draw)
+        return _plan_rule(request, rule, resolve, find_rotation, catalogue, health, draw)
     kind = "alias" if request.model in aliases else "name"
     try:
         route = resolve(request.model)
@@ -102,6 +109,14 @@ def plan_routes(
     return Plan(request.model, kind, (route,), considered)
 
 
+def _find_rotation(
+    name: str, *, aliases: Mapping[str, str], rules: Mapping[str, VirtualModel]
+) -> VirtualModel | None:
+    """Return the rule of the rotation that the name, or the alias, means."""
+    meant = aliases.get(name, name)
+    return rules.get(meant) if meant.startswith(PREFIX) else None
+
+
 _NAMED = {
     "name": "It is the model that the name means.",
     "alias": "It is the model that the alias stands for.",
@@ -112,56 +127,79 @@ def _plan_rule(
     request: GenerateRequest | EmbedRequest,
     rule: VirtualModel,
     resolve: Callable[[str], Route],
+    find_rotation: Callable[[str], VirtualModel | None],
     catalogue: Catalogue,
     health: Health,
     draw: Callable[[], float],
 ) -> Plan:
-    able: list[tuple[Candidate, Route]] = []
+    able: dict[ModelRef, _Able] = {}
     skipped: list[Considered] = []
     errors: list[GatewayError] = []
     needs, least_tokens = find_needs(request), _find_least_tokens(request)
     for candidate in rule.candidates:
+        # A rotation stands for the one that answers for it now, which is its first.
+        rotation = find_rotation(candidate.model)
         try:
-            route = resolve(candidate.model)
+            route = resolve(rotation.candidates[0].model if rotation else candidate.model)
             _require(needs, least_tokens, route.info)
         except GatewayError as error:
             errors.append(error)
             code = TOO_LONG if isinstance(error, _SurelyTooLong) else error.code
             skipped.append(Considered(candidate.model, "skipped", error.message, code))
+            continue
+        if (known := able.get(route.ref)) is not None:
+            known.weight += candidate.weight
+            said = f"It means {route.ref}, which is there already."
+            skipped.append(Considered(candidate.model, "skipped", said, TWICE))
         else:
-            able.append((candidate, route))
+            objection = health.objection(route.ref)
+            able[route.ref] = _Able(route, candidate.weight, objection, rotation)
     if not able:
         none = _none_is_able(rule, errors, catalogue)
         return Plan(request.model, rule.order, (), tuple(skipped), rule.version, none)
-    objections = {route.ref: health.objection(route.ref) for _, route in able}
-    well = [pair for pair in able if objections[pair[1].ref] is None]
-    ill = [pair for pair in able if objections[pair[1].ref] is not None]
+    well = [each for each in able.values() if each.objection is None]
+    ill = [each for each in able.values() if each.objection is not None]
     first, why = _first(rule, well, draw)
-    ordered = [*([first] if first else []), *(pair for pair in well if pair is not first), *ill]
-    routes = tuple(route for _, route in ordered)
-    considered = [
-        _placed(route, place, rule, why, objections[route.ref])
-        for place, route in enumerate(routes)
-    ]
-    return Plan(request.model, rule.order, routes, (*considered, *skipped), rule.version)
+    ordered = [*([first] if first else []), *(each for each in well if each is not first), *ill]
+    considered = [_placed(each, place, rule, why) for place, each in enumerate(ordered)]
+    routes = tuple(each.route for each in ordered)
+    is_rotation = rule.name.startswith(PREFIX)
+    rotation = rule if is_rotation else ordered[0].rotation
+    return Plan(
+        request.model,
+        rule.order,
+        routes,
+        (*considered, *skipped),
+        rule.version,
+        rotation=rotation.name if rotation else None,
+    )
 
 
-def _placed(
-    route: Route, place: int, rule: VirtualModel, why: tuple[str, str], objection: str | None
-) -> Considered:
-    verdict: Verdict = "next" if place else "chosen"
-    if objection is not None:
-        return Considered(str(route.ref), verdict, objection, "resting")
-    if place == 0:
-        return Considered(str(route.ref), verdict, *why)
-    if rule.order == "warm_first" and route.info and route.info.state is not ModelState.LOADED:
-        return Considered(
-            str(route.ref),
-            verdict,
-            "It can do what is asked, but is not in memory.",
-            "not_resident",
-        )
-    return Considered(str(route.ref), verdict, "It can do what is asked.", "able")
+class _Able(msgspec.Struct):
+    """A candidate that can do what is asked. `objection` is why it is asked last, `rotation` the
+    rule of the one that it answers for."""
+
+    route: Route
+    weight: float
+    objection: str | None
+    rotation: VirtualModel | None
+
+
+def _placed(able: _Able, place: int, rule: VirtualModel, why: tuple[str, str]) -> Considered:
+    said, code = why
+    if able.objection is not None:
+        said, code = able.objection, "resting"
+    elif place and rule.order == "warm_first" and not _is_resident(able.route):
+        said, code = "It can do what is asked, but is not in memory.", "not_resident"
+    elif place:
+        said, code = "It can do what is asked.", "able"
+    if able.rotation is not None:
+        said = f"{said} It answers for {able.rotation.name} now."
+    return Considered(str(able.route.ref), "next" if place else "chosen", said, code)
+
+
+def _is_resident(route: Route) -> bool:
+    return route.info is None or route.info.state is ModelState.LOADED
 
 
 class _SurelyTooLong(UnsupportedCapability):
@@ -186,23 +224,21 @@ def _require(needs: Collection[Capability], least_tokens: int, info: ModelInfo |
 
 
 def _first(
-    rule: VirtualModel,
-    well: list[tuple[Candidate, Route]],
-    draw: Callable[[], float],
-) -> tuple[tuple[Candidate, Route] | None, tuple[str, str]]:
+    rule: VirtualModel, well: list[_Able], draw: Callable[[], float]
+) -> tuple[_Able | None, tuple[str, str]]:
     """Return who of those who are well is asked first, and why, in words and as a code."""
     if not well:
         return None, ("", "")
     if rule.order == "weighted":
-        total = sum(candidate.weight for candidate, _ in well)
+        total = sum(each.weight for each in well)
         if total > 0:
             return _by_lot(well, draw() * total), ("Drawn by its weight.", "weight")
     if rule.order == "warm_first":
         for state, why in _WARMTH:
-            for pair in well:
-                info = pair[1].info
+            for each in well:
+                info = each.route.info
                 if info is not None and info.state is state:
-                    return pair, why
+                    return each, why
     return well[0], ("The first that can do what is asked.", "first")
 
 
@@ -212,12 +248,12 @@ _WARMTH = (
 )
 
 
-def _by_lot(well: list[tuple[Candidate, Route]], mark: float) -> tuple[Candidate, Route]:
+def _by_lot(well: list[_Able], mark: float) -> _Able:
     drawn = well[0]
-    for pair in well:
-        if pair[0].weight:
-            drawn = pair
-            mark -= pair[0].weight
+    for each in well:
+        if each.weight:
+            drawn = each
+            mark -= each.weight
             if mark < 0:
                 break
     return drawn

@@ -23,6 +23,7 @@ from gateway.core.names import (
     nearest_names,
     parse_ref,
 )
+from gateway.core.rotation import RESERVED
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -77,6 +78,8 @@ def resolve_name(
     provider, slash, rest = name.partition("/")
     if slash and provider in providers:
         return parse_ref(provider, rest)
+    if slash and provider == RESERVED:
+        raise ModelNotFound(name, message=f"'{name}' is no model: such names are rotations'.")
     if name in aliases:
         return resolve_name(aliases[name], providers=providers, catalogue=catalogue, aliases={})
     matches = catalogue.named(name)

@@ -62,8 +62,9 @@ class OpenAIFace:
         if name in self._gateway.rules.virtual:
             return json_response(_describe_virtual(name))
         listing = await self._gateway.catalog.listing()
-        if any(name == each.id for each in self._gateway.rotations.listed(listing)):
-            return json_response(_describe_virtual(name))
+        meant = self._gateway.rules.aliases.get(name, name)
+        if any(meant == each.id for each in self._gateway.rotations.listed(listing)):
+            return json_response(_describe_virtual(meant))
         return json_response(_describe(self._find(name, listing)))
 
     async def chat(self, request: Request) -> Response:

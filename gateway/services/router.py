@@ -56,8 +56,8 @@ class ModelRouterService:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`rules` may change meanwhile; `asked` is told the name of each request that is planned,
-        and must not block. `max_continuations` is how often an answer that may go on after a
+        """`rules` may change meanwhile; `asked` is told of each request the rotation that it goes
+        to, by its full name, and must not block. `max_continuations` is how often an answer that may go on after a
         failure does."""
         self._providers = providers
         self._catalog = catalog
@@ -215,11 +215,11 @@ class ModelRouterService:
 
     async def _plan(self, request: AnyRequest, trail: Trail) -> Plan:
         """Return a plan with a route; raises the error of one without."""
-        if self._asked is not None:
-            self._asked(request.model)
         trail.plan = plan = await self.explain(request)
         if plan.error is not None:
             raise plan.error.renewed()  # the plan is kept, and must not keep what is raised
+        if plan.rotation is not None and self._asked is not None:
+            self._asked(plan.rotation)
         return plan
 
     def _draft(self, request: AnyRequest, listing: Listing) -> Plan:

@@ -183,3 +183,60 @@ def test_a_plan_keeps_nothing_of_how_its_error_came_about() -> None:
     )
     assert made.error is not None
     assert made.error.__traceback__ is None
+
+
+ROTATION = VirtualModel("rotation/r", (Candidate("ollama/eyes"), Candidate("warm")))
+
+
+def plan_rotation(asked: str, *candidates: Candidate, order: Order = "listed") -> Plan:
+    return plan_routes(
+        GenerateRequest(id="r", model=asked, messages=(Message.user("hi"),)),
+        providers=PROVIDERS,
+        catalogue=CATALOGUE,
+        aliases={"turns": "rotation/r"},
+        rules={"any": VirtualModel("any", candidates, order), "rotation/r": ROTATION},
+        draw=lambda: 0.5,
+    )
+
+
+def test_an_alias_of_a_rotation_means_all_of_it() -> None:
+    by_name, by_alias = plan_rotation("rotation/r"), plan_rotation("turns")
+    assert order_of(by_alias) == order_of(by_name) == ["eyes", "warm"]
+    assert by_alias.rotation == by_name.rotation == "rotation/r"
+    assert by_alias.asked == "turns"
+
+
+@pytest.mark.parametrize("name", ["rotation/r", "turns"])
+def test_a_rotation_among_candidates_is_the_one_that_answers_for_it_now(name: str) -> None:
+    made = plan_rotation("any", Candidate("ollama/small"), Candidate(name))
+    assert (order_of(made), made.rotation) == (["small", "eyes"], None)
+    assert made.considered[1].reason.endswith("It answers for rotation/r now.")
+    made = plan_rotation("any", Candidate(name), Candidate("ollama/small"))
+    assert (order_of(made), made.rotation) == (["eyes", "small"], "rotation/r")
+
+
+def test_a_rotation_s_model_that_is_a_candidate_itself_is_asked_once_and_has_both_shares() -> None:
+    twice = Candidate("rotation/r", 1.0), Candidate("ollama/small", 2.0), Candidate("eyes", 3.0)
+    made = plan_rotation("any", *twice, order="weighted")
+    assert order_of(made) == ["eyes", "small"]  # the lot falls at half: 4 shares before 2
+    assert [each.code for each in made.considered] == ["weight", "able", "duplicate"]
+
+
+def test_a_rotation_that_is_not_there_is_no_model_of_the_hub() -> None:
+    with pytest.raises(ModelNotFound, match="rotation/none"):
+        plan("rotation/none")
+    made = plan("rotation/none", "warm")
+    assert (order_of(made), made.considered[1].code) == (["warm"], "model_not_found")
+
+
+def test_an_alias_that_leads_back_to_its_rotation_is_passed_over() -> None:
+    made = plan_routes(
+        GenerateRequest(id="r", model="rotation/r", messages=(Message.user("hi"),)),
+        providers=PROVIDERS,
+        catalogue=CATALOGUE,
+        aliases={"turns": "rotation/r"},
+        rules={"rotation/r": VirtualModel("rotation/r", (Candidate("turns"), Candidate("warm")))},
+        draw=lambda: 0.0,
+    )
+    assert order_of(made) == ["warm"]
+    assert made.considered[-1].code == "model_not_found"
