@@ -105,7 +105,7 @@ class Rotation:
     )
     unload: bool = strawberry.field(description="The one before is unloaded after.")
     drain_seconds: float = strawberry.field(description="How long its streams are waited for.")
-    busy_streams: Long = strawberry.field(description="With more streams a step does not begin.")
+    busy_streams: Long = strawberry.field(description="With more requests a step does not begin.")
     yield_seconds: float = strawberry.field(description="How long it waits for fewer streams.")
     source: str = strawberry.field(description="config or database.")
     paused: bool = strawberry.field(description="No step begins by itself.")

@@ -15,7 +15,6 @@ from gateway.bootstrap.models import Models, build_models
 from gateway.bootstrap.stores import Stores
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, Tracer
-from gateway.core.virtual import VirtualModel
 from gateway.hub.place import name_place
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
@@ -127,13 +126,12 @@ def _build_requests(
     node = settings.resolved_node
     openings = FileOpenLog(journal.folder, boot)
     recorder = SessionRecorder(stores.sessions, journal, openings, node=node, boot=boot)
-    rotation_rules: dict[str, VirtualModel] = {}
     router = ModelRouterService(
         models.providers,
         models.catalog,
         aliases=models.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=ChainMap(rotation_rules, models.rules.virtual),
+        rules=ChainMap(models.rotations, models.rules.virtual),
         asked=lambda model: rotations.asked(model),
         max_continuations=settings.max_continuations,
         meter=meter,
@@ -167,6 +165,7 @@ def _build_requests(
         router,
         models.control,
         streams,
+        embeddings,
         aliases=models.rules.aliases,
         elsewhere=settings.openai,
     )
@@ -177,7 +176,7 @@ def _build_requests(
         providers=tuple(settings.provider_kinds),
         aliases=models.rules.aliases,
         virtual=models.rules.virtual,
-        rules=rotation_rules,
+        rules=models.rotations,
         node=node,
         boot=boot,
         max_watchers=settings.max_subscriptions,

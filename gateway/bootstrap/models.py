@@ -15,6 +15,7 @@ from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.ports import HubRevisions, ModelObserver, ModelRemover, Provider
 from gateway.core.rotation import RESERVED
 from gateway.core.states import ModelState
+from gateway.core.virtual import VirtualModel
 from gateway.hub.cache import FileLibrary
 from gateway.hub.health import Health
 from gateway.hub.library import DiskShelf
@@ -41,6 +42,8 @@ class Models:
     control: ModelControlService
     library: LibraryService
     rules: RuleService
+    rotations: dict[str, VirtualModel]
+    """What each rotation means now, by its full name."""
     memory: MemoryService
 
 
@@ -75,12 +78,14 @@ def build_models(
         meter.model_changed(change)
         tracker.observe(change)
 
+    rotations: dict[str, VirtualModel] = {}
     rules = RuleService(
         stores.rules,
         catalog,
         aliases=settings.aliases,
         virtual=settings.virtual_models,
         providers=(*settings.provider_kinds, RESERVED),
+        rotations=rotations,
     )
     control = ModelControlService(
         built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again
@@ -94,7 +99,7 @@ def build_models(
     # models.
     built |= _build_providers(settings, files, observe, library.note_used, memory, restored, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
-    return Models(built, catalog, feed, tracker, control, library, rules, memory)
+    return Models(built, catalog, feed, tracker, control, library, rules, rotations, memory)
 
 
 def _build_library(

@@ -52,7 +52,7 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--cold", is_flag=True, help="Never have two models in memory for a step.")
 @click.option("--keep", is_flag=True, help="Do not unload the model before.")
 @click.option("--drain", type=float, metavar="SECONDS", help="How long its streams may finish.")
-@click.option("--busy", type=int, help="Do not begin while more streams run or wait.")
+@click.option("--busy", type=int, help="Do not begin while more requests run or wait.")
 @click.option("--yield", "yield_s", type=float, metavar="SECONDS", help="But begin after so long.")
 @as_json_option
 def set_rotation(

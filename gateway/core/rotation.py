@@ -216,13 +216,18 @@ def describe_rule(rotation: Rotation, current: str, before: str | None = None) -
     return msgspec.convert({"name": rotation.model, "candidates": candidates}, VirtualModel)
 
 
-def check_rotations(orders: Mapping[str, RotationOrder], *, rules: Collection[str]) -> None:
-    """Raise InvalidRequest for a rotation that can never work, or leads to a virtual model."""
+def check_rotations(
+    orders: Mapping[str, RotationOrder], *, rules: Collection[str], aliases: Mapping[str, str]
+) -> None:
+    """Raise InvalidRequest for a rotation that can never work, or leads to what stands for several
+    models itself: `rules` are the virtual models, and aliases may be those of rotations."""
     for name, order in orders.items():
         check_order(name, order)
         for model in order.models:
             if model in rules:
                 raise InvalidRequest(f"'{name}' leads to '{model}', which is a virtual model.")
+            if aliases.get(model, "").startswith(PREFIX):
+                raise InvalidRequest(f"'{name}' leads to '{aliases[model]}', another rotation.")
 
 
 def _check_models(name: str, models: Sequence[str]) -> None:

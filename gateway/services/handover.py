@@ -26,6 +26,7 @@ from gateway.core.routing import Route, resolve_route
 from gateway.core.states import ModelState
 from gateway.services.catalog import Catalog, Listing
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.router import ModelRouterService
 from gateway.services.streams import StreamService
 
@@ -48,6 +49,7 @@ class Handover:
         router: ModelRouterService,
         control: ModelControlService,
         streams: StreamService,
+        embeddings: EmbeddingService,
         *,
         aliases: Mapping[str, str],
         elsewhere: Collection[str] = (),
@@ -60,6 +62,7 @@ class Handover:
         self._router = router
         self._control = control
         self._streams = streams
+        self._embeddings = embeddings
         self._aliases = aliases
         self._elsewhere = elsewhere
         self._clock = clock
@@ -85,8 +88,11 @@ class Handover:
 
     async def _await_quiet(self, busy_streams: int, within_s: float) -> None:
         deadline = self._clock() + within_s
-        while self._streams.live_count > busy_streams and self._clock() < deadline:
+        while self._count_requests() > busy_streams and self._clock() < deadline:
             await self._sleep(LOOK_S)
+
+    def _count_requests(self) -> int:
+        return self._streams.live_count + self._embeddings.open_count
 
     async def _survey(self, model: str, beside: str) -> Outlook:
         try:

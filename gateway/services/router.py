@@ -57,8 +57,8 @@ class ModelRouterService:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         """`rules` may change meanwhile; `asked` is told of each request the rotation that it goes
-        to, by its full name, and must not block. `max_continuations` is how often an answer that may go on after a
-        failure does."""
+        to, by its full name, and must not block. `max_continuations` is how often an answer that
+        may go on after a failure does."""
         self._providers = providers
         self._catalog = catalog
         self._aliases = aliases

@@ -6,7 +6,7 @@ holds everywhere within a second. While the database is away, those that are kno
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
 
 import anyio
 
@@ -18,6 +18,7 @@ from gateway.core.errors import (
     RouteReadOnly,
 )
 from gateway.core.ports import RuleStore
+from gateway.core.rotation import PREFIX
 from gateway.core.routing import resolve_route
 from gateway.core.rules import (
     MAX_RULES,
@@ -49,14 +50,17 @@ class RuleService:
         aliases: Mapping[str, str],
         virtual: Mapping[str, VirtualModel],
         providers: Collection[str],
+        rotations: Container[str] = (),
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`aliases` and `virtual` are those of the configuration."""
+        """`aliases` and `virtual` are those of the configuration, `rotations` the full names of
+        the rotations there are now."""
         self._store = store
         self._catalog = catalog
         self._config = drafts_of(aliases, virtual)
         self._providers = providers
+        self._rotations = rotations
         self._now = now
         self._sleep = sleep
         self._stamp = 0
@@ -148,6 +152,10 @@ class RuleService:
         catalogue = (await self._catalog.known()).catalogue
         found = []
         for target in draft.targets:
+            if target.startswith(PREFIX):
+                if target not in self._rotations:
+                    found.append(f"There is no rotation '{target.removeprefix(PREFIX)}' now.")
+                continue
             try:
                 route = resolve_route(
                     target,

@@ -90,7 +90,11 @@ class RoutingSettings(Group):
         cls, value: dict[str, RotationOrder], info: ValidationInfo
     ) -> dict[str, RotationOrder]:
         try:
-            check_rotations(value, rules=info.data.get("virtual_models", ()))
+            check_rotations(
+                value,
+                rules=info.data.get("virtual_models", ()),
+                aliases=info.data.get("aliases", {}),
+            )
         except InvalidRequest as error:
             raise ValueError(error.message) from error
         return value

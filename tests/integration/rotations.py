@@ -6,6 +6,7 @@ from gateway.core.ports import Provider
 from gateway.core.virtual import VirtualModel
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.embeddings import EmbeddingService
 from gateway.services.handover import Handover
 from gateway.services.rotation import ModelRotationService
 from gateway.services.router import ModelRouterService
@@ -19,12 +20,13 @@ def build_rotations(
     router: ModelRouterService,
     control: ModelControlService,
     streams: StreamService,
+    embeddings: EmbeddingService,
     rules: dict[str, VirtualModel],
 ) -> ModelRotationService:
     """Return the service; no step is taken before `run`."""
     return ModelRotationService(
         MemoryRotationStore(),
-        Handover(providers, catalog, router, control, streams, aliases={}),
+        Handover(providers, catalog, router, control, streams, embeddings, aliases={}),
         orders={},
         providers=tuple(providers),
         aliases={},

@@ -1,5 +1,6 @@
 """The real services of decisions and rules for a gateway of the tests, with stores in memory."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from gateway.core.ports import SessionStore
@@ -23,12 +24,18 @@ class Routing(NamedTuple):
         return DecisionService(self.log, MemoryDecisionStore(sessions), router, node=node)
 
 
-def build_routing(settings: Settings, catalog: Catalog, providers: tuple[str, ...]) -> Routing:
+def build_routing(
+    settings: Settings,
+    catalog: Catalog,
+    providers: tuple[str, ...],
+    rotations: Container[str] = (),
+) -> Routing:
     rules = RuleService(
         MemoryRuleStore(),
         catalog,
         aliases=settings.aliases,
         virtual=settings.virtual_models,
         providers=(*providers, RESERVED),
+        rotations=rotations,
     )
     return Routing(rules, DecisionLog())

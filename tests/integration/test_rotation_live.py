@@ -2,7 +2,7 @@
 database. No request fails because of a step."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 from anyio.abc import TaskGroup
 
 from gateway import bootstrap
+from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import GatewayError, InvalidRequest, RotationInConfig, StaleTransition
 from gateway.core.events import Finished, TextDelta
 from gateway.core.messages import GenerateRequest, Message, Options
@@ -223,6 +224,26 @@ async def test_a_step_waits_for_a_time_with_fewer_requests(house: House, peer: O
         assert (await ended(gateway)).target == A
 
 
+async def test_a_step_waits_for_embeddings_too(house: House, peer: OllamaPeer) -> None:
+    release = anyio.Event()
+    peer.script_route("/api/embed", gated(release))
+    async with house.gateway() as gateway, anyio.create_task_group() as tasks:
+
+        async def embed() -> None:
+            with suppress(GatewayError):  # the gate ends in an error
+                await gateway.embeddings.embed(EmbedRequest("e", "ollama/o", ("text",)))
+
+        await gateway.rotations.put("r", RotationOrder((O, A), busy_streams=0))
+        tasks.start_soon(embed)
+        await peer.request(path="/api/embed")
+        await gateway.rotations.advance("r")
+        waiting = await changes(gateway, lambda r: r.step is not None and r.step.node is not None)
+        assert waiting.step is not None
+        assert (waiting.step.phase, waiting.current) == (Phase.WAITING, O)
+        release.set()
+        assert (await ended(gateway)).target == A
+
+
 async def test_streams_keep_the_one_before_in_memory_and_are_not_cut(house: House) -> None:
     async with house.gateway(stream_buffer_events=1) as gateway:
         await gateway.rotations.put("r", RotationOrder((A, B), drain_s=0.0))
@@ -266,6 +287,20 @@ async def test_steps_come_by_the_clock_and_by_the_number_of_requests(house: Hous
         await changes(gateway, lambda r: r.step is not None)
         assert (await ended(gateway)).trigger is Trigger.REQUESTS
         assert house.failures == []
+
+
+async def test_requests_by_an_alias_or_a_virtual_model_count_for_the_rotation(house: House) -> None:
+    names = {"aliases": {"turns": "rotation/r"}, "virtual_models": {"several": ["rotation/r", B]}}
+    async with house.gateway(**names) as gateway:
+        await gateway.rotations.put("r", RotationOrder((O, A), requests=3))
+        for asked in ("turns", "several", "rotation/r"):
+            await house.ask(gateway, asked)
+        step = await ended(gateway)
+        assert (step.trigger, step.target) == (Trigger.REQUESTS, A)
+        await house.ask(gateway, "several")
+        assert (house.failures, house.answered) == ([], [O, O, O, A])
+        with pytest.raises(InvalidRequest, match="another rotation"):
+            await gateway.rotations.put("x", RotationOrder(("turns", A)))
 
 
 async def test_two_gateways_take_each_step_once_and_both_follow(house: House) -> None:

@@ -142,8 +142,8 @@ def build_gateway(
     catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
     slots, meter = CallerSlots(), Meter()
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
-    routing = build_routing(settings, catalog, tuple(by_name))
     rules: dict[str, VirtualModel] = {}
+    routing = build_routing(settings, catalog, tuple(by_name), rules)
     router = ModelRouterService(
         by_name,
         catalog,
@@ -230,7 +230,7 @@ def build_gateway(
         downloads=build_downloads({}),
         rules=routing.rules,
         decisions=routing.decisions(sessions, router, "test"),
-        rotations=build_rotations(by_name, catalog, router, control, streams, rules),
+        rotations=build_rotations(by_name, catalog, router, control, streams, embeddings, rules),
         memory=memory,
     )
 

@@ -146,3 +146,23 @@ async def test_every_face_answers_for_it_and_lists_it() -> None:
         )
         await served.client.delete(f"{URL}/r")
         assert (await served.client.get("/v1/models/rotation/r")).status_code == 404
+
+
+async def test_a_route_may_lead_to_a_rotation_and_warns_while_there_is_none() -> None:
+    one, two = providers()
+    async with serving(one, two) as served:
+        routes = "/api/v1/routes"
+        made = await served.client.put(f"{routes}/turns", json={"model": "rotation/r"})
+        assert made.json()["warnings"] == ["There is no rotation 'r' now."]
+        body = {"model": "turns", "messages": [{"role": "user", "content": "x"}]}
+        assert code(await served.client.post("/api/v1/generate", json=body)) == (
+            404,
+            "model_not_found",
+        )
+        await put(served)
+        made = await served.client.put(f"{routes}/turns", json={"model": "rotation/r"})
+        assert made.json()["warnings"] == []
+        assert (await served.client.post("/api/v1/generate", json=body)).json()["text"] == "hi"
+        assert (await served.client.get("/v1/models/turns")).json()["id"] == "rotation/r"
+        explained = (await served.client.post(f"{routes}/explain", json=body)).json()
+        assert [each["model"] for each in explained["candidates"]] == MODELS

@@ -157,8 +157,8 @@ class GraphQLServer:
         model_states = MemoryModelStateStore()
         recorder = SessionRecorder(self.sessions, MemoryJournal(), node=NODE, boot="b")
         feed = ModelFeed(max_subscribers=settings.max_subscriptions)
-        routing = build_routing(settings, catalog, tuple(self.providers))
         rules: dict[str, VirtualModel] = {}
+        routing = build_routing(settings, catalog, tuple(self.providers), rules)
         router = ModelRouterService(
             self.providers,
             catalog,
@@ -230,7 +230,9 @@ class GraphQLServer:
             downloads=build_downloads(self.sources),
             rules=routing.rules,
             decisions=routing.decisions(self.sessions, router, NODE),
-            rotations=build_rotations(self.providers, catalog, router, control, streams, rules),
+            rotations=build_rotations(
+                self.providers, catalog, router, control, streams, embeddings, rules
+            ),
             memory=memory,
         )
 

@@ -75,10 +75,12 @@ def test_what_can_never_work_is_refused(name: str, order: RotationOrder) -> None
         check_order(name, order)
 
 
-def test_a_rotation_does_not_lead_to_a_virtual_model() -> None:
-    check_rotations({"r": ORDER}, rules=["chat"])
+def test_a_rotation_does_not_lead_to_a_virtual_model_or_another_rotation() -> None:
+    check_rotations({"r": ORDER}, rules=["chat"], aliases={"b": "ollama/b", "x": "rotation/x"})
     with pytest.raises(InvalidRequest):
-        check_rotations({"r": ORDER}, rules=["b"])
+        check_rotations({"r": ORDER}, rules=["b"], aliases={})
+    with pytest.raises(InvalidRequest):
+        check_rotations({"r": ORDER}, rules=(), aliases={"b": "rotation/x"})
 
 
 def test_a_step_comes_by_the_interval_by_cron_or_by_requests() -> None:

@@ -36,6 +36,7 @@ def gateway(store: MemoryRuleStore) -> RuleService:
         aliases={"fixed": "scripted/echo"},
         virtual={"any": VirtualModel("any", (Candidate("scripted/echo"),))},
         providers=tuple(providers),
+        rotations={"rotation/r"},
         now=lambda: 12.5,
     )
 
@@ -116,8 +117,9 @@ async def test_while_the_database_is_away_what_is_known_holds_on() -> None:
 
 async def test_names_that_nobody_has_are_warned_of() -> None:
     service = gateway(FlakyStore())
-    draft = virtual("x", "scripted/echo", "fixed", "scripted/gone", "nobody")
-    warnings = await service.warnings(draft)
-    assert len(warnings) == 2
+    names = "scripted/echo", "fixed", "scripted/gone", "nobody", "rotation/r", "rotation/gone"
+    warnings = await service.warnings(virtual("x", *names))
+    assert len(warnings) == 3
+    assert "There is no rotation 'gone' now." in warnings
     assert "'scripted/gone' is in no listing now." in warnings
     assert any("There is no model 'nobody'" in warning for warning in warnings)
