@@ -92,6 +92,22 @@ class DecisionCandidate:
         )
 
 
+@strawberry.enum(description="What a request did to a model in memory.")
+class MemoryChangeKind(Enum):
+    LOAD = strawberry.enum_value("LOAD", description="It had the model loaded.")
+    EVICTION = strawberry.enum_value("EVICTION", description="The model made room for a load.")
+
+
+@strawberry.type(description="A load, or an eviction, that a request caused.")
+class MemoryChange:
+    at_ms: float = strawberry.field(description="Milliseconds after the request was accepted.")
+    change: MemoryChangeKind = strawberry.field(description="Which of both.")
+    model: str = strawberry.field(description="The name of the model.")
+    reason: str | None = strawberry.field(
+        description="Of an eviction: load, for a model of the same provider; neighbour, of another."
+    )
+
+
 @strawberry.type(description="Why a request went where it went.")
 class Decision:
     id: strawberry.ID | None = strawberry.field(
@@ -123,6 +139,9 @@ class Decision:
     opened_at: datetime = strawberry.field(description="When the request was accepted.")
     closed_at: datetime | None = strawberry.field(description="When it ended.")
     timings: Timings | None = strawberry.field(description="Where its time went.")
+    memory: list[MemoryChange] = strawberry.field(
+        description="The loads and evictions that it caused, oldest first."
+    )
 
     @classmethod
     def of(cls, record: core.DecisionRecord) -> "Decision":
@@ -147,6 +166,15 @@ class Decision:
             opened_at=to_datetime(record.opened_at),
             closed_at=None if record.closed_at is None else to_datetime(record.closed_at),
             timings=None if record.timings is None else Timings.of(record.timings),
+            memory=[
+                MemoryChange(
+                    at_ms=each.at_ms,
+                    change=MemoryChangeKind[each.change.upper()],
+                    model=each.model,
+                    reason=each.reason,
+                )
+                for each in record.memory
+            ],
         )
 
 

@@ -68,12 +68,12 @@ def assemble(
 
     What the gateway does by itself is not begun, but for what its providers do.
     """
-    meter = Meter()
+    meter, log = Meter(), DecisionLog()
     place = name_place(settings.resolved_hub_cache)
     under_way = partial(repositories_under_way, stores.downloads, place)
     restored = anyio.Event()
-    models = build_models(settings, stores, hub.service, under_way, meter, restored, tasks)
-    requests = _build_requests(settings, stores, journal, models, meter, boot, tracer, tasks)
+    models = build_models(settings, stores, hub.service, under_way, meter, log, restored, tasks)
+    requests = _build_requests(settings, stores, journal, models, meter, log, boot, tracer, tasks)
     gatekeeper = Gatekeeper(
         stores.keys,
         peppers,
@@ -119,6 +119,7 @@ def _build_requests(
     journal: FileJournal,
     models: Models,
     meter: Meter,
+    log: DecisionLog,
     boot: str,
     tracer: Tracer | None,
     tasks: TaskGroup,
@@ -136,7 +137,7 @@ def _build_requests(
         max_continuations=settings.max_continuations,
         meter=meter,
     )
-    slots, log = CallerSlots(), DecisionLog()
+    slots = CallerSlots()
     streams = StreamService(
         router,
         recorder,

@@ -1,9 +1,10 @@
 """What models hold of this machine's memory."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 
-from gateway.core.ledger import UNBOUNDED
+from gateway.core.ledger import UNBOUNDED, Movement
 from gateway.engine.budget import DeviceBudgets
 from gateway.engine.ledger import MemoryLedger
 from gateway.engine.loader import choose_device
@@ -12,11 +13,12 @@ from gateway.services.memory import MemoryService
 from gateway.settings import Settings
 
 
-def build_memory(settings: Settings) -> MemoryService:
+def build_memory(settings: Settings, moved: Callable[[Movement], None]) -> MemoryService:
     """Return the service over one ledger, which the providers' models are in."""
     ledger = MemoryLedger(
         DeviceBudgets(partial(budget_bytes, settings)),
         policy=settings.eviction_policy,
+        moved=moved,
         clock=time.monotonic,
     )
     return MemoryService(

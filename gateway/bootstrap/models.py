@@ -22,6 +22,7 @@ from gateway.hub.library import DiskShelf
 from gateway.hub.trial import ChildLoadTester
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
+from gateway.services.decision_log import DecisionLog
 from gateway.services.feed import ModelFeed
 from gateway.services.library import LibraryService, UnderWay
 from gateway.services.memory import MemoryService
@@ -53,6 +54,7 @@ def build_models(
     revisions: HubRevisions,
     under_way: UnderWay,
     meter: Meter,
+    decisions: DecisionLog,
     restored: anyio.Event,
     tasks: TaskGroup,
 ) -> Models:
@@ -94,7 +96,7 @@ def build_models(
     files, library = _build_library(
         settings, stores, catalog, control, removers, revisions, under_way
     )
-    memory = build_memory(settings)
+    memory = build_memory(settings, decisions.moved)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
     built |= _build_providers(settings, files, observe, library.note_used, memory, restored, tasks)

@@ -65,6 +65,9 @@ def describe_decision(decision: dict[str, Any]) -> str:
         for number, attempt in enumerate(each["attempts"], 1):
             said = f"{attempt['error']}: {attempt['message']}" if attempt["error"] else "asked"
             lines.append(f"    {number}. after {attempt['at_ms']:.1f} ms: {said}")
+    for each in decision["memory"]:
+        why = f" ({each['reason']})" if each["reason"] else ""
+        lines.append(f"  {each['change']} of {each['model']} after {each['at_ms']:.1f} ms{why}")
     if decision["message"]:
         lines.append(f"  {decision['message']}")
     return "\n".join(lines)

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 
 from gateway.core.errors import InvalidRequest
 from gateway.core.events import Timings
+from gateway.core.ledger import EvictionReason
 from gateway.core.plan import Considered, Plan, Verdict
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
-from gateway.core.trail import Attempt, Trail
+from gateway.core.trail import Attempt, Move, Trail
 
 DecisionKind = Literal["stream", "embedding", "dry_run"]
 Outcome = Literal["planned", "running", "answered", "failed", "cancelled", "interrupted"]
@@ -43,6 +44,16 @@ class DecisionCandidate(msgspec.Struct, frozen=True):
     attempts: tuple[DecisionAttempt, ...] = ()
 
 
+class MemoryChange(msgspec.Struct, frozen=True):
+    """What the request did to the models in memory, milliseconds after it was accepted. `reason` is
+    an eviction's: `load` for a model of the same provider, `neighbour` for one of another."""
+
+    at_ms: float
+    change: Literal["load", "eviction"]
+    model: str
+    reason: EvictionReason | None = None
+
+
 class DecisionRecord(msgspec.Struct, frozen=True):
     """The decision about one request. A stream's has the stream's id, a dry run's none.
 
@@ -71,6 +82,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     opened_at: float
     closed_at: float | None
     timings: Timings | None
+    memory: tuple[MemoryChange, ...] = ()
 
 
 class DecisionFilter(msgspec.Struct, frozen=True):
@@ -117,7 +129,8 @@ def tells_more_than_session(trail: Trail) -> bool:
     """Tell whether the record of the stream alone would not tell this decision whole."""
     plan = trail.plan
     is_plain = plan is not None and plan.rule in ("name", "alias") and plan.error is None
-    return not (is_plain and len(trail.attempts) == 1 and trail.attempts[0].code is None)
+    is_answered = len(trail.attempts) == 1 and trail.attempts[0].code is None
+    return not (is_plain and is_answered and not trail.moves)
 
 
 def describe_decision(
@@ -151,6 +164,7 @@ def describe_decision(
         opened_at=round(opened.opened_at, 6),
         closed_at=round(closed.closed_at, 6) if closed else None,
         timings=_rounded(closed.timings) if closed else None,
+        memory=tuple(_change(each, trail) for each in trail.moves),
     )
 
 
@@ -267,6 +281,12 @@ def _times(attempts: Sequence[Attempt], trail: Trail) -> tuple[DecisionAttempt, 
         )
         for each in attempts
     )
+
+
+def _change(move: Move, trail: Trail) -> MemoryChange:
+    ref, reason = move.what.ref, move.what.reason
+    at_ms = _ms(move.at - trail.began_at)
+    return MemoryChange(at_ms, "eviction" if reason else "load", str(ref), reason)
 
 
 def _served(

@@ -4,6 +4,7 @@ Who makes room for whom is decided here; `gateway.engine.ledger` does it.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -14,6 +15,17 @@ from gateway.core.names import ModelRef
 
 UNBOUNDED = 2**62
 """The budget of a device whose size nobody here knows."""
+
+EvictionReason = Literal["load", "neighbour", "cache", "overdrawn"]
+"""What a model made room for: a model of the same provider, one of another, a model whose cache
+grew, or nobody: the budget was exceeded."""
+
+
+class Movement(msgspec.Struct, frozen=True):
+    """A model that begins to be loaded, or, with a reason, to leave memory for another's load."""
+
+    ref: ModelRef
+    reason: EvictionReason | None = None
 
 
 class Shortage(msgspec.Struct, frozen=True):
@@ -104,14 +116,10 @@ class DeviceAccount(msgspec.Struct, frozen=True):
 
 
 class EvictionCount(msgspec.Struct, frozen=True):
-    """How many models of a provider were evicted since the start, and what for.
-
-    `reason` is `load` (room for a model of the same provider), `neighbour` (of another one),
-    `cache` (of a model whose cache grew), `overdrawn` (the budget was exceeded).
-    """
+    """How many models of a provider were evicted since the start, and what for."""
 
     provider: str
-    reason: str
+    reason: EvictionReason
     count: int
 
 

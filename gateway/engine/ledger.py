@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -21,7 +21,9 @@ from gateway.core.ledger import (
     UNBOUNDED,
     DeviceAccount,
     EvictionCount,
+    EvictionReason,
     MemoryReport,
+    Movement,
     Shortage,
 )
 from gateway.core.models import Resident
@@ -29,8 +31,6 @@ from gateway.core.names import ModelRef
 from gateway.engine.budget import DeviceBudgets, MemoryBudget, Share
 
 logger = logging.getLogger(__name__)
-
-Reason = Literal["load", "neighbour", "cache", "overdrawn"]
 
 
 class Tenant(Protocol):
@@ -80,17 +80,20 @@ class MemoryLedger:
         budgets: DeviceBudgets,
         *,
         policy: EvictionPolicy = "lru",
+        moved: Callable[[Movement], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`sleep` must go by `clock`."""
+        """`moved` is told of each load, and of who goes for it, in the context of whoever caused
+        that, and must not block. `sleep` must go by `clock`."""
         self._budgets = budgets
+        self._moved = moved
         self.policy: EvictionPolicy = policy
         self._clock = clock
         self._sleep = sleep
         self._demand = Demand()
         self._tenants: dict[str, Tenant] = {}
-        self._evictions: Counter[tuple[str, Reason]] = Counter()
+        self._evictions: Counter[tuple[str, EvictionReason]] = Counter()
         self._turn = anyio.Lock()
         self._changed = anyio.Event()
 
@@ -111,6 +114,10 @@ class MemoryLedger:
     def asked(self, ref: ModelRef) -> None:
         """Take note of a request to a model: how often they come is what the policy may know."""
         self._demand.note(ref)
+
+    def loads(self, ref: ModelRef) -> None:
+        """Take note that a model has the room that it wanted, and is loaded now."""
+        self._moved(Movement(ref))
 
     def budget(self, device: str) -> MemoryBudget:
         """Return a device's budget. Blocking when the device is first asked for."""
@@ -196,7 +203,7 @@ class MemoryLedger:
         """Evict idle models until so much is free, as far as that goes: for the cache of a model
         that wants to grow, or, without one, where the budget is exceeded."""
         budget = await self.find_budget(device)
-        reason: Reason = "overdrawn" if of is None else "cache"
+        reason: EvictionReason = "overdrawn" if of is None else "cache"
         async with self._turn:
             while is_wanted() and budget.free_bytes < need_bytes:
                 shortage = self.shortage(of or _NOBODY, device, need_bytes)
@@ -225,7 +232,7 @@ class MemoryLedger:
         return self.shortage(want.ref, want.device, want.need_bytes, want.need_slots())
 
     async def _evict_one(
-        self, shortage: Shortage, device: str, reason: Reason | None = None
+        self, shortage: Shortage, device: str, reason: EvictionReason | None = None
     ) -> bool:
         """Wait until one model is gone: one that goes already, or the next victim. False: there is
         none. One at a time, then look again: what was idle may be leased while another unloads."""
@@ -239,8 +246,9 @@ class MemoryLedger:
         if not victims:
             return False
         victim = victims[0]
-        is_own = victim.provider == shortage.ref.provider
-        reason = reason or ("load" if is_own else "neighbour")
+        if reason is None:
+            reason = "load" if victim.provider == shortage.ref.provider else "neighbour"
+            self._moved(Movement(victim, reason))
         self._evictions[victim.provider, reason] += 1
         logger.info("%s is evicted (%s)", victim, reason)
         await self._tenants[victim.provider].evict(victim)

@@ -92,6 +92,7 @@ class Placement:
 
         self._line.append(attempt)
         await self._until(open_place, attempt, device, need_bytes)
+        self._ledger.loads(model.ref)
 
     def tell_positions(self) -> None:
         """Tell those in the line where they stand: they have to wait."""

@@ -188,6 +188,8 @@ class SharedMemory:
                 share.close()
             return
         stay.shares, stay.basis, stay.began_at = taken, "estimated", self._clock()
+        if taken:
+            self._ledger.loads(stay.ref)
 
     async def _split(self, key: str, size_bytes: int | None) -> Mapping[str, int]:
         """Return what a model will hold on each device: as it was seen last, else by its size."""

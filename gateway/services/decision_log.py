@@ -8,6 +8,7 @@ from itertools import islice
 
 import msgspec
 
+from gateway import telemetry
 from gateway.core.decision_records import (
     DecisionFilter,
     DecisionKind,
@@ -15,6 +16,7 @@ from gateway.core.decision_records import (
     describe_decision,
     tells_more_than_session,
 )
+from gateway.core.ledger import Movement
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.trail import Trail
 from gateway.services.bell import Bell
@@ -84,6 +86,13 @@ class DecisionLog:
         # Of embeddings there is no record of a stream.
         if decision.kind == "embedding" or tells_more_than_session(decision.trail):
             self._add(decision)
+
+    def moved(self, what: Movement) -> None:
+        """Take note of what was moved in memory for the request whose doing this is; for the
+        ledger. What nobody's request caused is nobody's decision."""
+        decision = self._live.get(telemetry.decision_id.get())
+        if decision is not None:
+            decision.trail.move(what)
 
     def __contains__(self, decision_id: object) -> bool:
         return decision_id in self._live or decision_id in self._kept

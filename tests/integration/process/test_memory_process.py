@@ -114,3 +114,42 @@ async def test_a_load_in_one_provider_unloads_an_idle_model_of_the_other(
     assert "evicted from ollama (neighbour): 1" in said
     as_json = json.loads(await anyio.to_thread.run_sync(run, "--json"))
     assert as_json["devices"][0]["used_bytes"] == held
+
+
+async def test_a_decision_tells_the_loads_and_evictions_that_its_request_caused(
+    gateway: GatewayProcess, environment: dict[str, str]
+) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30, trust_env=False) as client:
+
+        async def decide(model: str) -> tuple[str, list[tuple[str, str, str | None]]]:
+            reply = await client.post("/api/v1/generate", json=chat(model, "hi", max_tokens=2))
+            assert reply.status_code == 200, reply.text
+            decision_id = reply.headers["X-Gateway-Decision"]
+            found = (await client.get(f"/api/v1/decisions/{decision_id}")).json()
+            times = [each["at_ms"] for each in found["memory"]]
+            assert times == sorted(times) and all(0 <= at <= 60_000 for at in times)
+            moves = [(each["change"], each["model"], each["reason"]) for each in found["memory"]]
+            return decision_id, moves
+
+        _, first = await decide("ollama/llama3.2")
+        assert first == [("load", "ollama/llama3.2:latest", None)]
+        assert (await decide("ollama/llama3.2"))[1] == []
+        decision_id, moves = await decide("huggingface/smol")
+        assert moves == [
+            ("eviction", "ollama/llama3.2:latest", "neighbour"),
+            ("load", "huggingface/smol", None),
+        ]
+        assert (await decide("huggingface/smol"))[1] == []
+        query = "query($id: ID!) { decision(id: $id) { memory { change model reason } } }"
+        asked = {"query": query, "variables": {"id": decision_id}}
+        shown = (await client.post("/graphql", json=asked)).json()["data"]["decision"]
+        assert [each["change"] for each in shown["memory"]] == ["EVICTION", "LOAD"]
+
+    def show() -> str:
+        port = gateway.url.rpartition(":")[2]
+        settings = environment | {"GATEWAY_PORT": port}
+        return run_gateway(settings, "decisions", "show", decision_id).stdout
+
+    said = await anyio.to_thread.run_sync(show)
+    assert "eviction of ollama/llama3.2:latest after" in said and "(neighbour)" in said
+    assert "load of huggingface/smol after" in said

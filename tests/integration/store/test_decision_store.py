@@ -10,6 +10,7 @@ from gateway.core.decision_records import (
     DecisionCandidate,
     DecisionFilter,
     DecisionRecord,
+    MemoryChange,
     describe_session,
 )
 from gateway.core.events import Timings, Usage
@@ -43,6 +44,7 @@ RECORD = DecisionRecord(
     opened_at=1000.25,
     closed_at=1001.5,
     timings=Timings(1.0, 2.0, None, 3.0),
+    memory=(MemoryChange(0.5, "eviction", "c/m", "neighbour"), MemoryChange(0.75, "load", "b/m")),
 )
 OPENED = SessionOpened("s1", "r", "n", "a/m", 1002.0, "openai", "a", "m", "boot", "bob")
 

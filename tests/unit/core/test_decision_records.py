@@ -16,6 +16,7 @@ from gateway.core.decision_records import (
 )
 from gateway.core.errors import ModelNotFound, NoRoom, ProviderUnavailable
 from gateway.core.events import Timings, Usage
+from gateway.core.ledger import Movement
 from gateway.core.names import ModelRef
 from gateway.core.plan import Considered, Plan
 from gateway.core.routing import Route
@@ -120,6 +121,9 @@ def test_only_who_means_one_model_that_was_asked_once_is_told_by_his_session() -
     assert tells_more_than_session(trail_of(PLAIN, 0, failing=1))
     assert tells_more_than_session(trail_of(PLAIN, 0, 0, failing=1))
     assert tells_more_than_session(trail_of(CHAIN, 0))
+    loading = trail_of(PLAIN, 0)
+    loading.move(Movement(REFS[0]))
+    assert tells_more_than_session(loading)
     assert tells_more_than_session(trail_of(None))
 
 

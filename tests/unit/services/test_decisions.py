@@ -6,10 +6,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from gateway import telemetry
 from gateway.core.decision_records import DecisionFilter, DecisionRecord
 from gateway.core.errors import DatabaseUnavailable, DecisionNotFound
 from gateway.core.events import Timings, Usage
 from gateway.core.keys import Caller, KeyScope
+from gateway.core.ledger import Movement
 from gateway.core.messages import GenerateRequest, Message
 from gateway.core.names import ModelRef
 from gateway.core.plan import Considered, Plan
@@ -127,6 +129,22 @@ async def test_what_its_session_tells_as_well_is_not_written() -> None:
     assert house.log.pending_count == 0
     house.decide("s2", CHAIN)
     assert house.log.pending_count == 1
+
+
+async def test_a_move_in_memory_belongs_to_the_request_in_whose_context_it_comes() -> None:
+    house = House()
+    opened = SessionOpened("s1", "r", "n", "any", 1.0, caller="alice")
+    house.log.begin(opened, "stream")
+    house.log.begin(SessionOpened("s2", "r", "n", "any", 2.0, caller="alice"), "stream")
+    house.log.moved(Movement(REF))  # of nobody's request
+    token = telemetry.decision_id.set("s1")
+    house.log.moved(Movement(REF, "neighbour"))
+    house.log.end(SessionClosed("s1", "scripted", "echo", StreamEnd.STOP, 2.0, Usage(), Timings()))
+    house.log.moved(Movement(REF))  # it has ended
+    telemetry.decision_id.reset(token)
+    [change] = (await house.service.find("s1", caller=ALICE)).memory
+    assert (change.change, change.model, change.reason) == ("eviction", str(REF), "neighbour")
+    assert (await house.service.find("s2", caller=ALICE)).memory == ()
 
 
 async def test_decisions_are_written_in_batches_behind_the_requests() -> None:
