@@ -199,4 +199,5 @@ def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsS
         health=requests.router.health,
         tracker=models.tracker,
         memory=models.memory,
+        decisions=requests.decisions.log,
     )

@@ -63,8 +63,10 @@ class DecisionLog:
         self._pending: deque[Decision] = deque()
         self.changed = Bell()
         """Rings when there is more to write, or less."""
+        self.written = 0
+        """Decisions that the database took, since the start."""
         self.lost = 0
-        """Decisions that were not written, since the start."""
+        """Those that it will never have."""
 
     @property
     def pending_count(self) -> int:
@@ -109,10 +111,14 @@ class DecisionLog:
         """Return the oldest that wait to be written; the same again until `settle`."""
         return [decision.describe() for decision in islice(self._pending, most)]
 
-    def settle(self, count: int) -> None:
-        """So many of the oldest need not be written any more."""
+    def settle(self, count: int, *, is_lost: bool = False) -> None:
+        """So many of the oldest are written, or, where that is impossible, lost."""
         for _ in range(count):
             self._pending.popleft()
+        if is_lost:
+            self.lost += count
+        else:
+            self.written += count
         self.changed.ring()
 
     def _add(self, decision: Decision) -> None:

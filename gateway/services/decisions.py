@@ -98,6 +98,7 @@ class DecisionService:
 
     async def _write(self, records: Sequence[DecisionRecord]) -> bool:
         """Return whether the database is done with the oldest decisions, which these are."""
+        is_lost = False
         try:
             await self._store.write(records)
         except DatabaseUnavailable as error:
@@ -110,9 +111,9 @@ class DecisionService:
             logger.exception("decisions were refused: %d", len(records))
             if len(records) > 1:
                 return await self._write_each(records)
-            self.log.lost += 1
+            is_lost = True
         self._is_away = False
-        self.log.settle(len(records))
+        self.log.settle(len(records), is_lost=is_lost)
         return True
 
     async def _write_each(self, records: Sequence[DecisionRecord]) -> bool:

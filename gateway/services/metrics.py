@@ -15,6 +15,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.ledger import MemoryReport
 from gateway.core.loading import ModelStatus
 from gateway.core.ports import Provider
+from gateway.services.decision_log import DecisionLog
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.feed import ModelFeed
 from gateway.services.health import HealthBoard
@@ -173,6 +174,15 @@ RECORDS = Family(
     "gateway_records_total", "counter", "Session records by what became of them.", ("fate",)
 )
 RECORDS_PENDING = Family("gateway_records_pending", "gauge", "Records that are in memory only.")
+DECISIONS = Family(
+    "gateway_decisions_total",
+    "counter",
+    "Decisions that the records of streams do not tell, by what became of them.",
+    ("fate",),
+)
+DECISIONS_PENDING = Family(
+    "gateway_decisions_pending", "gauge", "Decisions that wait in memory for the database."
+)
 JOURNAL_BYTES = Family("gateway_journal_bytes", "gauge", "What the journal takes on its disk.")
 DATABASE_UP = Family("gateway_database_up", "gauge", "Whether the database takes records.")
 JOURNAL_UP = Family("gateway_journal_up", "gauge", "Whether the journal would take records.")
@@ -216,6 +226,7 @@ FAMILIES = (
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
     *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS, ROTATION_STEPS),
     *(EVICTIONS, MEMORY_BUDGET, MEMORY_USED, MEMORY_RESERVED),
+    *(DECISIONS, DECISIONS_PENDING),
 )
 """All there are."""
 
@@ -236,6 +247,7 @@ class MetricsService:
         health: HealthBoard,
         tracker: ModelStateTracker,
         memory: MemoryService,
+        decisions: DecisionLog,
     ) -> None:
         self.meter = meter
         self.stalls = stalls
@@ -247,6 +259,7 @@ class MetricsService:
         self._health = health
         self._tracker = tracker
         self._memory = memory
+        self._decisions = decisions
 
     async def gather(self) -> list[Sample]:
         """Return one sample of each family; takes as long as the slowest provider, 1 s at most."""
@@ -306,6 +319,9 @@ class MetricsService:
         yield JOURNAL_BYTES.is_(self._recorder.journal_bytes)
         yield DATABASE_UP.is_(self._recorder.healthy)
         yield JOURNAL_UP.is_(self._recorder.journal_healthy)
+        log = self._decisions
+        yield DECISIONS.of([(("written",), log.written), (("lost",), log.lost)])
+        yield DECISIONS_PENDING.is_(log.pending_count)
 
     async def _ask_providers(self) -> dict[str, Sequence[ModelStatus] | None]:
         """Return what each provider says of its models; None where it does not say in time."""

@@ -226,6 +226,7 @@ def build_gateway(
             health=router.health,
             tracker=tracker,
             memory=memory,
+            decisions=routing.log,
         ),
         downloads=build_downloads({}),
         rules=routing.rules,

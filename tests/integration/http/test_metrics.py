@@ -85,6 +85,20 @@ async def test_requests_tokens_and_times_are_counted_by_face_model_and_outcome()
     assert found["gateway_provider_up"][labels(provider="scripted")] == 1
 
 
+async def test_decisions_that_are_written_and_that_are_lost_are_counted() -> None:
+    async with serving(ScriptedProvider(answer("hi"))) as served:
+        embed = {"model": "scripted/echo", "input": "a"}  # of which there is no other record
+        for _ in range(3):
+            await served.client.post("/v1/embeddings", json=embed)
+        decisions = served.gateway.decisions
+        assert await decisions.flush(5)
+        decisions.log.lost += 2
+        found = await scrape(served)
+    fates = found["gateway_decisions_total"]
+    assert (fates[labels(fate="written")], fates[labels(fate="lost")]) == (3, 2)
+    assert found["gateway_decisions_pending"][labels()] == 0
+
+
 async def test_what_is_open_and_what_is_refused_is_told() -> None:
     provider = ScriptedProvider([Started(ECHO), anyio.Event()])
     async with (

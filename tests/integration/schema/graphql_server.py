@@ -226,6 +226,7 @@ class GraphQLServer:
                 health=router.health,
                 tracker=tracker,
                 memory=memory,
+                decisions=routing.log,
             ),
             downloads=build_downloads(self.sources),
             rules=routing.rules,

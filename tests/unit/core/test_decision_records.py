@@ -1,5 +1,6 @@
 """What a decision says of a request: who was asked, who was not, and why."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -162,6 +163,13 @@ def test_every_asking_is_told_once_and_nobody_answers_who_was_not_asked(
     for place, each in enumerate(record.candidates):
         assert (each.outcome == "not_asked") == (place not in places)
         assert each.outcome != "answered" or record.outcome == "answered"
+
+
+def test_a_record_of_a_gateway_that_knew_nothing_of_loads_is_read() -> None:
+    record = describe_decision(OPENED, trail_of(CHAIN, 0), closed(StreamEnd.STOP), "stream")
+    old = msgspec.to_builtins(record)
+    del old["memory"]
+    assert msgspec.convert(old, DecisionRecord) == record
 
 
 def test_each_end_is_one_outcome_and_is_found_by_it() -> None:
