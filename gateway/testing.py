@@ -318,7 +318,9 @@ class MemoryFileStore:
 class MemoryCollectionStore:
     """A CollectionStore that forgets everything with the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: MemoryRuleStore | None = None) -> None:
+        """`rules` is where routes are, which an import brings, too."""
+        self._rules = rules or MemoryRuleStore()
         self._collections: dict[str, Collection] = {}
         self._configs: dict[str, ModelConfig] = {}
 
@@ -367,8 +369,16 @@ class MemoryCollectionStore:
         self,
         collections: Sequence[tuple[str, CollectionOrder]],
         configs: Sequence[SavedConfig],
+        routes: Sequence[RuleDraft],
+        check: Callable[[Sequence[StoredRule]], None],
+        *,
         at: float,
+        by: str,
     ) -> None:
+        if routes:
+            check(await self._rules.all())
+        for draft in routes:
+            await self._rules.put(draft, lambda _: None, expected=None, at=at, by=by)
         for new_id, order in collections:
             known = next((c for c in self._collections.values() if c.name == order.name), None)
             kept = (new_id, at) if known is None else (known.id, known.created_at)

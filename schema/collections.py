@@ -43,6 +43,7 @@ class ImportReport:
     replaces: list[str] = strawberry.field(description="Names of collections that become others.")
     unchanged: list[str] = strawberry.field(description="Names of those that are the same.")
     configures: list[str] = strawberry.field(description="Models whose config changes.")
+    routes: list[str] = strawberry.field(description="Routes that are made or become others.")
     dry_run: bool = strawberry.field(description="Nothing was changed.")
 
 
@@ -108,11 +109,13 @@ async def import_library(info: Info, file: _File, dry_run: _DryRun = False) -> I
     data = file.encode(errors="replace")
     # In a thread: a large file holds up nobody else.
     bundle = await anyio.to_thread.run_sync(read_bundle, data)
-    plan = await info.context.gateway.collections.read_in(bundle, dry_run=dry_run)
+    context = info.context
+    plan = await context.gateway.collections.read_in(bundle, dry_run=dry_run, by=context.caller.id)
     return ImportReport(
         creates=list(plan.creates),
         replaces=list(plan.replaces),
         unchanged=list(plan.unchanged),
         configures=list(plan.configures),
+        routes=list(plan.routes),
         dry_run=dry_run,
     )

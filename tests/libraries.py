@@ -15,6 +15,7 @@ from gateway.services.control import ModelControlService
 from gateway.services.library import LibraryService
 from gateway.settings import Settings
 from gateway.testing import MemoryCollectionStore, MemoryFileStore
+from tests.integration.routing_services import Routing
 
 
 async def find_nothing(_model: ShelvedModel) -> None:
@@ -27,12 +28,13 @@ def build_library(
     control: ModelControlService,
     providers: Mapping[str, Provider],
     node: str,
+    routing: Routing,
 ) -> dict[str, Any]:
     """Return the parts of a Gateway that look after models' files, with stores in memory."""
     folders = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
     files = FileLibrary(*folders, health=health, trust=settings.trust_rules)
-    store = MemoryCollectionStore()
+    store = MemoryCollectionStore(routing.store)
     configs = ConfigService(store, control)
     return {
         "library": LibraryService(
@@ -45,5 +47,5 @@ def build_library(
             removers={k: each for k, each in providers.items() if isinstance(each, ModelRemover)},
         ),
         "configs": configs,
-        "collections": CollectionService(store, configs),
+        "collections": CollectionService(store, configs, routing.rules),
     }

@@ -100,7 +100,7 @@ def assemble(
         gatekeeper=gatekeeper,
         library=models.library,
         configs=configs,
-        collections=CollectionService(stores.collections, configs),
+        collections=CollectionService(stores.collections, configs, models.rules),
         hub=hub.service,
         hub_token=hub.tokens,
         metrics=_build_metrics(models, requests, meter),

@@ -93,7 +93,7 @@ def drop_model(collection: str, model: str, as_json: bool) -> None:
 
 @collections.command()
 def export() -> None:
-    """Print all collections and the configs of models, as one file."""
+    """Print all collections, the configs of models and the routes of the database, as one file."""
     print_json(client().get("/api/v1/export"))
 
 
@@ -102,9 +102,9 @@ def export() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what it would do.")
 @as_json_option
 def read_in(file: IO[bytes], dry_run: bool, as_json: bool) -> None:
-    """Take over the collections and configs of FILE.
+    """Take over the collections, configs and routes of FILE.
 
-    All of it or nothing; - is standard input.
+    All of it or nothing; - is standard input. Files of older gateways are read, too.
     """
     try:
         body = json.load(file)
@@ -117,6 +117,8 @@ def read_in(file: IO[bytes], dry_run: bool, as_json: bool) -> None:
     for verb in ("creates", "replaces", "configures"):
         for name in report[verb]:
             click.echo(f"{verb} {name}")
+    for name in report["routes"]:
+        click.echo(f"routes {name}")
     click.echo(f"{len(report['unchanged'])} collections are the same.")
 
 

@@ -1,4 +1,5 @@
-"""Collections of models, and the file that carries them and the models' configs elsewhere. Pure."""
+"""Collections of models, and the file that carries them, the models' configs and the routes that
+are in the database elsewhere. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -10,9 +11,12 @@ from gateway.core.loading import ModelConfig
 from gateway.core.messages import require_clean_text
 from gateway.core.names import MAX_NAME_LENGTH
 from gateway.core.options import require_in_range
+from gateway.core.rules import MAX_RULES, RuleDraft, check_draft
 
-VERSION = 1
-"""Of the file; a file of another version is refused whole."""
+VERSION = 2
+"""Of the file as it is written; a newer one is refused whole."""
+OLDEST = 1
+"""Of the files that are read: it had no routes."""
 MAX_COLLECTION_NAME = 128
 MAX_DESCRIPTION = 4000
 MAX_MODELS = 1000
@@ -68,6 +72,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     collections: Annotated[tuple[CollectionOrder, ...], msgspec.Meta(max_length=MAX_COLLECTIONS)]
     configs: tuple[SavedConfig, ...] = ()
+    routes: Annotated[tuple[RuleDraft, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
 
 
 class _Versioned(msgspec.Struct):
@@ -75,22 +80,23 @@ class _Versioned(msgspec.Struct):
 
 
 class ImportPlan(msgspec.Struct, frozen=True):
-    """What an import does, by the names of collections and of models. What the file does not name
-    stays as it is."""
+    """What an import does, by the names of collections, of models (`configures`), and of `routes`
+    that are made or become others. What the file does not name stays as it is."""
 
     creates: tuple[str, ...]
     replaces: tuple[str, ...]
     unchanged: tuple[str, ...]
     configures: tuple[str, ...]
+    routes: tuple[str, ...]
 
 
 def read_bundle(data: bytes) -> Bundle:
     """Return the content of a file; raises InvalidRequest for one that is not as it must be."""
     try:
         version = msgspec.json.decode(data, type=_Versioned).version
-        if version != VERSION:
+        if not OLDEST <= version <= VERSION:
             raise InvalidRequest(
-                f"The file has version {version}; this gateway reads version {VERSION}.",
+                f"The file has version {version}; this gateway reads {OLDEST} to {VERSION}.",
                 param="version",
             )
         bundle = msgspec.json.decode(data, type=Bundle)
@@ -101,14 +107,20 @@ def read_bundle(data: bytes) -> Bundle:
     for index, order in enumerate(bundle.collections):
         require_sound(order, f"collections[{index}].")
     _require_once([order.name for order in bundle.collections], "collections")
+    for draft in bundle.routes:
+        check_draft(draft)
     _require_once([saved.model for saved in bundle.configs], "configs")
+    _require_once([draft.name for draft in bundle.routes], "routes")
     return bundle
 
 
 def plan_import(
-    bundle: Bundle, collections: Sequence[Collection], configs: Mapping[str, ModelConfig]
+    bundle: Bundle,
+    collections: Sequence[Collection],
+    configs: Mapping[str, ModelConfig],
+    routes: Sequence[RuleDraft],
 ) -> ImportPlan:
-    """Return what importing `bundle` does to these collections and configs."""
+    """Return what importing `bundle` does to these collections, configs and routes."""
     known = {collection.name: collection.order for collection in collections}
     names = [order.name for order in bundle.collections]
     same = {order.name for order in bundle.collections if known.get(order.name) == order}
@@ -119,6 +131,7 @@ def plan_import(
         configures=tuple(
             saved.model for saved in bundle.configs if configs.get(saved.model) != saved.config
         ),
+        routes=tuple(draft.name for draft in bundle.routes if draft not in routes),
     )
 
 

@@ -126,14 +126,13 @@ def assemble_rules(
     )
 
 
-def require_agreeing(before: RuleSet, after: RuleSet, changed: str) -> None:
-    """Raise InvalidRequest when the rule `changed` does not hold, or another does not any more."""
-    problem = after.rules[changed].problem
-    if problem is not None:
-        raise InvalidRequest(problem)
+def require_agreeing(before: RuleSet, after: RuleSet, changed: Collection[str]) -> None:
+    """Raise InvalidRequest when one of the rules that `changed` does not hold, or another does not
+    any more."""
     for name, rule in after.rules.items():
         known = before.rules.get(name)
-        if rule.problem is not None and (known is None or known.problem is None):
+        is_new = name in changed or known is None or known.problem is None
+        if rule.problem is not None and is_new:
             raise InvalidRequest(rule.problem)
 
 

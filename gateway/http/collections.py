@@ -17,6 +17,7 @@ from gateway.core.collections import (
 )
 from gateway.core.errors import InvalidRequest
 from gateway.http.body import decode_body, read_request
+from gateway.http.caller import caller_of
 from gateway.http.errors import json_response
 from gateway.services.collections import CollectionService
 from gateway.services.gateway import Gateway
@@ -109,7 +110,8 @@ class CollectionsFace:
     async def read_in(self, request: Request) -> Response:
         bundle = await read_request(request, self._settings.max_body_bytes, read_bundle)
         is_dry = request.query_params.get("dry_run", "false").lower() in ("true", "1")
-        plan = await self._collections.read_in(bundle, dry_run=is_dry)
+        caller = caller_of(request)
+        plan = await self._collections.read_in(bundle, dry_run=is_dry, by=caller.id)
         return json_response({**describe_import(plan), "dry_run": is_dry})
 
     @property

@@ -1,8 +1,8 @@
-"""CollectionService: collections of models, and the file that carries them and the configs."""
+"""CollectionService: collections of models, and the file that carries them, configs and routes."""
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -24,7 +24,9 @@ from gateway.core.collections import (
 from gateway.core.errors import CollectionNotFound, InvalidRequest, ModelNotFound
 from gateway.core.names import MAX_NAME_LENGTH, parse_ref
 from gateway.core.ports import CollectionStore
+from gateway.core.rules import RuleDraft
 from gateway.services.configs import ConfigService
+from gateway.services.rules import RuleService
 
 
 class CollectionService:
@@ -34,11 +36,13 @@ class CollectionService:
         self,
         store: CollectionStore,
         configs: ConfigService,
+        rules: RuleService,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._configs = configs
+        self._rules = rules
         self._now = now
 
     async def all(self, category: str | None = None) -> list[Collection]:
@@ -107,32 +111,49 @@ class CollectionService:
         return await self.find(found.id)
 
     async def export(self) -> Bundle:
-        """Return all collections and all kept configs."""
+        """Return all collections, all kept configs, and all routes of the database."""
         collections = await self._store.collections()
         configs = await self._store.configs()
         return Bundle(
             VERSION,
             tuple(each.order for each in collections),
             tuple(SavedConfig(model, config) for model, config in configs.items()),
+            tuple(await self._rules.export()),
         )
 
-    async def read_in(self, bundle: Bundle, *, dry_run: bool = False) -> ImportPlan:
-        """Import a file: all of it in one transaction, or nothing; return what that does.
+    async def read_in(self, bundle: Bundle, *, dry_run: bool = False, by: str = "") -> ImportPlan:
+        """Import a file: all of it in one transaction, or nothing; return what that does. `by` is
+        the id of the key that wants it.
 
-        Raises InvalidRequest for a config that its model cannot have. Models that are not here get
-        their config once they are and the gateway starts.
+        Raises InvalidRequest for a config that its model cannot have and for routes that do not
+        hold together with those there are, RouteReadOnly for a route of the configuration. Models
+        that are not here get their config once they are and the gateway starts.
         """
         for saved in bundle.configs:
             _require_ref(saved.model)
-        plan = plan_import(bundle, await self._store.collections(), await self._store.configs())
+        plan = plan_import(
+            bundle,
+            await self._store.collections(),
+            await self._store.configs(),
+            await self._rules.export(),
+        )
+        routes = [draft for draft in bundle.routes if draft.name in plan.routes]
+        await self._rules.require_possible(routes)
         if not dry_run:
-            changed = {*plan.creates, *plan.replaces}
-            orders = [order for order in bundle.collections if order.name in changed]
-            configs = [saved for saved in bundle.configs if saved.model in plan.configures]
-            with_ids = [(secrets.token_hex(8), order) for order in orders]
-            await self._store.put_all(with_ids, configs, self._time())
-            await self._configs.apply(configs)
+            await self._write(bundle, plan, routes, by)
         return plan
+
+    async def _write(
+        self, bundle: Bundle, plan: ImportPlan, routes: Sequence[RuleDraft], by: str
+    ) -> None:
+        changed = {*plan.creates, *plan.replaces}
+        orders = [order for order in bundle.collections if order.name in changed]
+        configs = [saved for saved in bundle.configs if saved.model in plan.configures]
+        with_ids = [(secrets.token_hex(8), order) for order in orders]
+        check = self._rules.checking(routes)
+        await self._store.put_all(with_ids, configs, routes, check, at=self._time(), by=by)
+        await self._configs.apply(configs)
+        await self._rules.load()
 
     def _time(self) -> float:
         return round(self._now(), 6)

@@ -122,18 +122,34 @@ class RuleService:
         """
         check_draft(draft)
         self._require_own(draft.name)
-
-        def check(stored: Sequence[StoredRule]) -> None:
-            others = [each for each in stored if each.draft.name != draft.name]
-            if len(others) >= MAX_RULES:
-                raise InvalidRequest(f"There are {MAX_RULES} rules already.")
-            after = self._assemble([*others, StoredRule(draft, 0, 0.0)])
-            require_agreeing(self._assemble(stored), after, draft.name)
-
-        at = round(self._now(), 6)
+        at, check = round(self._now(), 6), self.checking([draft])
         await self._store.put(draft, check, expected=expected, at=at, by=by)
         await self.load()
         return self.find(draft.name)
+
+    def checking(self, drafts: Sequence[RuleDraft]) -> Callable[[Sequence[StoredRule]], None]:
+        """Return what is given the rules of the database, and raises InvalidRequest unless all of
+        these hold in their place or beside them, and the others still do."""
+
+        def check(stored: Sequence[StoredRule]) -> None:
+            names = {draft.name for draft in drafts}
+            others = [each for each in stored if each.draft.name not in names]
+            if len(others) + len(drafts) > MAX_RULES:
+                raise InvalidRequest(f"There may be {MAX_RULES} rules.")
+            after = self._assemble([*others, *(StoredRule(draft, 0, 0.0) for draft in drafts)])
+            require_agreeing(self._assemble(stored), after, names)
+
+        return check
+
+    async def export(self) -> list[RuleDraft]:
+        """Return all rules of the database, by name. Raises DatabaseUnavailable."""
+        return [each.draft for each in await self._store.all()]
+
+    async def require_possible(self, drafts: Sequence[RuleDraft]) -> None:
+        """Raise what `set` would for all of these together."""
+        for draft in drafts:
+            self._require_own(draft.name)
+        self.checking(drafts)(await self._store.all())
 
     async def remove(self, name: str, *, expected: int | None = None) -> Rule:
         """Return the rule that was removed; raises RouteNotFound, RouteReadOnly, RouteChanged when

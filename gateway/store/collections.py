@@ -1,6 +1,6 @@
 """Collections of models, and the configs of models, in the database."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ from gateway.core.collections import Collection, CollectionChange, CollectionOrd
 from gateway.core.errors import CollectionExists
 from gateway.core.loading import ModelConfig
 from gateway.core.names import ModelRef, parse_ref
+from gateway.core.rules import RuleDraft, StoredRule
 from gateway.store.database import Database
+from gateway.store.rules import put_rules
 from gateway.store.tables import collection_models, collections, model_configs
 
 _NO_REVISION = ""
@@ -100,9 +102,16 @@ class DatabaseCollectionStore:
         self,
         collections: Sequence[tuple[str, CollectionOrder]],
         configs: Sequence[SavedConfig],
+        routes: Sequence[RuleDraft],
+        check: Callable[[Sequence[StoredRule]], None],
+        *,
         at: float,
+        by: str,
     ) -> None:
         async with self._database.writing() as connection:
+            if routes:
+                # First: whoever changes routes waits for one lock.
+                await put_rules(self._database, connection, routes, check, at=at, by=by)
             for new_id, order in collections:
                 await _replace(connection, new_id, order, at)
             await self._put_configs(connection, configs, at)

@@ -32,21 +32,17 @@ class DatabaseRuleStore:
         by: str,
     ) -> StoredRule:
         async with self._database.writing() as connection:
-            version = await self._begin_change(connection)
+            version = await _begin_change(self._database, connection)
             stored = await _read(connection)
             require_version(stored, draft.name, expected)
             check(stored)
             written = StoredRule(draft, version, at, by)
-            insert = self._database.insert(routing_rules).values(_values(written))
-            replaced = {name: insert.excluded[name] for name in _CHANGING}
-            await connection.execute(
-                insert.on_conflict_do_update(index_elements=[routing_rules.c.name], set_=replaced)
-            )
+            await _write(self._database, connection, written)
         return written
 
     async def remove(self, name: str, *, expected: int | None) -> bool:
         async with self._database.writing() as connection:
-            await self._begin_change(connection)
+            await _begin_change(self._database, connection)
             require_version(await _read(connection), name, expected)
             statement = delete(routing_rules).where(routing_rules.c.name == name)
             return bool((await connection.execute(statement)).rowcount)
@@ -60,14 +56,24 @@ class DatabaseRuleStore:
         async with self._database.reading() as connection:
             return (await connection.execute(statement)).scalar() or 0
 
-    async def _begin_change(self, connection: AsyncConnection) -> int:
-        """Return the number of this change; others wait until the transaction is over."""
-        insert = self._database.insert(routing_stamp).values(id=_ONLY, version=1)
-        statement = insert.on_conflict_do_update(
-            index_elements=[routing_stamp.c.id], set_={"version": routing_stamp.c.version + 1}
-        )
-        done = await connection.execute(statement.returning(routing_stamp.c.version))
-        return int(done.scalar_one())
+
+async def put_rules(
+    database: Database,
+    connection: AsyncConnection,
+    drafts: Sequence[RuleDraft],
+    check: Callable[[Sequence[StoredRule]], None],
+    *,
+    at: float,
+    by: str,
+) -> None:
+    """Insert or replace several rules in the transaction of something greater; `check` is that of
+    `put`."""
+    version = await _begin_change(database, connection)
+    check(await _read(connection))
+    for number, draft in enumerate(drafts):
+        if number:
+            version = await _begin_change(database, connection)
+        await _write(database, connection, StoredRule(draft, version, at, by))
 
 
 def require_version(stored: Sequence[StoredRule], name: str, expected: int | None) -> None:
@@ -80,6 +86,24 @@ def require_version(stored: Sequence[StoredRule], name: str, expected: int | Non
 
 
 _CHANGING = ("draft", "version", "updated_at", "updated_by")
+
+
+async def _begin_change(database: Database, connection: AsyncConnection) -> int:
+    """Return the number of this change; others wait until the transaction is over."""
+    insert = database.insert(routing_stamp).values(id=_ONLY, version=1)
+    statement = insert.on_conflict_do_update(
+        index_elements=[routing_stamp.c.id], set_={"version": routing_stamp.c.version + 1}
+    )
+    done = await connection.execute(statement.returning(routing_stamp.c.version))
+    return int(done.scalar_one())
+
+
+async def _write(database: Database, connection: AsyncConnection, rule: StoredRule) -> None:
+    insert = database.insert(routing_rules).values(_values(rule))
+    replaced = {name: insert.excluded[name] for name in _CHANGING}
+    await connection.execute(
+        insert.on_conflict_do_update(index_elements=[routing_rules.c.name], set_=replaced)
+    )
 
 
 async def _read(connection: AsyncConnection) -> list[StoredRule]:

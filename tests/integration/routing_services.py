@@ -17,6 +17,7 @@ from gateway.testing import MemoryDecisionStore, MemoryRuleStore
 class Routing(NamedTuple):
     rules: RuleService
     log: DecisionLog
+    store: MemoryRuleStore
 
     def decisions(
         self, sessions: SessionStore, router: ModelRouterService, node: str
@@ -30,12 +31,13 @@ def build_routing(
     providers: tuple[str, ...],
     rotations: Container[str] = (),
 ) -> Routing:
+    store = MemoryRuleStore()
     rules = RuleService(
-        MemoryRuleStore(),
+        store,
         catalog,
         aliases=settings.aliases,
         virtual=settings.virtual_models,
         providers=(*providers, RESERVED),
         rotations=rotations,
     )
-    return Routing(rules, DecisionLog())
+    return Routing(rules, DecisionLog(), store)

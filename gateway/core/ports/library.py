@@ -7,6 +7,7 @@ from gateway.core.collections import Collection, CollectionChange, CollectionOrd
 from gateway.core.library import FileRecord, Inventory, ShelvedModel
 from gateway.core.loading import ModelConfig
 from gateway.core.models import LocalModel
+from gateway.core.rules import RuleDraft, StoredRule
 
 
 class ModelLibrary(Protocol):
@@ -124,8 +125,13 @@ class CollectionStore(Protocol):
         self,
         collections: Sequence[tuple[str, CollectionOrder]],
         configs: Sequence[SavedConfig],
+        routes: Sequence[RuleDraft],
+        check: Callable[[Sequence[StoredRule]], None],
+        *,
         at: float,
+        by: str,
     ) -> None:
-        """Write all of it in one transaction. Each collection comes with an id for a new one; one
-        of the same name is replaced, and keeps its own."""
+        """Write all of it in one transaction, or nothing. Each collection comes with an id for a
+        new one; one of the same name is replaced, and keeps its own. Where there are routes,
+        `check` is given those there are, as in `RuleStore.put`, and may raise."""
         ...

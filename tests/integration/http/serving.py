@@ -213,7 +213,7 @@ def build_gateway(
         provider_states=statuses,
         keys=KeyService(key_store, peppers, changed=gatekeeper.look),
         gatekeeper=gatekeeper,
-        **build_library(settings, catalog, control, by_name, "test"),
+        **build_library(settings, catalog, control, by_name, "test", routing),
         **hub_services(settings, tasks),
         metrics=MetricsService(
             meter,

@@ -27,9 +27,9 @@ URL = "/api/v1/models"
 
 
 @asynccontextmanager
-async def library(tmp_path: Path, *providers: Any) -> AsyncIterator[Served]:
+async def library(tmp_path: Path, *providers: Any, **values: Any) -> AsyncIterator[Served]:
     folders = {"hf_model_path": tmp_path / "models", "hf_hub_cache": tmp_path / "hub"}
-    async with serving(*(providers or (ScriptedProvider(),)), **folders) as served:
+    async with serving(*(providers or (ScriptedProvider(),)), **folders, **values) as served:
         yield served
 
 
@@ -301,21 +301,60 @@ async def test_what_is_exported_can_be_imported_elsewhere(tmp_path: Path) -> Non
         client = served.client
         for name in ("a", "b"):
             await client.post("/api/v1/collections", json={"name": name, "models": ["x", "y"]})
+        await client.put("/api/v1/routes/short", json={"model": "scripted/echo"})
         exported = await client.get("/api/v1/export")
     assert "attachment" in exported.headers["content-disposition"]
     data = exported.json()
-    assert (data["version"], [each["name"] for each in data["collections"]]) == (1, ["a", "b"])
+    assert (data["version"], [each["name"] for each in data["collections"]]) == (2, ["a", "b"])
+    assert [(each["name"], each["model"]) for each in data["routes"]] == [
+        ("short", "scripted/echo")
+    ]
     async with library(tmp_path) as served:
         client = served.client
         await client.post("/api/v1/collections", json={"name": "b"})
         plan = (await client.post("/api/v1/import?dry_run=true", content=exported.content)).json()
         assert (plan["creates"], plan["replaces"], plan["dry_run"]) == (["a"], ["b"], True)
+        assert plan["routes"] == ["short"]
+        assert (await client.get("/api/v1/routes/short")).status_code == 404
         assert len((await client.get("/api/v1/collections")).json()["collections"]) == 1
         done = (await client.post("/api/v1/import", content=exported.content)).json()
         assert done == {**plan, "dry_run": False}
         assert (await client.get("/api/v1/export")).json() == data
         again = (await client.post("/api/v1/import", content=exported.content)).json()
         assert (again["creates"], again["replaces"], again["unchanged"]) == ([], [], ["a", "b"])
+        assert again["routes"] == []
+        # The route holds at once.
+        body = {"model": "short", "prompt": "x"}
+        explained = (await client.post("/api/v1/routes/explain", json=body)).json()
+        assert explained["rule"] == "alias"
+
+
+async def test_a_file_of_an_older_gateway_is_read(tmp_path: Path) -> None:
+    body = {"version": 1, "collections": [{"name": "a"}], "configs": []}
+    async with library(tmp_path) as served:
+        reply = await served.client.post("/api/v1/import", json=body)
+        assert (reply.json()["creates"], reply.json()["routes"]) == (["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("routes", "code"),
+    [
+        ([{"name": "x", "model": "y"}, {"name": "y", "model": "x"}], "invalid_request"),
+        ([{"name": "scripted/x", "model": "y"}], "invalid_request"),
+        ([{"name": "fixed", "model": "y"}], "route_read_only"),
+    ],
+)
+async def test_routes_that_cannot_hold_keep_the_whole_file_out(
+    tmp_path: Path, routes: list[dict[str, Any]], code: str
+) -> None:
+    good = {"name": "good", "model": "scripted/echo"}
+    body = {"version": 2, "collections": [{"name": "a"}], "routes": [good, *routes]}
+    async with library(tmp_path, aliases={"fixed": "scripted/echo"}) as served:
+        for query in ("", "?dry_run=true"):
+            reply = await served.client.post(f"/api/v1/import{query}", json=body)
+            assert reply.json()["error"]["code"] == code
+        assert (await served.client.get("/api/v1/collections")).json() == {"collections": []}
+        assert (await served.client.get("/api/v1/routes/good")).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -324,7 +363,7 @@ async def test_what_is_exported_can_be_imported_elsewhere(tmp_path: Path) -> Non
 async def test_an_import_is_all_or_nothing(tmp_path: Path, config: dict[str, Any]) -> None:
     body = {"version": 1, "collections": [{"name": "a"}], "configs": [config]}
     async with library(tmp_path) as served:
-        for content in (json.dumps(body), json.dumps({**body, "version": 2, "configs": []}), "["):
+        for content in (json.dumps(body), json.dumps({**body, "version": 9, "configs": []}), "["):
             reply = await served.client.post("/api/v1/import", content=content)
             assert reply.status_code == 400, reply.text
         assert (await served.client.get("/api/v1/collections")).json() == {"collections": []}

@@ -147,6 +147,7 @@ def test_collections_and_configs_outlive_the_gateway_and_move(
     code, out, _ = command("collections", "list", "--json")
     [collection] = json.loads(out)["collections"]
     assert (collection["name"], collection["models"][1]) == ("tiny", "ollama/b:latest")
+    assert command("routes", "set", "short", "huggingface/smol")[0] == 0
     set_to = ("config", "huggingface/smol", "--set", "temperature=0.5", "--set", "pinned=true")
     assert command("models", *set_to)[0] == 0
     exported = command("collections", "export")[1]
@@ -163,5 +164,7 @@ def test_collections_and_configs_outlive_the_gateway_and_move(
     arguments = ("collections", "import", str(tmp_path / "export.json"))
     done = run_gateway(other.environment | port, *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == ["creates tiny", "configures huggingface/smol"]
+    said = ["creates tiny", "configures huggingface/smol", "routes short"]
+    assert done.stdout.splitlines()[:3] == said
     assert run_gateway(other.environment | port, "collections", "export").stdout == exported
+    assert "huggingface/smol" in run_gateway(other.environment | port, "routes", "list").stdout

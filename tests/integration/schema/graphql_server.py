@@ -213,7 +213,7 @@ class GraphQLServer:
             provider_states=self.provider_states,
             keys=KeyService(key_store, peppers, changed=gatekeeper.look),
             gatekeeper=gatekeeper,
-            **build_library(settings, catalog, control, self.providers, NODE),
+            **build_library(settings, catalog, control, self.providers, NODE, routing),
             **hub_services(settings, tasks),
             metrics=MetricsService(
                 Meter(),

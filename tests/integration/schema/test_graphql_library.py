@@ -23,7 +23,7 @@ CREATE = f"""mutation($input: CreateCollectionInput!)
     {{ createCollection(input: $input) {COLLECTION} }}"""
 IMPORT = """mutation($file: String!, $dryRun: Boolean!)
     { importLibrary(file: $file, dryRun: $dryRun)
-    { creates replaces unchanged configures dryRun } }"""
+    { routes creates replaces unchanged configures dryRun } }"""
 
 
 @pytest.fixture
@@ -93,12 +93,16 @@ async def test_collections_live_and_move(http: httpx.AsyncClient) -> None:
     query = f'{{ collections(category: "chat") {COLLECTION} }}'
     [shown] = (await ask(http, query))["collections"]
     assert (shown["id"], shown["name"], shown["models"]) == (made["id"], "tiny", ["c"])
+    route = "mutation($n: String!) { %s { __typename } }"
+    await ask(http, route % 'setRoute(input: { name: $n, model: "a/b" })', n="short")
     exported = (await ask(http, "{ exportLibrary }"))["exportLibrary"]
+    await ask(http, route % "deleteRoute(name: $n)", n="short")
     gone = "mutation($id: ID!) { deleteCollection(id: $id) { name } }"
     await ask(http, gone, id=made["id"])
     assert await refusal(http, gone, id=made["id"]) == "collection_not_found"
     planned = (await ask(http, IMPORT, file=exported, dryRun=True))["importLibrary"]
     assert (planned["creates"], (await ask(http, query))["collections"]) == (["tiny"], [])
+    assert planned["routes"] == ["short"]
     await ask(http, IMPORT, file=exported, dryRun=False)
     [again] = (await ask(http, query))["collections"]
     assert (again["name"], again["models"]) == ("tiny", ["c"])

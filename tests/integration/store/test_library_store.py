@@ -1,14 +1,17 @@
 """The contract of every FileStore and every CollectionStore."""
 
+from collections.abc import Sequence
+
 import pytest
 from msgspec.structs import replace
 
 from gateway.core.collections import Collection, CollectionChange, CollectionOrder, SavedConfig
-from gateway.core.errors import CollectionExists
+from gateway.core.errors import CollectionExists, InvalidRequest
 from gateway.core.library import Check, FileRecord, Verdict, Verification
 from gateway.core.loading import LoadConfig, ModelConfig
 from gateway.core.messages import Options
 from gateway.core.ports import CollectionStore, FileStore
+from gateway.core.rules import RuleDraft, StoredRule
 
 VERDICT = Verification(Verdict.CORRUPT, Check.LOAD, "5-7", 1500.25, "It is cut off.")
 WHOLE = FileRecord("/b", "o/n", "hub", 2**40, 1000.5, "o/n", "a" * 40, 1200.25, VERDICT)
@@ -100,7 +103,8 @@ async def test_all_is_written_and_what_has_a_name_is_replaced(
 ) -> None:
     await collection_store.add(SMALL)
     orders = [("8", CollectionOrder("small", "c", "", ("z", "y"))), ("9", CollectionOrder("new"))]
-    await collection_store.put_all(orders, [SavedConfig("huggingface/m", CONFIG)], 50.5)
+    configs = [SavedConfig("huggingface/m", CONFIG)]
+    await collection_store.put_all(orders, configs, [], refuse, at=50.5, by="")
     new, small = await collection_store.collections()
     assert new == Collection("9", "new", "", "", (), 50.5, 50.5)
     assert small == Collection("1", "small", "c", "", ("z", "y"), 1.5, 50.5)
@@ -111,11 +115,42 @@ async def test_nothing_is_written_when_a_part_cannot_be(database_url: str) -> No
     from gateway.core.errors import GatewayError
     from gateway.store.collections import DatabaseCollectionStore
     from gateway.store.database import Database
+    from gateway.store.rules import DatabaseRuleStore
 
     async with Database(database_url) as database:
-        store = DatabaseCollectionStore(database)
-        with pytest.raises(GatewayError):
-            await store.put_all(
-                [("8", CollectionOrder("new"))], [SavedConfig("huggingface/../m", CONFIG)], 1.0
-            )
-        assert list(await store.collections()) == []
+        store, rules = DatabaseCollectionStore(database), DatabaseRuleStore(database)
+        orders, routes = [("8", CollectionOrder("new"))], [RuleDraft("r", "o/n")]
+        wrong, right = SavedConfig("huggingface/../m", CONFIG), SavedConfig("huggingface/m", CONFIG)
+        for config, check in ((wrong, allow), (right, refuse)):
+            with pytest.raises(GatewayError):
+                await store.put_all(orders, [config], routes, check, at=1.0, by="")
+        assert list(await store.collections()) == list(await rules.all()) == []
+        assert dict(await store.configs()) == {} and await rules.stamp() == 0
+
+
+async def test_routes_of_an_import_are_written_beside_those_there_are(database_url: str) -> None:
+    from gateway.store.collections import DatabaseCollectionStore
+    from gateway.store.database import Database
+    from gateway.store.rules import DatabaseRuleStore
+
+    async with Database(database_url) as database:
+        store, rules = DatabaseCollectionStore(database), DatabaseRuleStore(database)
+        kept, old = (RuleDraft(name, "o/n") for name in ("kept", "old"))
+        for draft in (kept, old):
+            await rules.put(draft, allow, expected=None, at=1.0, by="k1")
+        seen: list[StoredRule] = []
+        new, changed = RuleDraft("new", "o/m"), RuleDraft("old", "o/m")
+        await store.put_all([], [], [new, changed], seen.extend, at=2.0, by="k2")
+        assert [each.draft for each in seen] == [kept, old]
+        stored = {each.draft.name: each for each in await rules.all()}
+        assert [each.draft for each in stored.values()] == [kept, new, changed]
+        assert (stored["old"].updated_at, stored["old"].updated_by) == (2.0, "k2")
+        assert len({each.version for each in stored.values()}) == 3
+        assert await rules.stamp() == max(each.version for each in stored.values())
+
+
+def allow(_stored: Sequence[StoredRule]) -> None: ...
+
+
+def refuse(_stored: Sequence[StoredRule]) -> None:
+    raise InvalidRequest("no")

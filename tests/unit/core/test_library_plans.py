@@ -27,6 +27,7 @@ from gateway.core.library import (
 )
 from gateway.core.loading import ModelConfig
 from gateway.core.models import LocalModel
+from gateway.core.rules import RuleDraft
 
 
 def shelved(name: str, updated_at: float, **files: int) -> ShelvedModel:
@@ -117,6 +118,9 @@ def test_a_file_is_read() -> None:
     saved = SavedConfig("huggingface/m", ModelConfig(pinned=True))
     order = CollectionOrder("a", models=("o/n",))
     assert read_bundle(data) == Bundle(VERSION, (order,), (saved,))
+    routes = bundle(routes=[{"name": "r", "model": "o/n"}])
+    assert read_bundle(routes).routes == (RuleDraft("r", "o/n"),)
+    assert read_bundle(b'{"version": 1, "collections": []}').routes == ()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,11 @@ def test_a_file_is_read() -> None:
         (b"[" * 10_000, "no export"),
         (b"[]", "no export"),
         (b"{}", "no export"),
-        (b'{"version": 2, "everything": "else"}', "has version 2; this gateway reads version 1"),
+        (b'{"version": 3, "everything": "else"}', "has version 3; this gateway reads 1 to 2"),
+        (b'{"version": 0, "everything": "else"}', "has version 0"),
+        (bundle(routes=[{"name": "a", "model": "m"}] * 2), "'a' twice"),
+        (bundle(routes=[{"name": "a"}]), "either 'model' or 'candidates'"),
+        (bundle(routes=[{"name": "a", "model": "m", "more": 1}]), "no export"),
         (bundle(surprise=1), "no export"),
         (bundle(collections=[{"name": ""}]), r"collections\[0\].name"),
         (bundle(collections=[{"name": "x" * (MAX_COLLECTION_NAME + 1)}]), "characters"),
@@ -154,10 +162,12 @@ def test_an_import_leaves_alone_what_it_does_not_name_and_what_is_the_same() -> 
         CollectionOrder("x", models=("b",)),
     )
     configs = (SavedConfig("h/a", ModelConfig()), SavedConfig("h/b", ModelConfig(pinned=True)))
+    routes = RuleDraft("new", "o/n"), RuleDraft("same", "o/n"), RuleDraft("other", "o/n")
     plan = plan_import(
-        Bundle(VERSION, orders, configs),
+        Bundle(VERSION, orders, configs, routes),
         [there("same", "a"), there("x", "a"), there("other")],
         {"h/a": ModelConfig(), "h/b": ModelConfig(), "h/c": ModelConfig()},
+        [RuleDraft("same", "o/n"), RuleDraft("other", "o/m")],
     )
     assert (plan.creates, plan.replaces, plan.unchanged) == (("new",), ("x",), ("same",))
-    assert plan.configures == ("h/b",)
+    assert (plan.configures, plan.routes) == (("h/b",), ("new", "other"))
