@@ -76,6 +76,11 @@ class Health(msgspec.Struct, frozen=True):
 WELL = Health()
 
 
+def find_listed_state(route: Route) -> ModelState | None:
+    """Return a model's state as the catalogue has it; None: nobody knows."""
+    return None if route.info is None else route.info.state
+
+
 def plan_routes(
     request: GenerateRequest | EmbedRequest,
     *,
@@ -84,19 +89,21 @@ def plan_routes(
     aliases: Mapping[str, str],
     rules: Mapping[str, VirtualModel],
     health: Health = WELL,
+    state_of: Callable[[Route], ModelState | None] = find_listed_state,
     draw: Callable[[], float],
 ) -> Plan:
     """Return who may answer `request`, best first; at least one, or an error that says why not:
     what `resolve_route` raises, or UnsupportedCapability when no candidate can do what is asked.
 
-    `draw` returns a number from 0 to 1, and is asked only where weights decide. Whoever is not
+    `draw` returns a number from 0 to 1, and is asked only where weights decide; `state_of` only
+    where it matters who is in memory. Whoever is not
     well is asked last: better a slow error than none that was tried.
     """
     resolve = partial(resolve_route, providers=providers, catalogue=catalogue, aliases=aliases)
     find_rotation = partial(_find_rotation, aliases=aliases, rules=rules)
     rule = rules.get(request.model) or find_rotation(request.model)
     if rule is not None:
-        return _plan_rule(request, rule, resolve, find_rotation, catalogue, health, draw)
+        return _plan_rule(request, rule, resolve, find_rotation, catalogue, health, state_of, draw)
     kind = "alias" if request.model in aliases else "name"
     try:
         route = resolve(request.model)
@@ -130,6 +137,7 @@ def _plan_rule(
     find_rotation: Callable[[str], VirtualModel | None],
     catalogue: Catalogue,
     health: Health,
+    state_of: Callable[[Route], ModelState | None],
     draw: Callable[[], float],
 ) -> Plan:
     able: dict[ModelRef, _Able] = {}
@@ -153,7 +161,8 @@ def _plan_rule(
             skipped.append(Considered(candidate.model, "skipped", said, TWICE))
         else:
             objection = health.objection(route.ref)
-            able[route.ref] = _Able(route, candidate.weight, objection, rotation)
+            state = state_of(route) if rule.order == "warm_first" else None
+            able[route.ref] = _Able(route, candidate.weight, objection, rotation, state)
     if not able:
         none = _none_is_able(rule, errors, catalogue)
         return Plan(request.model, rule.order, (), tuple(skipped), rule.version, none)
@@ -177,29 +186,26 @@ def _plan_rule(
 
 class _Able(msgspec.Struct):
     """A candidate that can do what is asked. `objection` is why it is asked last, `rotation` the
-    rule of the one that it answers for."""
+    rule of the one that it answers for; `state` is there where it matters, and known."""
 
     route: Route
     weight: float
     objection: str | None
     rotation: VirtualModel | None
+    state: ModelState | None
 
 
 def _placed(able: _Able, place: int, rule: VirtualModel, why: tuple[str, str]) -> Considered:
     said, code = why
     if able.objection is not None:
         said, code = able.objection, "resting"
-    elif place and rule.order == "warm_first" and not _is_resident(able.route):
+    elif place and able.state not in (None, ModelState.LOADED):
         said, code = "It can do what is asked, but is not in memory.", "not_resident"
     elif place:
         said, code = "It can do what is asked.", "able"
     if able.rotation is not None:
         said = f"{said} It answers for {able.rotation.name} now."
     return Considered(str(able.route.ref), "next" if place else "chosen", said, code)
-
-
-def _is_resident(route: Route) -> bool:
-    return route.info is None or route.info.state is ModelState.LOADED
 
 
 class _SurelyTooLong(UnsupportedCapability):
@@ -236,8 +242,7 @@ def _first(
     if rule.order == "warm_first":
         for state, why in _WARMTH:
             for each in well:
-                info = each.route.info
-                if info is not None and info.state is state:
+                if each.state is state:
                     return each, why
     return well[0], ("The first that can do what is asked.", "first")
 

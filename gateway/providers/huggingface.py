@@ -33,6 +33,7 @@ from gateway.core.models import Capability, LocalModel, ModelInfo, Resident
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
+from gateway.core.states import ModelState
 from gateway.core.telling import Tell, Wait, tell_all
 from gateway.engine.budget import Share
 from gateway.engine.engine import Embedder, Engine, Generator
@@ -221,6 +222,10 @@ class HuggingFaceService:
         default = self._library.find(ref.model) if ref.revision else files
         is_default = default is not None and default.path == files.path
         return ModelRef(self.name, files.name, None if is_default else files.revision), files
+
+    def state_of(self, ref: ModelRef) -> ModelState:
+        """Return what the manager knows, of one that is pinned to a revision under either name."""
+        return self._manager.state_of(self._manager.find(ref) or replace(ref, revision=None))[0]
 
     async def _find_known(self, ref: ModelRef) -> ModelRef:
         """Return the one spelling of a ref, also where the files of a known model went away."""

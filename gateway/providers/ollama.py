@@ -31,6 +31,7 @@ from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.routing import require_capabilities
+from gateway.core.states import ModelState
 from gateway.core.telling import Tell, tell_one
 from gateway.providers import ProviderContext
 from gateway.providers.http1 import Http1Client, Reply
@@ -253,6 +254,9 @@ class OllamaService:
                 raise
         body = encode_request(request, ref, num_ctx, truncate=True)
         return await self._open(*body, ref), True
+
+    def state_of(self, ref: ModelRef) -> ModelState | None:
+        return self._memory.state_of(ref)
 
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
         """Every model there goes on from a text: a last message of the assistant is open."""

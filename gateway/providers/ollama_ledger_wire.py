@@ -17,6 +17,7 @@ from gateway.core.ledger import UNBOUNDED, Shortage
 from gateway.core.loading import LoadPlan
 from gateway.core.models import Resident
 from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
 from gateway.engine.budget import Share
 from gateway.engine.ledger import MemoryLedger
 from gateway.providers.ollama_fault_wire import PROVIDER
@@ -144,6 +145,14 @@ class SharedMemory:
                 self.leave(stay)
                 raise
         return stay
+
+    def state_of(self, ref: ModelRef) -> ModelState | None:
+        stay = self._stays.get(name_key(ref))
+        if stay is None:
+            return ModelState.NOT_LOADED
+        if stay.is_going:
+            return ModelState.UNLOADING
+        return ModelState.LOADED if stay.basis == "told" else ModelState.LOADING
 
     def answered(self, stay: Stay) -> None:
         if stay.basis == "estimated":

@@ -11,6 +11,7 @@ import msgspec
 from gateway.core.loading import LoadPlan
 from gateway.core.models import Basis
 from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
 from gateway.engine.budget import Share
 from gateway.providers.ollama_fault_wire import PROVIDER
 from gateway.providers.ollama_listing_wire import Running
@@ -89,6 +90,10 @@ class OllamaMemory(Protocol):
         """
         ...
 
+    def state_of(self, ref: ModelRef) -> ModelState | None:
+        """Return whether a model is in memory now; None where that is not kept."""
+        ...
+
     def answered(self, stay: Stay) -> None:
         """Take note that a model answers: it is in memory, and Ollama can tell how large it is."""
         ...
@@ -134,6 +139,9 @@ class Elsewhere:
 
     async def enter(self, ref: ModelRef, find_size: FindSize) -> Stay:
         return self._stay
+
+    def state_of(self, ref: ModelRef) -> ModelState | None:
+        return None
 
     def answered(self, stay: Stay) -> None:
         pass

@@ -19,10 +19,11 @@ from gateway.core.errors import GatewayError, IncompleteStream, ModelNotFound, P
 from gateway.core.events import Collector, Event, Finished, Generation, Routed, Waiting
 from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
-from gateway.core.plan import Plan, plan_routes
-from gateway.core.ports import Continuer, Provider, RouteMeter
+from gateway.core.plan import Plan, find_listed_state, plan_routes
+from gateway.core.ports import Continuer, Provider, RouteMeter, StateTeller
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route, describe_guess
+from gateway.core.states import ModelState
 from gateway.core.telling import Tell, Wait, tell_one
 from gateway.core.trail import Trail
 from gateway.core.virtual import VirtualModel
@@ -230,8 +231,15 @@ class ModelRouterService:
             aliases=self._aliases,
             rules=self._rules,
             health=self.health.view(),
+            state_of=self._find_state,
             draw=self._draw,
         )
+
+    def _find_state(self, route: Route) -> ModelState | None:
+        """Return whether a model is in memory now, as far as that is known without asking."""
+        provider = self._providers.get(route.ref.provider)
+        known = provider.state_of(route.ref) if isinstance(provider, StateTeller) else None
+        return known or find_listed_state(route)
 
     async def _in_words(
         self, request: AnyRequest, route: Route, error: GatewayError

@@ -16,7 +16,13 @@ from gateway.core.ports.library import (
     ModelLibrary,
     ModelShelf,
 )
-from gateway.core.ports.providers import Continuer, ModelObserver, ModelRemover, Provider
+from gateway.core.ports.providers import (
+    Continuer,
+    ModelObserver,
+    ModelRemover,
+    Provider,
+    StateTeller,
+)
 from gateway.core.ports.rotations import RotationLook, RotationStore
 from gateway.core.ports.routing import DecisionStore, RuleStore
 from gateway.core.ports.sessions import (
@@ -61,6 +67,7 @@ __all__ = [
     "SessionLog",
     "SessionMeter",
     "SessionStore",
+    "StateTeller",
     "StreamTrace",
     "Tracer",
     "Worker",

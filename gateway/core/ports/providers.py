@@ -8,6 +8,7 @@ from gateway.core.loading import ConfigChange, ConfigReport, LoadConfig, LoadPla
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, ModelStateChange, Resident
 from gateway.core.names import ModelRef
+from gateway.core.states import ModelState
 from gateway.core.telling import Tell
 
 
@@ -87,6 +88,15 @@ class Continuer(Protocol):
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
         """Tell whether `answer` would take a `request` like this one with a text that was `said`,
         and tell only what follows it."""
+        ...
+
+
+@runtime_checkable
+class StateTeller(Protocol):
+    """A provider that knows without asking which of its models are in memory."""
+
+    def state_of(self, ref: ModelRef) -> ModelState | None:
+        """Return the state of a model at this moment; None: the last listing knows as much."""
         ...
 
 

@@ -153,3 +153,36 @@ async def test_a_decision_tells_the_loads_and_evictions_that_its_request_caused(
     said = await anyio.to_thread.run_sync(show)
     assert "eviction of ollama/llama3.2:latest after" in said and "(neighbour)" in said
     assert "load of huggingface/smol after" in said
+
+
+async def test_warm_first_asks_whoever_is_in_memory_at_this_moment(
+    serve: Callable[..., GatewayProcess], ollama_peer: OllamaPeer
+) -> None:
+    ollama_peer.add_model("llama3.2", size=8 * MB)
+    both = ["ollama/llama3.2", "huggingface/smol"]
+    rules = {
+        "theirs-first": {"order": "warm_first", "candidates": both},
+        "ours-first": {"order": "warm_first", "candidates": both[::-1]},
+    }
+    gateway = await anyio.to_thread.run_sync(
+        lambda: serve(
+            OLLAMA_HOST=ollama_peer.url,
+            GATEWAY_MEMORY_BUDGET_BYTES=str(BUDGET),
+            GATEWAY_OLLAMA_DEVICE="cpu",
+            GATEWAY_HF_DEVICE="cpu",
+            GATEWAY_VIRTUAL_MODELS=json.dumps(rules),
+            GATEWAY_RECONCILE_INTERVAL_S="3600",  # nobody looks but for the requests
+        )
+    )
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30, trust_env=False) as client:
+
+        async def ask(model: str) -> str:
+            reply = await client.post("/api/v1/generate", json=chat(model, "hi", max_tokens=2))
+            answered: str = reply.json()["model"]
+            return answered
+
+        for _ in range(2):  # there is room for one: each load evicts the other
+            assert await ask("huggingface/smol") == "huggingface/smol"
+            assert await ask("theirs-first") == "huggingface/smol"
+            assert await ask("ollama/llama3.2") == "ollama/llama3.2:latest"
+            assert await ask("ours-first") == "ollama/llama3.2:latest"
