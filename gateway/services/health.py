@@ -146,11 +146,16 @@ class HealthBoard:
             if not self.resting:
                 self._failed = anyio.Event()
                 await self._failed.wait()
-            for name in self.resting:
-                if await _is_back(self._providers[name]):
-                    logger.info("%s is back", name)
-                    self._breakers.pop(name, None)
+            # All at once: one that hangs must not keep another from being seen.
+            async with anyio.create_task_group() as tasks:
+                for name in self.resting:
+                    tasks.start_soon(self._look_at, name)
             await sleep(PROBE_S)
+
+    async def _look_at(self, name: str) -> None:
+        if await _is_back(self._providers[name]):
+            logger.info("%s is back", name)
+            self._breakers.pop(name, None)
 
 
 async def _is_back(provider: Provider) -> bool:

@@ -1,5 +1,6 @@
 """ModelRouterService over candidates that fail: who is asked next, and when nobody is."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import anyio
@@ -20,6 +21,7 @@ from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.virtual import Candidate, VirtualModel
 from gateway.services.catalog import Catalog
+from gateway.services.health import PROBE_S, PROBE_TIMEOUT_S, HealthBoard
 from gateway.services.images import ImagePolicy
 from gateway.services.router import ModelRouterService
 from gateway.telemetry.meter import Meter
@@ -194,3 +196,41 @@ async def test_a_provider_that_is_back_is_seen_without_a_request(fault: Exceptio
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
     assert not waiting.cancelled_caught
+
+
+class Hanging(ScriptedProvider):
+    """One whose listing never comes; `asked` and `left` tell that somebody waited for it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__([away()], name=name)
+        self.asked, self.left = anyio.Event(), anyio.Event()
+
+    async def models(self) -> Sequence[ModelInfo]:
+        self.asked.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.left.set()
+        return []
+
+
+async def test_one_that_hangs_does_not_keep_another_from_being_seen() -> None:
+    hanging, back = Hanging("a"), ScriptedProvider([away()], name="b")
+    board = HealthBoard({"a": hanging, "b": back}, clock=lambda: 0.0)
+    for ref in (A, B):
+        for _ in range(FAILURES):
+            with pytest.raises(ProviderUnavailable), board.attempt(ref):
+                raise ProviderUnavailable(ref.provider, "Nobody is there.")
+    assert board.resting == ["a", "b"]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(board.watch)
+        await hanging.asked.wait()
+        while "b" in board.resting:
+            await anyio.lowlevel.checkpoint()
+        assert not hanging.left.is_set()
+        tasks.cancel_scope.cancel()
+    assert board.resting == ["a"]
+
+
+def test_a_provider_that_is_back_is_seen_within_a_second() -> None:
+    assert PROBE_S + PROBE_TIMEOUT_S < 1
