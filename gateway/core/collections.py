@@ -1,5 +1,5 @@
-"""Collections of models, and the file that carries them, the models' configs and the routes that
-are in the database elsewhere. Pure."""
+"""Collections of models, and the file that carries them elsewhere, with the configs of models and
+the routes of the database. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -122,6 +122,7 @@ def plan_import(
 ) -> ImportPlan:
     """Return what importing `bundle` does to these collections, configs and routes."""
     known = {collection.name: collection.order for collection in collections}
+    known_routes = {draft.name: draft for draft in routes}
     names = [order.name for order in bundle.collections]
     same = {order.name for order in bundle.collections if known.get(order.name) == order}
     return ImportPlan(
@@ -131,7 +132,9 @@ def plan_import(
         configures=tuple(
             saved.model for saved in bundle.configs if configs.get(saved.model) != saved.config
         ),
-        routes=tuple(draft.name for draft in bundle.routes if draft not in routes),
+        routes=tuple(
+            draft.name for draft in bundle.routes if known_routes.get(draft.name) != draft
+        ),
     )
 
 

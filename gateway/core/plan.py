@@ -21,7 +21,7 @@ from gateway.core.routing import (
     resolve_route,
 )
 from gateway.core.states import ModelState
-from gateway.core.virtual import VirtualModel
+from gateway.core.virtual import Candidate, VirtualModel
 
 CHARACTERS_A_TOKEN = 8
 """No tokenizer in use makes fewer tokens of ordinary text: a prompt is surely longer than that."""
@@ -96,14 +96,23 @@ def plan_routes(
     what `resolve_route` raises, or UnsupportedCapability when no candidate can do what is asked.
 
     `draw` returns a number from 0 to 1, and is asked only where weights decide; `state_of` only
-    where it matters who is in memory. Whoever is not
-    well is asked last: better a slow error than none that was tried.
+    where it matters who is in memory. Whoever is not well is asked last: better a slow error than
+    none that was tried.
     """
     resolve = partial(resolve_route, providers=providers, catalogue=catalogue, aliases=aliases)
     find_rotation = partial(_find_rotation, aliases=aliases, rules=rules)
     rule = rules.get(request.model) or find_rotation(request.model)
     if rule is not None:
-        return _plan_rule(request, rule, resolve, find_rotation, catalogue, health, state_of, draw)
+        look = partial(
+            _look,
+            needs=find_needs(request),
+            least_tokens=_find_least_tokens(request),
+            resolve=resolve,
+            find_rotation=find_rotation,
+            health=health,
+            state_of=state_of if rule.order == "warm_first" else None,
+        )
+        return _plan_rule(request.model, rule, look, catalogue, draw)
     kind = "alias" if request.model in aliases else "name"
     try:
         route = resolve(request.model)
@@ -130,60 +139,6 @@ _NAMED = {
 }
 
 
-def _plan_rule(
-    request: GenerateRequest | EmbedRequest,
-    rule: VirtualModel,
-    resolve: Callable[[str], Route],
-    find_rotation: Callable[[str], VirtualModel | None],
-    catalogue: Catalogue,
-    health: Health,
-    state_of: Callable[[Route], ModelState | None],
-    draw: Callable[[], float],
-) -> Plan:
-    able: dict[ModelRef, _Able] = {}
-    skipped: list[Considered] = []
-    errors: list[GatewayError] = []
-    needs, least_tokens = find_needs(request), _find_least_tokens(request)
-    for candidate in rule.candidates:
-        # A rotation stands for the one that answers for it now, which is its first.
-        rotation = find_rotation(candidate.model)
-        try:
-            route = resolve(rotation.candidates[0].model if rotation else candidate.model)
-            _require(needs, least_tokens, route.info)
-        except GatewayError as error:
-            errors.append(error)
-            code = TOO_LONG if isinstance(error, _SurelyTooLong) else error.code
-            skipped.append(Considered(candidate.model, "skipped", error.message, code))
-            continue
-        if (known := able.get(route.ref)) is not None:
-            known.weight += candidate.weight
-            said = f"It means {route.ref}, which is there already."
-            skipped.append(Considered(candidate.model, "skipped", said, TWICE))
-        else:
-            objection = health.objection(route.ref)
-            state = state_of(route) if rule.order == "warm_first" else None
-            able[route.ref] = _Able(route, candidate.weight, objection, rotation, state)
-    if not able:
-        none = _none_is_able(rule, errors, catalogue)
-        return Plan(request.model, rule.order, (), tuple(skipped), rule.version, none)
-    well = [each for each in able.values() if each.objection is None]
-    ill = [each for each in able.values() if each.objection is not None]
-    first, why = _first(rule, well, draw)
-    ordered = [*([first] if first else []), *(each for each in well if each is not first), *ill]
-    considered = [_placed(each, place, rule, why) for place, each in enumerate(ordered)]
-    routes = tuple(each.route for each in ordered)
-    is_rotation = rule.name.startswith(PREFIX)
-    rotation = rule if is_rotation else ordered[0].rotation
-    return Plan(
-        request.model,
-        rule.order,
-        routes,
-        (*considered, *skipped),
-        rule.version,
-        rotation=rotation.name if rotation else None,
-    )
-
-
 class _Able(msgspec.Struct):
     """A candidate that can do what is asked. `objection` is why it is asked last, `rotation` the
     rule of the one that it answers for; `state` is there where it matters, and known."""
@@ -195,7 +150,78 @@ class _Able(msgspec.Struct):
     state: ModelState | None
 
 
-def _placed(able: _Able, place: int, rule: VirtualModel, why: tuple[str, str]) -> Considered:
+def _plan_rule(
+    asked: str,
+    rule: VirtualModel,
+    look: Callable[[Candidate], _Able],
+    catalogue: Catalogue,
+    draw: Callable[[], float],
+) -> Plan:
+    able, skipped, errors = _sift(rule, look)
+    if not able:
+        none = _none_is_able(rule, errors, catalogue)
+        return Plan(asked, rule.order, (), tuple(skipped), rule.version, none)
+    well = [each for each in able if each.objection is None]
+    ill = [each for each in able if each.objection is not None]
+    first, why = _first(rule, well, draw)
+    ordered = [*([first] if first else []), *(each for each in well if each is not first), *ill]
+    considered = [_placed(each, place, why) for place, each in enumerate(ordered)]
+    rotation = rule if rule.name.startswith(PREFIX) else ordered[0].rotation
+    return Plan(
+        asked,
+        rule.order,
+        tuple(each.route for each in ordered),
+        (*considered, *skipped),
+        rule.version,
+        rotation=rotation.name if rotation else None,
+    )
+
+
+def _sift(
+    rule: VirtualModel, look: Callable[[Candidate], _Able]
+) -> tuple[Collection[_Able], list[Considered], list[GatewayError]]:
+    """Return who can do what is asked, each model once, and the others with the errors of those
+    that cannot."""
+    able: dict[ModelRef, _Able] = {}
+    skipped: list[Considered] = []
+    errors: list[GatewayError] = []
+    for candidate in rule.candidates:
+        try:
+            found = look(candidate)
+        except GatewayError as error:
+            errors.append(error)
+            code = TOO_LONG if isinstance(error, _SurelyTooLong) else error.code
+            skipped.append(Considered(candidate.model, "skipped", error.message, code))
+            continue
+        known = able.setdefault(found.route.ref, found)
+        if known is not found:
+            known.weight += found.weight
+            said = f"It means {found.route.ref}, which is there already."
+            skipped.append(Considered(candidate.model, "skipped", said, TWICE))
+    return able.values(), skipped, errors
+
+
+def _look(
+    candidate: Candidate,
+    *,
+    needs: Collection[Capability],
+    least_tokens: int,
+    resolve: Callable[[str], Route],
+    find_rotation: Callable[[str], VirtualModel | None],
+    health: Health,
+    state_of: Callable[[Route], ModelState | None] | None,
+) -> _Able:
+    """Return what there is to know of a candidate; raises the error of one that cannot do it."""
+    # A rotation stands for the one that answers for it now, which is its first.
+    rotation = find_rotation(candidate.model)
+    route = resolve(rotation.candidates[0].model if rotation else candidate.model)
+    _require(needs, least_tokens, route.info)
+    objection = health.objection(route.ref)
+    state = state_of(route) if state_of else None
+    return _Able(route, candidate.weight, objection, rotation, state)
+
+
+def _placed(able: _Able, place: int, why: tuple[str, str]) -> Considered:
     said, code = why
     if able.objection is not None:
         said, code = able.objection, "resting"

@@ -137,7 +137,8 @@ class CollectionService:
             await self._store.configs(),
             await self._rules.export(),
         )
-        routes = [draft for draft in bundle.routes if draft.name in plan.routes]
+        changed = frozenset(plan.routes)
+        routes = [draft for draft in bundle.routes if draft.name in changed]
         await self._rules.require_possible(routes)
         if not dry_run:
             await self._write(bundle, plan, routes, by)
