@@ -7,6 +7,7 @@ cookies, follows no redirect, inflates nothing, and reads no proxy from the envi
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf
@@ -23,6 +24,7 @@ from gateway.providers.http1_wire import (
     ReplyHead,
     ReplyParser,
     ReplyTimedOut,
+    StillBusy,
     TransportError,
     Unreachable,
 )
@@ -36,6 +38,9 @@ KEEP_IDLE_S = 15.0
 REPEAT_WITHIN_S = 1.0
 """A server that closes a used connection this soon after it was asked, and says nothing, most
 likely closed it before. One that takes longer saw the request, and may have died of it."""
+PART_S = 60.0
+"""How long a server that was told to give a request up may take to close the connection; then it
+counts no longer as being at it."""
 
 
 class Http1Client:
@@ -44,18 +49,35 @@ class Http1Client:
     Build it on the event loop that will use it.
     """
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], *, connect_s: float) -> None:
-        """`headers` go with every request; a connection must be made within `connect_s`."""
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        *,
+        connect_s: float,
+        max_asked: int = sys.maxsize,
+    ) -> None:
+        """`headers` go with every request; a connection must be made within `connect_s`. While the
+        server is at `max_asked` requests, nothing is posted to it."""
         url = urlsplit(base_url)
         self._host, self._port = url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme]
         self._tls = _open_tls() if url.scheme == "https" else None
+        self.is_secure = self._tls is not None
         self._base_path = url.path.rstrip("/").encode()
         fields = {"Host": _host_field(self._host, url.scheme, self._port), **headers}
         self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._connect_s = connect_s
+        self._max_asked = max_asked
+        self._connecting = 0
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._lost = anyio.Event()
+
+    @property
+    def asked(self) -> int:
+        """How many requests the server is at: one that was given up counts until the server closes
+        its connection, too."""
+        return self._connecting + len(self._open) - len(self._idle)
 
     async def post(self, path: str, body: bytes, within_s: float) -> "Reply":
         """Send a request and return its reply once the head is there; the reply must be closed.
@@ -64,6 +86,8 @@ class Http1Client:
         request is one that does no harm when it is done twice: should the server have closed a
         connection that was kept, it is sent once more. Raises TransportError.
         """
+        if self.asked >= self._max_asked:
+            raise StillBusy(self._max_asked)
         message = b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
             self._base_path,
             path.encode(),
@@ -100,6 +124,7 @@ class Http1Client:
 
     async def _connect(self) -> "_Connection":
         loop = asyncio.get_running_loop()
+        self._connecting += 1
         try:
             with anyio.fail_after(self._connect_s):
                 _, connection = await loop.create_connection(
@@ -112,6 +137,8 @@ class Http1Client:
             raise ConnectTimedOut from error
         except (OSError, UnicodeError) as error:
             raise Unreachable from error
+        finally:
+            self._connecting -= 1
         self._open.add(connection)
         return connection
 
@@ -174,7 +201,7 @@ class Reply:
             await self.read()
 
     def close(self) -> None:
-        """Keep the connection if the reply ended, else close it at once."""
+        """Keep the connection if the reply ended, else give the request up."""
         self._connection.release()
 
 
@@ -197,6 +224,7 @@ class _Connection(asyncio.Protocol):
         "_fault",
         "_has_begun",
         "_held",
+        "_is_parting",
         "_is_paused",
         "_loop",
         "_parser",
@@ -212,6 +240,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: Http1Client) -> None:
         self._loop = loop
         self._pool = pool
+        self._is_parting = False
         self._transport: asyncio.Transport
         self._parser: ReplyParser | None = None
         self._pieces: list[bytes] = []
@@ -249,7 +278,7 @@ class _Connection(asyncio.Protocol):
             while parser.head is None:
                 await self._wait()
         except BaseException:
-            self.abort()
+            self.hang_up()
             raise
         return parser.head
 
@@ -321,7 +350,7 @@ class _Connection(asyncio.Protocol):
             self._set_alarm()
 
     def release(self) -> None:
-        """End the exchange: be free for the next one, or close at once."""
+        """End the exchange: be free for the next one, or give the request up."""
         parser, self._parser = self._parser, None
         if parser is None:
             return
@@ -331,11 +360,29 @@ class _Connection(asyncio.Protocol):
         serves = not (
             self._is_paused or transport.is_closing() or transport.get_write_buffer_size()
         )
-        if parser.is_complete and parser.keeps_alive and serves:
+        if not parser.is_complete:
+            self.hang_up()
+        elif parser.keeps_alive and serves:
             self.set_deadline(KEEP_IDLE_S)
             self._pool.keep(self)
         else:
             self.abort()
+
+    def hang_up(self) -> None:
+        """Tell the server that nobody waits for the reply, and stay until it closes, too: so
+        long it may be at work. One that goes on to speak is told once more, by a reset."""
+        transport = self._transport
+        if self._is_parting:
+            return
+        # TLS has no end of one side alone, and behind what the server does not take it is not seen.
+        if self._pool.is_secure or transport.is_closing() or transport.get_write_buffer_size():
+            self.abort()
+            return
+        self._is_parting = True
+        transport.write_eof()
+        if self._is_paused:
+            transport.resume_reading()
+        self.set_deadline(PART_S)
 
     def abort(self) -> None:
         """Close the socket at once: whatever is on its way is lost."""
@@ -376,10 +423,12 @@ class _Connection(asyncio.Protocol):
         self._alarm, self._alarm_at = None, inf
         if self._loop.time() < self._deadline:
             self._set_alarm()
-        elif self._parser is None:
+        elif self._parser is None or self._is_parting:
             self.abort()
         elif self._waiter is not None:
-            self._fail(ReplyTimedOut())
+            self._error = ReplyTimedOut()
+            self._wake()
+            self.hang_up()
         # Else the server is waited for by nobody; the next who waits sets the alarm.
 
     # --- what the transport tells -------------------------------------------------------------
@@ -390,7 +439,7 @@ class _Connection(asyncio.Protocol):
         )  # uvloop's are of no class of asyncio's
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
+        if self._parser is None or self._is_parting:
             self.abort()  # a server that speaks without being asked is none to be asked again
             return
         self._has_begun = True

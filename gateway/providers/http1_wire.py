@@ -36,6 +36,11 @@ class Unreachable(TransportError):
     """Nobody accepts connections at the server's address."""
 
 
+class StillBusy(TransportError):
+    """The server is at as many requests as it may have; of those that were given up it has not yet
+    let go."""
+
+
 class ReplyTimedOut(TransportError):
     """The server was silent for longer than it may be."""
 

@@ -4,6 +4,7 @@ Owns the connections to one Ollama server and their deadlines. What goes over th
 the `ollama_*_wire` modules.
 """
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -109,6 +110,7 @@ def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
         truncate=settings.ollama_truncate,
         observe=context.observe,
         memory=_choose_memory(settings, context),
+        max_asked=settings.max_asked,
     )
 
 
@@ -145,9 +147,10 @@ class OllamaService:
         now: Callable[[], float] = time,
         observe: ModelObserver = lambda change: None,
         memory: OllamaMemory | None = None,
+        max_asked: int = sys.maxsize,
     ) -> None:
         """`now` is Unix seconds; `observe` is told what this service does to models; without
-        `memory` theirs is Ollama's own business."""
+        `memory` theirs is Ollama's own business. Ollama is at `max_asked` requests at the most."""
         self._base_url = base_url.rstrip("/")
         self._timeouts = timeouts or OllamaTimeouts()
         self._configs = ModelConfigs(num_ctx)
@@ -155,7 +158,9 @@ class OllamaService:
         self._now = now
         self._control = ControlPlane(self._base_url, self._timeouts.control_s)
         self._guard = TruncationGuard(self._control)
-        self._http = Http1Client(self._base_url, _HEADERS, connect_s=self._timeouts.connect_s)
+        self._http = Http1Client(
+            self._base_url, _HEADERS, connect_s=self._timeouts.connect_s, max_asked=max_asked
+        )
         self._truncate = truncate
         self._traits: dict[str, Traits] = {}
         self._listed: dict[str, ModelInfo] = {}

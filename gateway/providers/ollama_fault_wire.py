@@ -31,6 +31,7 @@ from gateway.providers.http1_wire import (
     ConnectionLost,
     ConnectTimedOut,
     ReplyTimedOut,
+    StillBusy,
     TransportError,
     Unreachable,
 )
@@ -124,7 +125,7 @@ def describe_error_line(error: bytes, ref: ModelRef) -> GatewayError:
     return by_text or ProviderError(PROVIDER, f"Ollama failed while it generated: {said}")
 
 
-def describe_transport(error: TransportError, base_url: str, started: bool) -> ProviderError:
+def describe_transport(error: TransportError, base_url: str, started: bool) -> GatewayError:
     """Return what a failed exchange means; `started` tells whether an answer had begun."""
     match error:
         case ConnectTimedOut():
@@ -133,6 +134,8 @@ def describe_transport(error: TransportError, base_url: str, started: bool) -> P
             )
         case Unreachable():
             return unreachable(base_url)
+        case StillBusy():
+            return Overloaded(f"Ollama is still at {error} requests, of some nobody waits for.")
         case ReplyTimedOut():
             return ProviderTimeout(PROVIDER, "Ollama was silent for too long.")
         case ConnectionLost() if started:

@@ -5,6 +5,7 @@ described in the `openai_*_wire` modules. Which URLs there are only the operator
 not followed, and no proxy is asked: neither a request nor an answer leads anywhere else.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -70,18 +71,21 @@ Encode = Callable[[Dialect], tuple[str, bytes]]
 
 def create(settings: "Settings", context: ProviderContext) -> "OpenAIService":
     """Return the provider for the servers that the settings know by the context's name."""
-    return OpenAIService(context.name, settings.openai[context.name])
+    return OpenAIService(context.name, settings.openai[context.name], max_asked=settings.max_asked)
 
 
 class OpenAIService:
     """The servers of one name. Build it on the event loop that will use it."""
 
-    def __init__(self, name: str, server: "OpenAIServer") -> None:
+    def __init__(self, name: str, server: "OpenAIServer", *, max_asked: int = sys.maxsize) -> None:
+        """`max_asked` requests is each server at, at the most."""
         self.name = name
         self._server = server
         key = server.key.get_secret_value()
         headers = {**_HEADERS, "Authorization": f"Bearer {key}"} if key else _HEADERS
-        self._replicas = Replicas(server.urls, headers, connect_s=server.connect_timeout_s)
+        self._replicas = Replicas(
+            server.urls, headers, connect_s=server.connect_timeout_s, max_asked=max_asked
+        )
         self._faults = Faults(name, server.urls, key)
         self._dialect = Dialect()
         self._listed: dict[ModelRef, Listed] = {}

@@ -30,6 +30,7 @@ from gateway.providers.http1_wire import (
     ConnectionLost,
     ConnectTimedOut,
     ReplyTimedOut,
+    StillBusy,
     TransportError,
     Unreachable,
 )
@@ -141,7 +142,7 @@ class Faults:
             return by_text
         return ProviderError(self.provider, f"{self.provider} failed while it generated: {said}")
 
-    def of_transport(self, error: TransportError, started: bool) -> ProviderError:
+    def of_transport(self, error: TransportError, started: bool) -> GatewayError:
         """Return what a failed exchange means; `started` tells whether an answer had begun."""
         name = self.provider
         match error:
@@ -155,6 +156,8 @@ class Faults:
                     f"{name} at {self._urls} cannot be reached.",
                     hint="Does the server run, and are its URLs right?",
                 )
+            case StillBusy():
+                return Overloaded(f"{name} is still at {error} requests, of some nobody waits for.")
             case ReplyTimedOut():
                 return ProviderTimeout(name, f"{name} was silent for too long.")
             case ConnectionLost() if started:

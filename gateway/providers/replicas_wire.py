@@ -4,7 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gateway.core.names import ModelRef
 from gateway.providers.http1 import Http1Client, Reply
-from gateway.providers.http1_wire import ConnectTimedOut, TransportError, Unreachable
+from gateway.providers.http1_wire import (
+    ConnectTimedOut,
+    StillBusy,
+    TransportError,
+    Unreachable,
+)
 
 
 class Replica:
@@ -40,9 +45,13 @@ class Replicas:
     """
 
     def __init__(
-        self, urls: Sequence[str], headers: Mapping[str, str], *, connect_s: float
+        self, urls: Sequence[str], headers: Mapping[str, str], *, connect_s: float, max_asked: int
     ) -> None:
-        self._all = [Replica(url, Http1Client(url, headers, connect_s=connect_s)) for url in urls]
+        """`max_asked` requests is each of them at, at the most."""
+        self._all = [
+            Replica(url, Http1Client(url, headers, connect_s=connect_s, max_asked=max_asked))
+            for url in urls
+        ]
         self._asked = 0
 
     def __iter__(self) -> Iterator[Replica]:
@@ -60,9 +69,9 @@ class Replicas:
             replica.outstanding += 1
             try:
                 held = HeldReply(replica, await replica.http.post(path, body, within_s))
-            except (Unreachable, ConnectTimedOut) as error:
+            except (Unreachable, ConnectTimedOut, StillBusy) as error:
                 replica.outstanding -= 1
-                replica.is_away = True
+                replica.is_away |= not isinstance(error, StillBusy)
                 refusal = error
             except BaseException:
                 replica.outstanding -= 1

@@ -50,5 +50,10 @@ class Settings(
         return self.ollama_shares_memory == "yes"
 
     @cached_property
+    def max_asked(self) -> int:
+        """How many requests one server of a provider may be at."""
+        return self.max_streams + self.max_embeds
+
+    @cached_property
     def resolved_node(self) -> str:
         return self.node or f"{socket.gethostname()}:{self.port}"
