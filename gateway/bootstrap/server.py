@@ -21,7 +21,7 @@ from gateway.http.connections import (
     most_connections,
     raise_file_limit,
 )
-from gateway.http.server import DrainingServer, listen
+from gateway.http.server import VANISHED_S, DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
@@ -57,7 +57,7 @@ def serve(settings: Settings) -> None:
         logger.warning("the models folder %s is not there (yet)", settings.hf_model_path)
     # First of all, so that a second gateway by mistake disturbs nothing of the first.
     with (
-        listen(settings.host, settings.port) as listener,
+        listen(settings.host, settings.port, vanished_s=_choose_vanished_s(settings)) as listener,
         claimed(settings.resolved_node, settings.data_dir),
     ):
         anyio.run(_serve, settings, listener, backend_options={"use_uvloop": True})
@@ -96,6 +96,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         )
         _spare_the_collector()
         await server.serve([listener])
+
+
+def _choose_vanished_s(settings: Settings) -> float:
+    """Who takes nothing looks to the system as if he had vanished: `send_timeout_s` is first."""
+    return max(VANISHED_S, 2 * settings.send_timeout_s)
 
 
 def _spare_the_collector() -> None:

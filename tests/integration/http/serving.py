@@ -21,6 +21,7 @@ from gateway.core.virtual import VirtualModel
 from gateway.engine.ledger import MemoryLedger
 from gateway.http.app import create_app
 from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
+from gateway.http.server import VANISHED_S, listen
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.embeddings import EmbeddingService
@@ -83,6 +84,7 @@ async def serving(
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     patience_s: float = 30.0,
     max_connections: int = 5000,
+    vanished_s: float = VANISHED_S,
     retry_sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     tracer: Tracer | None = None,
     ledger: MemoryLedger | None = None,
@@ -92,7 +94,7 @@ async def serving(
     # A listing may take long on a machine that is busy with other things.
     chosen = {"catalog_timeout_s": 20.0} | values
     settings = Settings(providers=tuple(p.name for p in providers), node="test", **chosen)
-    with _listen() as listener, anyio.fail_after(patience_s):
+    with listen("127.0.0.1", 0, vanished_s=vanished_s) as listener, anyio.fail_after(patience_s):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with anyio.create_task_group() as tasks:
             gateway = build_gateway(settings, tasks, providers, retry_sleep, tracer, ledger)
@@ -234,14 +236,6 @@ def build_gateway(
         rotations=build_rotations(by_name, catalog, router, control, streams, embeddings, rules),
         memory=memory,
     )
-
-
-def _listen() -> socket.socket:
-    # asyncio turns Nagle's algorithm off only where the protocol is named: 40 ms a reply.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    return listener
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, done: anyio.Event) -> None:
