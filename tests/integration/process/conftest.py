@@ -130,11 +130,15 @@ def environment_of(folder: Path, models_folder: Path) -> dict[str, str]:
 def serve(environment: dict[str, str]) -> Iterator[Callable[..., GatewayProcess]]:
     """Start gateways over one migrated database; each call is a start anew."""
     started: list[GatewayProcess] = []
+    migrated: set[tuple[str, str]] = set()
 
     def start(**extra: str) -> GatewayProcess:
         chosen = environment | extra
-        upgraded = run_gateway(chosen, "db", "upgrade")
-        assert upgraded.returncode == 0, upgraded.stderr
+        database = chosen.get("GATEWAY_DATABASE_URL", ""), chosen["GATEWAY_DATA_DIR"]
+        if database not in migrated:
+            upgraded = run_gateway(chosen, "db", "upgrade")
+            assert upgraded.returncode == 0, upgraded.stderr
+            migrated.add(database)
         started.append(GatewayProcess(chosen))
         return started[-1]
 

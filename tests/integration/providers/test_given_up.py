@@ -17,10 +17,17 @@ from gateway.servers import OpenAIServer
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import NATIVE
 from tests.integration.ollama_peer import Exchange, OllamaPeer, chat_line
+from tests.integration.ollama_peer import answer as whole
 from tests.integration.providers.ollama_support import REF, ask, read
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 MOST = 5
+CHAT = "/v1/chat/completions"
+ANSWER = b"""data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}
+
+data: [DONE]
+
+"""
 HEAD = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
 
 
@@ -170,24 +177,27 @@ async def test_of_several_urls_another_is_asked(ollama_peer: OllamaPeer) -> None
         await never.wait()
 
     async with OllamaPeer() as other:
-        for peer in (ollama_peer, other):
-            peer.script_route("/v1/chat/completions", hang)
+        ollama_peer.script_route(CHAT, hang)
+        other.script_route(CHAT, whole(200, ANSWER, "text/event-stream"))
         server = OpenAIServer(urls=(ollama_peer.url, other.url))
         service = OpenAIService("lab", server, max_asked=1)
-
-        async def start(count: int) -> None:
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hear_out, service)
-                while len(ollama_peer.requests) + len(other.requests) < count:
-                    await anyio.lowlevel.checkpoint()
+                await ollama_peer.request()
                 tasks.cancel_scope.cancel()
-
-        with anyio.fail_after(20):
-            await start(1)
-            await start(2)
-            assert len(ollama_peer.requests) == len(other.requests) == 1
+            # It is the other one's turn, and then would be the first one's.
+            for _ in range(2):
+                await hear_out(service)
+            assert len(other.requests) == 2
+            other.script_route(CHAT, hang)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hear_out, service)
+                await other.request(2)
+                tasks.cancel_scope.cancel()
             with pytest.raises(Overloaded, match="lab is still at 1 requests"):
                 await hear_out(service)
+        assert len(ollama_peer.requests) == 1
         never.set()
         await service.aclose()
 
