@@ -26,7 +26,7 @@ test-gguf: $(VENV)/.installed-gguf  ## the tests of GGUF files, with llama.cpp (
 	$(BIN)/python -m pytest tests -m gguf
 
 test-peers: $(VENV)/.installed-dev  ## the tests against `transformers serve` and llama-cpp-python (installs them)
-	$(BIN)/python -m pytest -m peers --timeout 900 -rs tests/integration/providers/test_openai_real.py
+	$(BIN)/python -m pytest -m peers --timeout 900 -rs tests/integration/providers
 
 test-cuda: $(VENV)/.installed-dev  ## the tests on a CUDA GPU; they skip where there is none
 	$(BIN)/python -m pytest tests -m 'cuda or mps' -rs

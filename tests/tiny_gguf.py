@@ -37,7 +37,8 @@ def build_gguf(
     split_tensors: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """Convert a tiny llama of tests.tiny_models; return the (first) file written.
+    """Convert a tiny llama of tests.tiny_models, or one whose tokenizer is GPT-2's with merges;
+    return the (first) file written.
 
     `split_tensors` > 0 spreads the tensors over files of that many; `metadata` adds entries.
     """
@@ -78,15 +79,16 @@ def _add_sizes(writer: Any, config: dict[str, Any], quantization: str) -> None:
 
 
 def _add_tokenizer(writer: Any, model_folder: Path, kind: str, template: str | None) -> None:
-    vocabulary = json.loads((model_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    model = json.loads((model_folder / "tokenizer.json").read_text())["model"]
+    vocabulary, merges = model["vocab"], [" ".join(pair) for pair in model["merges"]]
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre("gpt-2" if merges else "default")
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL if token in SPECIAL_TOKENS else NORMAL for token in tokens])
     writer.add_token_scores([0.0] * len(tokens))
     # llama.cpp wants merges; this one makes a token that is not there, so it merges nothing.
-    writer.add_token_merges(["Ā ā"])
+    writer.add_token_merges(merges or ["Ā ā"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(vocabulary["<|im_end|>"])
     writer.add_pad_token_id(0)

@@ -1,48 +1,29 @@
 """The OpenAI provider against real servers of other makers, with a tiny model.
 
-Opt-in: `make test-peers` installs them once, as the benchmarks do. TRANSFORMERS_PYTHON and
-LLAMA_CPP_PYTHON name a Python that has them instead.
+Opt-in: `make test-peers`.
 """
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing
 from pathlib import Path
 
 import anyio
 import openai
 import pytest
 
-from bench.environments import ensure_environment
 from gateway.core.errors import GatewayError, ProviderRejected
 from gateway.core.events import Event, Finished, Started, TextDelta
 from gateway.core.messages import GenerateRequest, Message, Options
 from gateway.core.names import ModelRef
 from gateway.providers.openai import OpenAIService
-from gateway.servers import OpenAIServer
 from tests.integration.http.serving import serving
+from tests.integration.providers.foreign_servers import STARTERS, Peer, wait_until_it_lists
 from tests.tiny_models import build_model
 from tests.told import stream_of
 
 pytestmark = pytest.mark.peers
 
-START_S = 300.0
 CONTEXT = 256
-
-
-class Peer:
-    """A running server, and the name of its model."""
-
-    def __init__(self, kind: str, url: str, model: str) -> None:
-        self.kind = kind
-        self.url = url
-        self.ref = ModelRef("lab", model)
-
-    def service(self) -> OpenAIService:
-        return OpenAIService("lab", OpenAIServer(urls=(self.url,), control_timeout_s=5.0))
 
 
 @pytest.fixture(scope="module")
@@ -54,86 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def peer(request: pytest.FixtureRequest, folder: Path) -> Iterator[Peer]:
     """Each of the servers in turn, with its tiny model."""
     kind: str = request.param
-    start = {"transformers": _transformers, "llama-cpp-server": _llama_cpp}[kind]
-    with start(folder) as running:
-        anyio.run(_wait_until_it_lists, running)
+    model = build_model(folder / kind, max_position_embeddings=CONTEXT)
+    with STARTERS[kind](folder, model) as running:
+        anyio.run(wait_until_it_lists, running)
         yield running
-
-
-@contextmanager
-def _transformers(folder: Path) -> Iterator[Peer]:
-    python = _python("TRANSFORMERS_PYTHON", "transformers")
-    # A cache of the Hub, as a download would leave it.
-    repository = folder / "hub" / "models--lab--tiny"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    build_model(snapshot, max_position_embeddings=CONTEXT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    port = _free_port()
-    command = [str(python.parent / "transformers"), "serve", "--port", str(port), "--device", "cpu"]
-    environment = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
-    with _running(command, environment, folder / "transformers.log"):
-        yield Peer("transformers", f"http://127.0.0.1:{port}", "lab/tiny")
-
-
-@contextmanager
-def _llama_cpp(folder: Path) -> Iterator[Peer]:
-    python = _python("LLAMA_CPP_PYTHON", "llama-cpp-server")
-    model = build_model(folder / "tiny", max_position_embeddings=CONTEXT)
-    file = folder / "tiny.gguf"
-    write = (
-        "import sys; from pathlib import Path; from tests.tiny_gguf import build_gguf; "
-        "build_gguf(Path(sys.argv[2]), Path(sys.argv[1]))"
-    )
-    subprocess.run([str(python), "-c", write, str(model), str(file)], check=True)
-    port = _free_port()
-    options = {"model": file, "model_alias": "tiny", "n_ctx": CONTEXT, "port": port}
-    command = [str(python), "-m", "llama_cpp.server"]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    with _running(command, {}, folder / "llama.log"):
-        yield Peer("llama-cpp-server", f"http://127.0.0.1:{port}", "tiny")
-
-
-def _python(variable: str, name: str) -> Path:
-    given = os.environ.get(variable)
-    return Path(given) if given else ensure_environment(name) / "python"
-
-
-@contextmanager
-def _running(command: list[str], extra: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=os.environ | extra, stdout=file, stderr=file)
-        try:
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            sys.stderr.write(log.read_text(errors="replace"))  # shown when a test failed
-
-
-async def _wait_until_it_lists(peer: Peer) -> None:
-    service = peer.service()
-    try:
-        with anyio.fail_after(START_S):
-            while True:
-                with suppress(GatewayError):
-                    if peer.ref in [info.ref for info in await service.models()]:
-                        return
-                await anyio.sleep(0.25)  # a server of another maker gives no sign
-    finally:
-        await service.aclose()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
