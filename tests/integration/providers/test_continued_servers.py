@@ -11,7 +11,7 @@ import anyio
 import pytest
 from safetensors.torch import load_file, save_file
 
-from gateway.core.errors import IncompleteStream
+from gateway.core.errors import IncompleteStream, ProviderRejected
 from gateway.core.events import Generation
 from gateway.core.messages import GenerateRequest, Message, Options
 from gateway.core.models import ModelInfo
@@ -37,6 +37,7 @@ TEXT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 HERE = "huggingface/demo"
 STEPS = 16
 """Into how many parts an answer's bytes are cut."""
+CONTINUES: tuple[Continuation, ...] = ("assistant", "continue_final_message", "prefix")
 
 
 class Places(Iterator[int]):
@@ -193,9 +194,16 @@ async def test_a_chat_does_not_go_on_at_a_server_that_closes_every_message(
         house.places.next = length * 2 // 3
         with pytest.raises(IncompleteStream):
             await house.ask("there", raw=False)
-    async with house_of(peer, model, tmp_path, "assistant") as house:
-        whole = await house.ask(str(peer.ref), raw=False)
-        house.places.next = length * 2 // 3
-        joined = await house.ask("there", raw=False)
-        assert len(joined.switches) == 1
-        assert joined.text != whole.text
+    refused = set()
+    for continues in CONTINUES:
+        async with house_of(peer, model, tmp_path, continues) as house:
+            whole = await house.ask(str(peer.ref), raw=False)
+            house.places.next = length * 2 // 3
+            try:
+                joined = await house.ask("there", raw=False)
+            except ProviderRejected:
+                refused.add(continues)
+            else:
+                assert len(joined.switches) == 1
+                assert joined.text != whole.text, continues
+    assert refused == ({"continue_final_message"} if peer.kind == "transformers" else set())
