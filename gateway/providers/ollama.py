@@ -20,7 +20,6 @@ from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import (
     ContextLengthExceeded,
     GatewayError,
-    ProviderError,
     ProviderProtocolError,
     ProviderTimeout,
     ProviderUnavailable,
@@ -454,7 +453,7 @@ class OllamaService:
         except TransportError as error:
             raise self._describe(error, True) from error
 
-    def _describe(self, error: TransportError, started: bool) -> ProviderError:
+    def _describe(self, error: TransportError, started: bool) -> GatewayError:
         return describe_transport(error, self._base_url, started)
 
     async def _learn_traits(self, tags: Sequence[Tag], deadline: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
-from gateway.core.errors import GatewayError, ProviderError
+from gateway.core.errors import GatewayError
 from gateway.core.events import Event, Finished
 from gateway.core.telling import Tell, Wait
 from gateway.providers.http1 import Reply
@@ -38,7 +38,7 @@ async def pour_answer(
     tell: Tell,
     *,
     idle_s: float,
-    describe: Callable[[TransportError, bool], ProviderError],
+    describe: Callable[[TransportError, bool], GatewayError],
     begun: Callable[[], None] = lambda: None,
 ) -> Finished:
     """Tell the events of `reply` as they come; return its end, which is not told.
