@@ -20,6 +20,7 @@ from tests.integration.ollama_peer import Exchange, OllamaPeer, chat_line
 from tests.integration.ollama_peer import answer as whole
 from tests.integration.providers.ollama_support import REF, ask, read
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
+from tests.told import stream_of
 
 MOST = 5
 CHAT = "/v1/chat/completions"
@@ -203,7 +204,7 @@ async def test_of_several_urls_another_is_asked(ollama_peer: OllamaPeer) -> None
 
 
 async def hear_out(service: OpenAIService) -> None:
-    async with aclosing(service.stream(ask(), REF)) as events:
+    async with aclosing(stream_of(service, ask(), REF)) as events:
         async for _ in events:
             pass
 
