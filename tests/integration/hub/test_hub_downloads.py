@@ -25,8 +25,9 @@ from gateway.core.errors import (
     UnsafeRepository,
 )
 from gateway.hub.client import HubClient
-from gateway.hub.download import MAX_TRIES, WRITE_BYTES, HubDownloads
+from gateway.hub.download import HubDownloads
 from gateway.hub.repository import Repository
+from gateway.hub.transfer import MAX_TRIES, WRITE_BYTES
 from tests.integration.disks import fill_up, tiny_disk
 from tests.integration.hub_peer.files import HubFile, Plan
 from tests.integration.hub_peer.server import HubPeer
@@ -474,8 +475,8 @@ async def test_a_disk_that_fills_up_leaves_what_was_fetched_as_it_is(
     model: HubPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve_bytes: int
 ) -> None:
     """Full in the middle of a write, and found too full after one: neither writes twice."""
-    monkeypatch.setattr("gateway.hub.download.WRITE_BYTES", 100_000)
-    monkeypatch.setattr("gateway.hub.download.LOOK_AT_DISK_BYTES", 1)
+    monkeypatch.setattr("gateway.hub.transfer.WRITE_BYTES", 100_000)
+    monkeypatch.setattr("gateway.hub.transfer.LOOK_AT_DISK_BYTES", 1)
     go_on = asyncio.Event()
     model.files.plan(PATH, Plan(hold_after=500_000, hold=go_on))
     with tiny_disk(tmp_path / "disk", "4m") as cache:
