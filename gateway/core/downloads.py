@@ -37,6 +37,9 @@ class DownloadState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+ACTIVE = (DownloadState.QUEUED, DownloadState.RUNNING, DownloadState.PAUSED)
+"""Those that somebody still wants."""
+
 ENDED = frozenset(
     {
         DownloadState.SUCCEEDED,

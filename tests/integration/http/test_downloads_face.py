@@ -32,7 +32,7 @@ async def test_a_watcher_too_many_is_refused_with_a_status() -> None:
                 if line == "event: progress":
                     break
         with anyio.fail_after(10):
-            while served.gateway.downloads._watchers:
+            while served.gateway.downloads._watch.watchers:
                 await anyio.lowlevel.checkpoint()
 
 
@@ -41,7 +41,7 @@ async def test_head_watches_nothing() -> None:
         await queue_one(served)
         reply = await served.client.head(EVENTS)
         assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
-        assert served.gateway.downloads._watchers == 0
+        assert served.gateway.downloads._watch.watchers == 0
 
 
 async def test_one_that_has_ended_is_deleted_and_no_other() -> None:

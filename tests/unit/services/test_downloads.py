@@ -96,7 +96,7 @@ class Queue:
 
     def completed(self, download: Download) -> None:
         self.told.append(download)
-        self.running_when_told.append(len(self.service._jobs))
+        self.running_when_told.append(len(self.service._runs.jobs))
         raise RuntimeError("who is told may fail")
 
     @asynccontextmanager
@@ -259,7 +259,7 @@ async def test_draining_stops_at_once_and_takes_no_more(queue: Queue) -> None:
 async def test_one_that_another_gateway_paused_stops_at_the_next_beat(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.services.downloads.BEAT_S", 0.01)
+    monkeypatch.setattr("gateway.services.download_runs.BEAT_S", 0.01)
     elsewhere = Queue(queue.store, node="other")
     async with queue.working():
         ordered = await queue.service.start(A)
@@ -274,7 +274,7 @@ async def test_one_that_another_gateway_paused_stops_at_the_next_beat(
 async def test_one_that_another_gateway_cancelled_is_cleared_away_here(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.services.downloads.BEAT_S", 0.01)
+    monkeypatch.setattr("gateway.services.download_runs.BEAT_S", 0.01)
     elsewhere = Queue(queue.store, node="other")
     async with queue.working():
         ordered = await queue.service.start(A)
@@ -315,7 +315,7 @@ class AwayStore(MemoryDownloadStore):
 async def test_an_end_is_recorded_when_the_database_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.services.downloads.LOOK_S", 0.01)
+    monkeypatch.setattr("gateway.services.download_runs.LOOK_S", 0.01)
     store = AwayStore()
     store.away = 3
     queue = Queue(store)
@@ -489,7 +489,7 @@ async def test_one_that_is_resumed_while_it_still_stops_runs_again() -> None:
 async def test_one_that_cannot_look_up_the_token_waits_for_the_database(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.services.downloads.LOOK_S", 0.01)
+    monkeypatch.setattr("gateway.services.download_runs.LOOK_S", 0.01)
     queue.source.fault = DatabaseUnavailable("The database is away.")
     queue.source.gate(A).set()
     async with queue.working():
