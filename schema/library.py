@@ -8,6 +8,7 @@ import strawberry
 
 from gateway.core import library as core
 from gateway.services import library as services
+from gateway.services.removals import PROVIDER
 from schema.context import Info
 from schema.models import Model, ProviderError
 from schema.types import Long, to_datetime
@@ -233,7 +234,7 @@ async def clean_models(info: Info, input: _Clean) -> Cleaning | None:
 
 
 def _id(name: str) -> strawberry.ID:
-    return strawberry.ID(f"{services.PROVIDER}/{name}")
+    return strawberry.ID(f"{PROVIDER}/{name}")
 
 
 def _moment(unix_s: float | None) -> datetime | None:

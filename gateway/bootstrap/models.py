@@ -24,8 +24,9 @@ from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.decision_log import DecisionLog
 from gateway.services.feed import ModelFeed
-from gateway.services.library import LibraryService, UnderWay
+from gateway.services.library import LibraryService
 from gateway.services.memory import MemoryService
+from gateway.services.removals import UnderWay
 from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings, model_environment

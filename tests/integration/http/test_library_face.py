@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.ports import HubRevisions
 from gateway.providers.ollama import OllamaService
+from gateway.services.file_records import FileRecords
 from tests.hub_folders import model_files, put_cached, put_local
 from tests.integration.http.serving import Served, serving
 from tests.integration.ollama_peer import OllamaPeer
@@ -122,10 +124,8 @@ async def test_what_was_found_and_when_it_was_used_outlives_the_service(tmp_path
         [entry] = (await service.listing()).local
         service.note_used(entry.model.model)
         await service.write_last()
-        kept = await service._store.all("test")
-        service._records.clear()
-        service._used.clear()
-        service._is_loaded = False
+        kept = await service._records._store.all("test")
+        service._records = FileRecords(service._records._store, node="test", now=time.time)
         await service.look()
         [again] = (await service.listing()).local
     assert again.verification == entry.verification
@@ -139,7 +139,7 @@ async def test_a_model_goes_and_its_record_with_it(tmp_path: Path) -> None:
         status, gone = await post(served, "delete", model="o/n")
         assert status == 200 and gone["model"] == "huggingface/o/n" and gone["freed_bytes"] > 0
         assert (await available(served))["cached_hub_models"] == []
-        assert list(await served.gateway.library._store.all("test")) == []
+        assert list(await served.gateway.library._records._store.all("test")) == []
         assert (await post(served, "delete", model="huggingface/o/n"))[0] == 404
 
 
@@ -385,7 +385,7 @@ async def test_what_is_being_downloaded_is_not_removed(tmp_path: Path) -> None:
         return frozenset(busy)
 
     async with library(tmp_path) as served:
-        served.gateway.library._under_way = under_way
+        served.gateway.library._removals._under_way = under_way
         for name in ("o/n", f"o/n@{'a' * 40}"):
             status, reply = await post(served, "delete", model=name)
             assert (status, reply["error"]["code"]) == (409, "model_in_use")
@@ -407,7 +407,7 @@ async def test_a_clean_up_tells_what_went_also_when_one_cannot_go(tmp_path: Path
         return frozenset(next(answers))
 
     async with library(tmp_path) as served:
-        served.gateway.library._under_way = under_way
+        served.gateway.library._removals._under_way = under_way
         cleaned = (await post(served, "clean", max_bytes=0))[1]
     size = sum(map(len, model_files().values()))
     assert [each["model"] for each in cleaned["removed"]] == ["huggingface/o/b", "huggingface/o/c"]
@@ -418,7 +418,7 @@ async def test_verifying_early_keeps_when_a_model_was_first_seen(tmp_path: Path)
     snapshot = put_cached(tmp_path / "hub", "o/n")
     async with library(tmp_path) as served:
         record = FileRecord(str(snapshot), "o/n", "hub", 1, first_seen=12.0)
-        await served.gateway.library._store.put("test", [record])
+        await served.gateway.library._records._store.put("test", [record])
         assert (await post(served, "verify", model="o/n"))[1]["first_seen"] == 12.0
 
 
@@ -426,6 +426,7 @@ async def test_a_look_does_not_forget_what_came_meanwhile(tmp_path: Path) -> Non
     put_local(tmp_path / "models/early")
     async with library(tmp_path) as served:
         service = served.gateway.library
+        records = service._records
         taken, go_on = threading.Event(), threading.Event()
         inventory = service._shelf.inventory
 
@@ -441,10 +442,10 @@ async def test_a_look_does_not_forget_what_came_meanwhile(tmp_path: Path) -> Non
             await anyio.to_thread.run_sync(taken.wait)
             put_local(tmp_path / "models/late")
             tasks.start_soon(service.verify, "late")
-            while not (service._records or service._recording.statistics().tasks_waiting):
+            while not (records._records or records.lock.statistics().tasks_waiting):
                 await anyio.lowlevel.checkpoint()
             go_on.set()
-        kept = {record.name for record in await service._store.all("test")}
+        kept = {record.name for record in await service._records._store.all("test")}
     assert kept == {"early", "late"}
 
 
