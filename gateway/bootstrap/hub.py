@@ -58,6 +58,7 @@ async def open_hub(settings: Settings, database: Database) -> Hub:
         budget_bytes=partial(_budget_bytes, settings),
         fresh_s=settings.hub_cache_s,
         recommended=settings.hub_recommended,
+        trust=settings.trust_rules,
     )
     tokens = HubTokenService(
         store,

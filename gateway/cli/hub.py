@@ -126,9 +126,10 @@ def _describe(answer: dict[str, Any]) -> list[str]:
 
 def _describe_fit(fit: dict[str, Any]) -> str:
     if fit["fits"]:
-        return f"yes, it needs {show_size(fit['need_bytes'])} of {show_size(fit['budget_bytes'])}"
-    said = "unknown" if fit["fits"] is None else "no"
-    return f"{said}: {fit['reason']}"
+        by = ", by the sizes of its files" if fit["basis"] == "sizes" else ""
+        needs, budget = show_size(fit["need_bytes"]), show_size(fit["budget_bytes"])
+        return f"yes, it needs {needs} of {budget}{by}"
+    return fit["reason"] if fit["fits"] is None else f"no: {fit['reason']}"
 
 
 def _say_stale(answer: dict[str, Any]) -> None:

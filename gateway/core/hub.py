@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.core.errors import GatewayError, InvalidRequest
 from gateway.core.messages import require_clean_text
+from gateway.core.trust import ALLOW_PICKLE, Trust
 
 MAX_LIMIT = 1000
 """The Hub's own bound of a page."""
@@ -62,15 +63,17 @@ class HubFile(msgspec.Struct, frozen=True):
 
 class Need(msgspec.Struct, frozen=True):
     """What loading takes. `basis`: "headers" of the files, as a load counts it before it begins,
-    or only their "sizes", where the headers could not be read."""
+    or only their "sizes", where the headers could not be read. `is_pickled`: its weights are
+    pickles."""
 
     need_bytes: int
     basis: Literal["headers", "sizes"]
+    is_pickled: bool = False
 
 
 class Fit(msgspec.Struct, frozen=True):
     """Whether a model fits into the memory for models when nothing else is in it; `reason` is a
-    sentence, there when it does not or when that is unknown."""
+    sentence, there when it does not, is not loaded here, or when that is unknown."""
 
     fits: bool | None = None
     need_bytes: int | None = None
@@ -178,8 +181,8 @@ def require_token(text: str) -> str:
     return token
 
 
-def judge_fit(need: Need | None, budget_bytes: int | None) -> Fit:
-    """Return whether what is needed is there."""
+def judge_fit(need: Need | None, budget_bytes: int | None, trust: Trust) -> Fit:
+    """Return whether what is needed is there, for a model to which `trust` is allowed."""
     if need is None:
         return Fit(budget_bytes=budget_bytes, reason="It holds no weights that can be loaded here.")
     if budget_bytes is None:
@@ -188,6 +191,9 @@ def judge_fit(need: Need | None, budget_bytes: int | None) -> Fit:
             basis=need.basis,
             reason="The gateway runs no models itself.",
         )
+    if need.is_pickled and not trust.pickle:
+        reason = f"Its weights are pickles, which {ALLOW_PICKLE} does not allow to this model."
+        return Fit(None, need.need_bytes, budget_bytes, need.basis, reason)
     fits = need.need_bytes <= budget_bytes
     reason = None
     if not fits:

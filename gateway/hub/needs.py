@@ -6,12 +6,13 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from gateway.core.cards import ModelCard
+from gateway.core.cards import PICKLES, ModelCard
 from gateway.core.errors import HubError, HubProtocolError
 from gateway.core.hub import HubFile, Need
 from gateway.core.loading import LoadConfig, estimate_bytes
@@ -30,6 +31,7 @@ _FIRST_BYTES = 100_000
 _CONFIGS = ("config.json", "modules.json")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_PICKLE = re.compile(rf"{PICKLES}[A-Za-z0-9_.-]{{0,200}}\.bin")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 _USUAL_GGUF = "Q4_K_M"
 
@@ -59,20 +61,28 @@ class NeedReader:
         weights = [file for file in files if _is_weights(file.path)]
         has_config = any(file.path == "config.json" for file in files)
         if not weights or not has_config:
-            return Found(_need_of_gguf(files))
+            gguf = _need_of_gguf(files)
+            # As the library reads it: pickles are the weights where there are no others.
+            weights = [file for file in files if _PICKLE.fullmatch(file.path)]
+            if gguf is not None or not weights or not has_config:
+                return Found(gguf)
         total = sum(file.size_bytes or 0 for file in weights)
+        names = [file.path for file in weights]
+        configs = [file.path for file in files if file.path in _CONFIGS]
         if len(weights) <= MAX_SHARDS:
-            found = await self._read_headers(repository, commit or "main", files, total)
+            root = f"/{repository}/resolve/{commit or 'main'}/"
+            found = await self._read_headers(root, names, configs, total)
             if found is not None:
                 return found
-        return Found(_need_of_sizes(total, dtypes, self._load))
+        is_pickled = not _is_weights(names[0])
+        return Found(_need_of_sizes(total, dtypes, self._load, is_pickled))
 
     async def _read_headers(
-        self, repository: str, commit: str, files: Sequence[HubFile], total: int
+        self, root: str, weights: Sequence[str], configs: Sequence[str], total: int
     ) -> Found | None:
-        root = f"/{repository}/resolve/{commit}/"
-        wanted = [file.path for file in files if _is_weights(file.path) or file.path in _CONFIGS]
-        copied: dict[str, bytes] = {}
+        # Pickles have no header: which there are, and what they weigh, is all that is told of them.
+        copied = {path: b"" for path in weights if not _is_weights(path)}
+        wanted = [*configs, *(path for path in weights if _is_weights(path))]
         limiter = anyio.CapacityLimiter(AT_ONCE)
         failed = False
 
@@ -90,7 +100,7 @@ class NeedReader:
             async with anyio.create_task_group() as tasks:
                 for path in wanted:
                     tasks.start_soon(copy, path)
-        if failed or len(copied) < len(wanted):
+        if failed or not copied.keys() >= set(wanted):
             return None
         return await anyio.to_thread.run_sync(_count, copied, total, self._load)
 
@@ -106,7 +116,9 @@ def _count(copied: Mapping[str, bytes], total: int, load: LoadConfig) -> Found |
         if model is None:
             return None
         whole: LocalModel = msgspec.structs.replace(model, size_bytes=total)
-        return Found(Need(estimate_load(whole, load), "headers"), whole.card)
+        is_pickled = model.card.format == "pickle"
+        basis: Literal["headers", "sizes"] = "sizes" if is_pickled else "headers"
+        return Found(Need(estimate_load(whole, load), basis, is_pickled), whole.card)
 
 
 async def _read_config(client: HubClient, path: str) -> bytes:
@@ -156,6 +168,9 @@ def _need_of_gguf(files: Sequence[HubFile]) -> Need | None:
     return Need(models[(usual or sorted(models))[0]], "sizes")
 
 
-def _need_of_sizes(total: int, dtypes: Mapping[str, int], load: LoadConfig) -> Need:
+def _need_of_sizes(
+    total: int, dtypes: Mapping[str, int], load: LoadConfig, is_pickled: bool
+) -> Need:
     stored = max(dtypes, key=lambda name: dtypes[name], default="")
-    return Need(estimate_bytes(total, _DTYPES.get(stored), load.dtype), "sizes")
+    weights = estimate_bytes(total, _DTYPES.get(stored), load.dtype)
+    return Need(2 * weights if is_pickled else weights, "sizes", is_pickled)

@@ -28,6 +28,7 @@ from gateway.core.hub import (
 )
 from gateway.core.names import require_repository
 from gateway.core.ports import HubCache, HubSource
+from gateway.core.trust import TrustRules
 from gateway.services.flights import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ class HubService:
         budget_bytes: Callable[[], Awaitable[int | None]],
         fresh_s: float,
         recommended: Sequence[str] = (),
+        trust: TrustRules | None = None,
         now: Callable[[], float] = time,
     ) -> None:
         """`token` gives the token that the Hub is asked with: what one is shown is not for the
         next. `budget_bytes` is what models may take where they are loaded by default; None: the
-        gateway loads none. `now` is Unix seconds."""
+        gateway loads none. `trust` is what is allowed to which model. `now` is Unix seconds."""
         self.recommended = tuple(recommended)
         self._source = source
         self._cache = cache
@@ -64,6 +66,7 @@ class HubService:
         self._token = token
         self._budget_bytes = budget_bytes
         self._fresh_s = fresh_s
+        self._trust = trust or TrustRules()
         self._now = now
         self._flights: SingleFlight[Any] = SingleFlight()
 
@@ -82,7 +85,9 @@ class HubService:
         details, freshness = await self._answer(
             f"model {repository}", HubDetails, lambda: self._source.details(repository)
         )
-        return HubReport(details, judge_fit(details.need, await self._budget_bytes()), freshness)
+        trust = self._trust.of(repository, details.model.sha)
+        fit = judge_fit(details.need, await self._budget_bytes(), trust)
+        return HubReport(details, fit, freshness)
 
     async def latest_commit(self, repository: str) -> str | None:
         """Return the commit of the branch main as far as it is remembered; the Hub is not asked."""

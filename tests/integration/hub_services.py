@@ -42,6 +42,7 @@ def hub_services(settings: Settings, tasks: TaskGroup) -> HubServices:
         budget_bytes=budget_bytes,
         fresh_s=settings.hub_cache_s,
         recommended=settings.hub_recommended,
+        trust=settings.trust_rules,
     )
     tokens = HubTokenService(
         MemorySecretStore(),

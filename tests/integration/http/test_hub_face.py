@@ -193,3 +193,19 @@ async def test_the_models_to_begin_with_are_the_operator_s(peer: HubPeer) -> Non
         ScriptedProvider(), hub_endpoint=peer.url, hub_recommended=("a/b", "c/d")
     ) as served:
         assert await get(served, "/api/v1/hub/recommended") == {"models": ["a/b", "c/d"]}
+
+
+async def test_pickles_fit_only_where_they_are_allowed(peer: HubPeer) -> None:
+    peer.files.add(
+        "org/old",
+        HubFile("config.json", b'{"architectures":["LlamaForCausalLM"]}', lfs=False),
+        HubFile("pytorch_model.bin", bytes(100)),
+    )
+    async with serving(ScriptedProvider(), hub_endpoint=peer.url) as served:
+        fit = (await get(served, f"{MODELS}/org/old"))["fit"]
+        assert (fit["fits"], fit["need_bytes"]) == (None, 200)
+        assert "pickles" in fit["reason"] and "GATEWAY_HF_ALLOW_PICKLE" in fit["reason"]
+    allowed = {"hub_endpoint": peer.url, "hf_allow_pickle": ("org/old",)}
+    async with serving(ScriptedProvider(), **allowed) as served:
+        fit = (await get(served, f"{MODELS}/org/old"))["fit"]
+        assert (fit["fits"], fit["reason"]) == (True, None)

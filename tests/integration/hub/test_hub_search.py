@@ -1,6 +1,7 @@
 """Search, details, fit and token against a Hub that the real huggingface_hub talks to as well."""
 
 import asyncio
+import shutil
 import struct
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from gateway.core.errors import HubProtocolError, HubTokenRejected, RepositoryNotFound
-from gateway.core.hub import HubAccount, HubQuery
+from gateway.core.hub import HubAccount, HubQuery, Need
 from gateway.core.loading import LoadConfig
 from gateway.engine.needs import estimate_load
 from gateway.hub.cache import FileLibrary
@@ -207,6 +208,29 @@ async def test_a_gguf_repository_needs_what_its_usual_file_weighs(
     details = await search.details("org/model-GGUF")
     assert details.need is not None
     assert (details.need.need_bytes, details.need.basis) == (150, "sizes")
+
+
+async def test_pickles_are_weights_where_there_are_no_others(
+    peer: HubPeer, search: HubSearch, tiny: Path, tmp_path: Path
+) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny, pickled, ignore=shutil.ignore_patterns("*.safetensors"))
+    (pickled / "pytorch_model.bin").write_bytes(bytes(5000))
+    peer.files.add("org/model", *files_of(pickled))
+    peer.files.add("org/both", *files_of(pickled), *files_of(tiny))
+    peer.files.add("org/gguf", *files_of(pickled), HubFile("m-Q4_K_M.gguf", bytes(70)))
+    peer.files.add("org/bare", HubFile("pytorch_model.bin", bytes(5000)))
+    found = await search.details("org/model")
+    assert found.need == Need(counted(pickled), "sizes", is_pickled=True)
+    assert found.architecture == "LlamaForCausalLM"
+    assert peer.seen("cdn") == []  # not one byte of a pickle is fetched
+    both, gguf = await search.details("org/both"), await search.details("org/gguf")
+    assert both.need is not None and not both.need.is_pickled
+    assert gguf.need == Need(70, "sizes")
+    assert (await search.details("org/bare")).need is None
+    peer.files.repos["org/model"].gated = True
+    gated = (await search.details("org/model")).need
+    assert gated == Need(2 * 5000, "sizes", is_pickled=True)
 
 
 async def test_names_of_files_lead_nowhere_else(
