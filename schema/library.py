@@ -162,10 +162,20 @@ class Removal:
     freed_bytes: Long = strawberry.field(description="What that frees after those before it.")
 
 
+@strawberry.type(description="What downloads left of one repository, and a clean-up removes.")
+class RemovedLeftover:
+    repository: str = strawberry.field(description="owner/name on the Hub.")
+    freed_bytes: Long = strawberry.field(description="What that frees.")
+    last_updated: datetime = strawberry.field(description="When something came last.")
+
+
 @strawberry.type(description="What a clean-up removes.")
 class Cleaning:
     removed: list[Removal] = strawberry.field(description="In this order.")
     kept_in_use: list[strawberry.ID] = strawberry.field(description="Kept, as they are in memory.")
+    unfinished: list[RemovedLeftover] = strawberry.field(
+        description="What downloads left; not in the bytes below."
+    )
     before_bytes: Long = strawberry.field(description="What the cache's models took.")
     after_bytes: Long = strawberry.field(description="What those that are left take.")
     dry_run: bool = strawberry.field(description="Nothing was removed.")
@@ -187,6 +197,10 @@ class CleanModelsInput:
     )
     max_bytes: Long | None = strawberry.field(
         default=None, description="The least recently used, until the rest takes no more."
+    )
+    unfinished_days: float | None = strawberry.field(
+        default=None,
+        description="What downloads left that failed, where nothing came for so many days.",
     )
     dry_run: bool = strawberry.field(default=True, description="Only tell what would go.")
 
@@ -219,7 +233,10 @@ async def delete_model(info: Info, model: _Name) -> DeletedModel | None:
 
 async def clean_models(info: Info, input: _Clean) -> Cleaning | None:
     plan = await info.context.gateway.library.clean(
-        unused_days=input.unused_days, max_bytes=input.max_bytes, dry_run=input.dry_run
+        unused_days=input.unused_days,
+        max_bytes=input.max_bytes,
+        unfinished_days=input.unfinished_days,
+        dry_run=input.dry_run,
     )
     return Cleaning(
         removed=[
@@ -227,6 +244,14 @@ async def clean_models(info: Info, input: _Clean) -> Cleaning | None:
             for each in plan.removals
         ],
         kept_in_use=[_id(name) for name in plan.kept],
+        unfinished=[
+            RemovedLeftover(
+                repository=each.repository,
+                freed_bytes=Long(each.size_bytes),
+                last_updated=to_datetime(each.changed_at),
+            )
+            for each in plan.unfinished
+        ],
         before_bytes=Long(plan.before_bytes),
         after_bytes=Long(plan.after_bytes),
         dry_run=input.dry_run,

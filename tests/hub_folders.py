@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def put_cached(
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(Path(*[".."] * (2 + name.count("/"))) / "blobs" / blob.name)
     return snapshot
+
+
+def put_partial(cache: Path, repository: str, size: int = 5) -> Path:
+    """Write what a download leaves that is cut off, as if long ago; return it."""
+    blobs = cache / f"models--{repository.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    path = blobs / ("1" * 64 + ".incomplete")
+    path.write_bytes(bytes(size))
+    os.utime(path, (1e9, 1e9))
+    return path
 
 
 def _blob_name(name: str, data: bytes) -> str:

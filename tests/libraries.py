@@ -7,14 +7,16 @@ from gateway.core.library import ShelvedModel
 from gateway.core.ports import ModelRemover, Provider
 from gateway.hub.cache import FileLibrary
 from gateway.hub.health import Health
+from gateway.hub.leftovers import HubLeftovers
 from gateway.hub.library import DiskShelf
 from gateway.services.catalog import Catalog
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
+from gateway.services.leftovers import Leftovers
 from gateway.services.library import LibraryService
 from gateway.settings import Settings
-from gateway.testing import MemoryCollectionStore, MemoryFileStore
+from gateway.testing import MemoryCollectionStore, MemoryDownloadStore, MemoryFileStore
 from tests.integration.routing_services import Routing
 
 
@@ -44,6 +46,9 @@ def build_library(
             control,
             node=node,
             test_load=find_nothing,
+            leftovers=Leftovers(
+                MemoryDownloadStore(), HubLeftovers(settings.resolved_hub_cache), place="here"
+            ),
             removers={k: each for k, each in providers.items() if isinstance(each, ModelRemover)},
         ),
         "configs": configs,

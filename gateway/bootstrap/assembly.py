@@ -4,7 +4,6 @@ import secrets
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,7 +19,6 @@ from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.decision_log import DecisionLog
 from gateway.services.decisions import DecisionService
-from gateway.services.downloads import repositories_under_way
 from gateway.services.embeddings import EmbeddingService
 from gateway.services.gatekeeper import Gatekeeper
 from gateway.services.gateway import Gateway
@@ -70,9 +68,8 @@ def assemble(
     """
     meter, log = Meter(), DecisionLog()
     place = name_place(settings.resolved_hub_cache)
-    under_way = partial(repositories_under_way, stores.downloads, place)
     restored = anyio.Event()
-    models = build_models(settings, stores, hub.service, under_way, meter, log, restored, tasks)
+    models = build_models(settings, stores, hub.service, place, meter, log, restored, tasks)
     requests = _build_requests(settings, stores, journal, models, meter, log, boot, tracer, tasks)
     gatekeeper = Gatekeeper(
         stores.keys,

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,15 +19,17 @@ from gateway.core.states import ModelState
 from gateway.core.virtual import VirtualModel
 from gateway.hub.cache import FileLibrary
 from gateway.hub.health import Health
+from gateway.hub.leftovers import HubLeftovers
 from gateway.hub.library import DiskShelf
 from gateway.hub.trial import ChildLoadTester
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.decision_log import DecisionLog
+from gateway.services.downloads import repositories_under_way
 from gateway.services.feed import ModelFeed
+from gateway.services.leftovers import Leftovers
 from gateway.services.library import LibraryService
 from gateway.services.memory import MemoryService
-from gateway.services.removals import UnderWay
 from gateway.services.rules import RuleService
 from gateway.services.tracker import ModelStateTracker
 from gateway.settings import Settings, model_environment
@@ -53,14 +56,14 @@ def build_models(
     settings: Settings,
     stores: Stores,
     revisions: HubRevisions,
-    under_way: UnderWay,
+    place: str,
     meter: Meter,
     decisions: DecisionLog,
     restored: anyio.Event,
     tasks: TaskGroup,
 ) -> Models:
-    """`under_way` names the repositories that downloads are at; `restored` is set once kept
-    configs hold again."""
+    """`place` names the Hub's cache of this machine; `restored` is set once kept configs hold
+    again."""
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
@@ -94,9 +97,7 @@ def build_models(
         built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again
     )
     removers: dict[str, ModelRemover] = {}
-    files, library = _build_library(
-        settings, stores, catalog, control, removers, revisions, under_way
-    )
+    files, library = _build_library(settings, stores, catalog, control, removers, revisions, place)
     memory = build_memory(settings, decisions.moved)
     # Those above hold the mappings; they are filled now that there is somebody to observe the
     # models.
@@ -112,7 +113,7 @@ def _build_library(
     control: ModelControlService,
     removers: Mapping[str, ModelRemover],
     revisions: HubRevisions,
-    under_way: UnderWay,
+    place: str,
 ) -> tuple[FileLibrary, LibraryService]:
     models_folder, hub_cache = settings.resolved_model_path, settings.resolved_hub_cache
     health = Health()
@@ -137,7 +138,8 @@ def _build_library(
         ),
         removers=removers,
         revisions=revisions,
-        under_way=under_way,
+        under_way=partial(repositories_under_way, stores.downloads, place),
+        leftovers=Leftovers(stores.downloads, HubLeftovers(hub_cache), place=place),
     )
     return files, service
 

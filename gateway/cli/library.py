@@ -90,19 +90,23 @@ def remove(model: str, yes: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--unused-days", type=float, help="Remove what nobody used for so many days.")
 @click.option("--max-bytes", type=int, help="Remove the least recently used until this is all.")
+@click.option(
+    "--unfinished-days",
+    type=float,
+    help="Remove what downloads left that failed, if nothing came for so many days.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json_option
-def clean(
-    unused_days: float | None, max_bytes: int | None, dry_run: bool, yes: bool, as_json: bool
-) -> None:
-    """Remove models of the Hub's cache by age and size."""
-    if unused_days is None and max_bytes is None:
-        raise click.UsageError("say --unused-days or --max-bytes, or both")
+def clean(dry_run: bool, yes: bool, as_json: bool, **rule: float | None) -> None:
+    """Remove models of the Hub's cache by their age and their size together, and what downloads
+    left there."""
+    if all(value is None for value in rule.values()):
+        raise click.UsageError("say --unused-days, --max-bytes or --unfinished-days")
     gateway = client()
-    body = {"unused_days": unused_days, "max_bytes": max_bytes, "dry_run": True}
+    body = {**rule, "dry_run": True}
     plan = gateway.post("/api/v1/models/clean", body)
-    if not dry_run and plan["removed"]:
+    if not dry_run and (plan["removed"] or plan["unfinished"]):
         if not yes:
             click.echo(_describe_cleaning(plan), err=True)
             click.confirm("Remove them?", abort=True, err=True)
@@ -140,5 +144,9 @@ def _describe_cleaning(plan: dict[str, Any]) -> str:
         for each in plan["removed"]
     ]
     lines += [f"{name} is in use and stays" for name in plan["kept_in_use"]]
+    lines += [
+        f"what is left of {each['repository']} {would}: {show_size(each['freed_bytes'])}"
+        for each in plan["unfinished"]
+    ]
     before, after = show_size(plan["before_bytes"]), show_size(plan["after_bytes"])
     return "\n".join([*lines, f"The cache's models: {before} before, {after} after."])

@@ -192,8 +192,12 @@ def judge_fit(need: Need | None, budget_bytes: int | None, trust: Trust) -> Fit:
             reason="The gateway runs no models itself.",
         )
     if need.is_pickled and not trust.pickle:
-        reason = f"Its weights are pickles, which {ALLOW_PICKLE} does not allow to this model."
-        return Fit(None, need.need_bytes, budget_bytes, need.basis, reason)
+        return Fit(
+            need_bytes=need.need_bytes,
+            budget_bytes=budget_bytes,
+            basis=need.basis,
+            reason=f"Its weights are pickles, which {ALLOW_PICKLE} does not allow to this model.",
+        )
     fits = need.need_bytes <= budget_bytes
     reason = None
     if not fits:

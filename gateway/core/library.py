@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
+from gateway.core.leftovers import Leftover
 from gateway.core.models import LocalModel
 
 
@@ -148,13 +150,18 @@ class CleanPlan(msgspec.Struct, frozen=True):
     after_bytes: int
     kept: tuple[str, ...] = ()
     """Models that had to go by the rule, and are in use or could not be removed."""
+    unfinished: tuple[Leftover, ...] = ()
+    """What downloads left behind, which no model's bytes count."""
 
     def without(self, names: Collection[str]) -> "CleanPlan":
         """Return the plan where these were kept after all."""
         removals = tuple(each for each in self.removals if each.name not in names)
         stays = sum(each.frees_bytes for each in self.removals if each.name in names)
-        return CleanPlan(
-            removals, self.before_bytes, self.after_bytes + stays, (*self.kept, *names)
+        return replace(
+            self,
+            removals=removals,
+            after_bytes=self.after_bytes + stays,
+            kept=(*self.kept, *names),
         )
 
 

@@ -34,6 +34,7 @@ class CleanBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     unused_days: float | None = None
     max_bytes: int | None = None
+    unfinished_days: float | None = None
     dry_run: bool | None = None
 
 
@@ -84,7 +85,10 @@ class LibraryFace:
     async def clean(self, request: Request) -> Response:
         body = await self._read(request, _CLEAN)
         plan = await self._gateway.library.clean(
-            unused_days=body.unused_days, max_bytes=body.max_bytes, dry_run=bool(body.dry_run)
+            unused_days=body.unused_days,
+            max_bytes=body.max_bytes,
+            unfinished_days=body.unfinished_days,
+            dry_run=bool(body.dry_run),
         )
         return json_response({**describe_cleaning(plan), "dry_run": bool(body.dry_run)})
 
@@ -134,6 +138,14 @@ def describe_cleaning(plan: CleanPlan) -> dict[str, Any]:
             for r in plan.removals
         ],
         "kept_in_use": [f"huggingface/{name}" for name in plan.kept],
+        "unfinished": [
+            {
+                "repository": each.repository,
+                "freed_bytes": each.size_bytes,
+                "last_updated": each.changed_at,
+            }
+            for each in plan.unfinished
+        ],
         "before_bytes": plan.before_bytes,
         "after_bytes": plan.after_bytes,
     }

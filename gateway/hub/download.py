@@ -28,6 +28,7 @@ from gateway.core.errors import (
     StorageFailed,
 )
 from gateway.hub.layout import folder_name
+from gateway.hub.leftovers import discard_leftovers
 from gateway.hub.repository import Repository, Survey
 from gateway.hub.transfer import Bytes, Job, NotSame, Transfer
 from gateway.hub.tree import Pages, read_tree
@@ -105,11 +106,11 @@ class HubDownloads:
             self._running.discard(tally)
 
     async def discard(self, order: DownloadOrder) -> None:
-        """Delete what unfinished downloads of the repository left, but for running ones'."""
+        """Delete what no snapshot of the repository shows, but for what others are at."""
         if not await self._in_thread((self._cache / folder_name(order.repo)).is_dir):
             return
         async with self._repository(order) as repository:
-            await self._in_thread(repository.discard_partials)
+            await self._in_thread(discard_leftovers, repository)
 
     async def _fetch(
         self, order: DownloadOrder, tally: Tally, commit: str | None, since: float

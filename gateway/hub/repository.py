@@ -19,11 +19,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.downloads import RemoteFile, is_blob_name
+from gateway.core.downloads import RemoteFile
 from gateway.core.errors import ChecksumMismatch, InsufficientStorage, StorageFailed
 from gateway.hub.layout import folder_name
 
 INCOMPLETE = ".incomplete"
+STAGING = ".staging-"
 IN_USE = "in-use.lock"
 """Held, shared, by everybody who has the repository's folders opened."""
 READ_BYTES = 2**20
@@ -46,7 +47,8 @@ def told_storage_faults() -> Iterator[None]:
 
 
 class Repository:
-    """One repository of the cache at `cache`, its folders opened; close it when done."""
+    """One repository of the cache at `cache`, its folders opened (`folder`, `blobs`); close it when
+    done."""
 
     def __init__(self, cache: Path, repo: str) -> None:
         """Raises StorageFailed where a folder of it is none, or a link."""
@@ -67,8 +69,8 @@ class Repository:
             self._opened.append(self._use)
             # Before the folders: nobody removes them then.
             fcntl.flock(self._use, fcntl.LOCK_SH)
-            self._folder = self._sub(self._root, self.name)
-            self._blobs = self._sub(self._folder, "blobs")
+            self.folder = self._sub(self._root, self.name)
+            self.blobs = self._sub(self.folder, "blobs")
         except BaseException:
             self.close()
             raise
@@ -98,7 +100,7 @@ class Repository:
 
     def free_bytes(self) -> int:
         """Return what is free on the disk for this user."""
-        status = os.fstatvfs(self._folder)
+        status = os.fstatvfs(self.folder)
         return status.f_bavail * status.f_frsize
 
     def has_blob(self, file: RemoteFile, *, since: float | None = None) -> bool:
@@ -142,7 +144,7 @@ class Repository:
         `go_on` is called between the pieces that are read, and may raise.
         """
         with told_storage_faults():
-            return Partial(self._blobs, file, go_on)
+            return Partial(self.blobs, file, go_on)
 
     def survey(
         self, commit: str, files: Sequence[RemoteFile], *, since: float | None = None
@@ -159,35 +161,19 @@ class Repository:
     def partial_bytes(self, file: RemoteFile) -> int:
         """Return how much of the file was fetched before and is kept."""
         try:
-            found = os.stat(file.blob + INCOMPLETE, dir_fd=self._blobs, follow_symlinks=False)
+            found = os.stat(file.blob + INCOMPLETE, dir_fd=self.blobs, follow_symlinks=False)
         except OSError:
             return 0
         is_usable = stat.S_ISREG(found.st_mode) and found.st_size <= file.size_bytes
         return found.st_size if is_usable else 0
 
-    def discard_partials(self) -> None:
-        """Delete the partial files that nobody is writing, and the folders if nothing is left and
-        nobody else has them opened. The last that is done with it."""
-        with told_storage_faults():
-            names = os.listdir(self._blobs)
-        for name in names:
-            blob = name.removesuffix(INCOMPLETE)
-            if name.endswith(INCOMPLETE) and is_blob_name(blob):
-                self._discard(name, blob)
-        with suppress(OSError):  # in use, or not empty
-            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rmdir("blobs", dir_fd=self._folder)
-            os.rmdir(self.name, dir_fd=self._root)
-
-    def _discard(self, name: str, blob: str) -> None:
-        lock = self.try_lock(blob)
-        if lock is None:
-            return
+    def try_alone(self) -> bool:
+        """Have the repository alone from now on; False while somebody else has it opened."""
         try:
-            with told_storage_faults():
-                os.unlink(name, dir_fd=self._blobs)
-        finally:
-            self.unlock(lock)
+            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def snapshot(self, commit: str) -> Path:
         return self.path / "snapshots" / commit
@@ -203,7 +189,7 @@ class Repository:
         if missing := self._missing(files):
             return missing
         with told_storage_faults():
-            snapshots = self._sub(self._folder, "snapshots")
+            snapshots = self._sub(self.folder, "snapshots")
             if not self._publish_whole(snapshots, commit, files):
                 self._publish_each(snapshots, commit, files)
             if revision != commit:
@@ -219,15 +205,15 @@ class Repository:
 
     def _publish_whole(self, snapshots: int, commit: str, files: Sequence[RemoteFile]) -> bool:
         # Beside `snapshots`: whatever looks there must not find half of one.
-        staging = f".staging-{commit}-{secrets.token_hex(4)}"
-        staged = _open_folder(self._folder, staging)
+        staging = f"{STAGING}{commit}-{secrets.token_hex(4)}"
+        staged = _open_folder(self.folder, staging)
         try:
             for file in files:
                 _link(staged, file)
             os.fsync(staged)
-            os.rename(staging, commit, src_dir_fd=self._folder, dst_dir_fd=snapshots)
+            os.rename(staging, commit, src_dir_fd=self.folder, dst_dir_fd=snapshots)
         except OSError as error:
-            _remove_tree(self._folder, staging)
+            remove_tree(self.folder, staging)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             return False
@@ -245,7 +231,7 @@ class Repository:
             os.close(folder)
 
     def _write_ref(self, revision: str, commit: str) -> None:
-        folder = self._sub(self._folder, "refs")
+        folder = self._sub(self.folder, "refs")
         *parents, name = revision.split("/")
         for parent in parents:
             folder = self._sub(folder, parent)
@@ -380,13 +366,13 @@ def _link(folder: int, file: RemoteFile) -> None:
             os.close(fd)
 
 
-def _remove_tree(parent: int, name: str) -> None:
+def remove_tree(parent: int, name: str) -> None:
     """Delete a folder of folders and links that we made; follows none."""
     folder = os.open(name, _FOLDER_FLAGS, dir_fd=parent)
     try:
         for entry in os.listdir(folder):
             if stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
-                _remove_tree(folder, entry)
+                remove_tree(folder, entry)
             else:
                 os.unlink(entry, dir_fd=folder)
     finally:

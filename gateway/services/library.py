@@ -33,6 +33,7 @@ from gateway.core.routing import resolve_name
 from gateway.services.catalog import Catalog, ProviderFault
 from gateway.services.control import ModelControlService
 from gateway.services.file_records import FileRecords
+from gateway.services.leftovers import Leftovers
 from gateway.services.removals import PROVIDER, Removals, Removed, UnderWay
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class LibraryService:
         removers: Mapping[str, ModelRemover],
         revisions: HubRevisions | None = None,
         under_way: UnderWay = _none_under_way,
+        leftovers: Leftovers | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`revisions` None: nobody knows what the Hub has."""
@@ -117,6 +119,7 @@ class LibraryService:
             control,
             removers=removers,
             under_way=under_way,
+            leftovers=leftovers,
             now=now,
         )
         self._verifying = anyio.Lock()
@@ -200,11 +203,20 @@ class LibraryService:
         return await self._removals.delete(await self._resolve(name))
 
     async def clean(
-        self, *, unused_days: float | None, max_bytes: int | None, dry_run: bool
+        self,
+        *,
+        unused_days: float | None,
+        max_bytes: int | None,
+        unfinished_days: float | None,
+        dry_run: bool,
     ) -> CleanPlan:
-        """Remove models by their age and their size together; see Removals.clean."""
+        """Remove models by their age and their size together, and what downloads left behind; see
+        Removals.clean."""
         return await self._removals.clean(
-            unused_days=unused_days, max_bytes=max_bytes, dry_run=dry_run
+            unused_days=unused_days,
+            max_bytes=max_bytes,
+            unfinished_days=unfinished_days,
+            dry_run=dry_run,
         )
 
     async def _find(self, name: str) -> ShelvedModel:

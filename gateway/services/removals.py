@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import anyio
 import anyio.to_thread
 import msgspec
+from msgspec.structs import replace
 
 from gateway.core.errors import DatabaseUnavailable, GatewayError, InvalidRequest, ModelInUse
 from gateway.core.library import CleanPlan, CleanRule, ShelvedModel, plan_cleanup
@@ -16,9 +17,11 @@ from gateway.core.states import ModelState
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
 from gateway.services.file_records import FileRecords
+from gateway.services.leftovers import Leftovers
 
 logger = logging.getLogger(__name__)
 
+DAY_S = 86_400
 MAX_DAYS = 36_500
 PROVIDER = "huggingface"
 """Whose models the library's files are."""
@@ -46,15 +49,18 @@ class Removals:
         *,
         removers: Mapping[str, ModelRemover],
         under_way: UnderWay,
+        leftovers: Leftovers | None,
         now: Callable[[], float],
     ) -> None:
-        """`now` is Unix seconds; `removers` are the providers that remove their own models."""
+        """`now` is Unix seconds; `removers` are the providers that remove their own models;
+        `leftovers` None: nothing is downloaded here."""
         self._shelf = shelf
         self._records = records
         self._catalog = catalog
         self._control = control
         self._removers = removers
         self._under_way = under_way
+        self._leftovers = leftovers
         self._now = now
         self._removing = anyio.Lock()
 
@@ -74,17 +80,27 @@ class Removals:
         return Removed(str(ref), freed)
 
     async def clean(
-        self, *, unused_days: float | None, max_bytes: int | None, dry_run: bool
+        self,
+        *,
+        unused_days: float | None,
+        max_bytes: int | None,
+        unfinished_days: float | None,
+        dry_run: bool,
     ) -> CleanPlan:
         """Remove models of the Hub's cache by their age and their size together, and return what
         went; with `dry_run`, what would go. Models in memory are kept, and so is what cannot be
-        removed now or whose repository is being downloaded. Raises InvalidRequest."""
-        if unused_days is not None and not 0 <= unused_days <= MAX_DAYS:
-            raise InvalidRequest(f"'unused_days' is 0 to {MAX_DAYS}.", param="unused_days")
+        removed now or whose repository is being downloaded.
+
+        With `unfinished_days`, what downloads left behind and nobody added to for so long goes,
+        too; see Leftovers.clean. Raises InvalidRequest.
+        """
+        for name, days in (("unused_days", unused_days), ("unfinished_days", unfinished_days)):
+            if days is not None and not 0 <= days <= MAX_DAYS:
+                raise InvalidRequest(f"'{name}' is 0 to {MAX_DAYS}.", param=name)
         if max_bytes is not None and max_bytes < 0:
             raise InvalidRequest("'max_bytes' is at least 0.", param="max_bytes")
         inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
-        since = None if unused_days is None else self._now() - unused_days * 86_400
+        since = None if unused_days is None else self._now() - unused_days * DAY_S
         busy = await self._under_way()
         models = [model for model in inventory.models if model.model.source == "hub"]
         coming = {model.name for model in models if model.repository in busy}
@@ -94,7 +110,11 @@ class Removals:
             last_used=self._records.last_used(),
             in_use=coming.union(s.ref.qualified_model for s in await self._resident()),
         )
-        return plan if dry_run else await self._carry_out(plan, models)
+        plan = plan if dry_run else await self._carry_out(plan, models)
+        if unfinished_days is None or self._leftovers is None:
+            return plan
+        left = await self._leftovers.clean(older_s=unfinished_days * DAY_S, dry_run=dry_run)
+        return replace(plan, unfinished=tuple(left))
 
     async def _carry_out(self, plan: CleanPlan, models: Sequence[ShelvedModel]) -> CleanPlan:
         """Return the plan as it came out: what cannot be removed now is kept."""

@@ -5,6 +5,7 @@ from gateway.core.ports.downloads import (
     DownloadObserver,
     DownloadSource,
     DownloadStore,
+    LeftoverCache,
     Worker,
 )
 from gateway.core.ports.hub import HubCache, HubRevisions, HubSource, SecretStore
@@ -49,6 +50,7 @@ __all__ = [
     "HubRevisions",
     "HubSource",
     "KeyStore",
+    "LeftoverCache",
     "LoadTester",
     "ModelLibrary",
     "ModelObserver",

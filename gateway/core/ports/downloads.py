@@ -15,6 +15,7 @@ from gateway.core.downloads import (
     Progress,
     Tally,
 )
+from gateway.core.leftovers import Leftover
 
 
 class DownloadSource(Protocol):
@@ -40,7 +41,17 @@ class DownloadSource(Protocol):
         ...
 
     async def discard(self, order: DownloadOrder) -> None:
-        """Delete what is there of the model and not whole, if nobody works on it."""
+        """Delete what is there and belongs to no whole model, if nobody works on it."""
+        ...
+
+
+class LeftoverCache(Protocol):
+    """The files that downloads left behind in the Hub's cache. Both methods are blocking."""
+
+    def find(self) -> Sequence[Leftover]: ...
+
+    def discard(self, repository: str) -> int:
+        """Delete what no snapshot shows and nobody is at; return the bytes that this freed."""
         ...
 
 

@@ -20,7 +20,7 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import HubRevisions
 from gateway.providers.ollama import OllamaService
 from gateway.services.file_records import FileRecords
-from tests.hub_folders import model_files, put_cached, put_local
+from tests.hub_folders import model_files, put_cached, put_local, put_partial
 from tests.integration.http.serving import Served, serving
 from tests.integration.ollama_peer import OllamaPeer
 from tests.scripted_provider import ScriptedProvider
@@ -181,10 +181,25 @@ async def test_a_clean_up_tells_what_it_would_do_and_does_no_more(tmp_path: Path
         assert [each["reason"] for each in old["removed"]] == ["age"]
 
 
+async def test_a_clean_up_takes_what_downloads_left(tmp_path: Path) -> None:
+    put_cached(tmp_path / "hub", "o/n")
+    left = put_partial(tmp_path / "hub", "o/failed", size=7)
+    async with library(tmp_path) as served:
+        assert (await post(served, "clean", unused_days=30))[1]["unfinished"] == []
+        plan = (await post(served, "clean", unfinished_days=30, dry_run=True))[1]
+        told = {"repository": "o/failed", "freed_bytes": 7, "last_updated": 1e9}
+        assert (plan["unfinished"], plan["removed"], left.exists()) == ([told], [], True)
+        done = (await post(served, "clean", unfinished_days=30))[1]
+        assert done == {**plan, "dry_run": False}
+        assert not left.parents[1].exists()
+        assert [o["reason"] for o in (await available(served))["oddities"]] == []
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {"unused_days": -1},
+        {"unfinished_days": -1},
         {"unused_days": 1e300},
         {"max_bytes": -1},
         {"max_bytes": 1.5},

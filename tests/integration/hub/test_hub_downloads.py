@@ -458,6 +458,25 @@ async def test_discarding_leaves_what_others_write(model: HubPeer, tmp_path: Pat
     assert partials(tmp_path) == []
 
 
+async def test_discarding_takes_whole_files_that_no_snapshot_shows(
+    model: HubPeer, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "models--org--model/blobs"
+    async with opened(model, tmp_path) as downloads:
+        await fetch(downloads, patterns=["*.json"])
+        shown = set(blobs.iterdir())
+        model.files.plan(PATH, *[Plan(status=503)] * MAX_TRIES)
+        with pytest.raises(HubUnavailable):
+            await fetch(downloads)
+        assert len(set(blobs.iterdir())) > len(shown)
+        at_work = Repository(tmp_path, MODEL)
+        await downloads.discard(DownloadOrder("huggingface", MODEL))
+        assert len(set(blobs.iterdir())) > len(shown)  # who is at work may be about to show them
+        at_work.close()
+        await downloads.discard(DownloadOrder("huggingface", MODEL))
+        assert set(blobs.iterdir()) == shown
+
+
 async def test_the_folders_of_one_who_works_stay(model: HubPeer, tmp_path: Path) -> None:
     """Who ordered it anew may have opened them before the first file is there."""
     order = DownloadOrder("huggingface", MODEL)

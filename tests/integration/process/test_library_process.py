@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub_folders import put_cached
+from tests.hub_folders import put_cached, put_partial
 from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
 from tests.tiny_models import build_model
 
@@ -125,6 +125,11 @@ def test_the_command_tells_what_is_wrong_and_cleans_up(
     [line] = [line for line in out.splitlines() if "o/bad" in line]
     assert code == 0 and "corrupt" in line
     assert command("models", "clean")[0] == 2
+    left = put_partial(cache, "o/failed", size=7)
+    code, out, _ = command("models", "clean", "--unfinished-days", "1", "--dry-run")
+    assert code == 0 and "what is left of o/failed would go: 7 bytes" in out and left.exists()
+    code, out, _ = command("models", "clean", "--unfinished-days", "1", "--yes")
+    assert code == 0 and "what is left of o/failed went: 7 bytes" in out and not left.exists()
     code, out, _ = command("models", "clean", "--max-bytes", "0", "--dry-run")
     assert code == 0 and "huggingface/o/old would go (size)" in out
     assert command("models", "rm", "o/bad")[0] == 1  # nobody says yes

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.hub_folders import model_files, put_cached, put_local
+from tests.hub_folders import model_files, put_cached, put_local, put_partial
 from tests.integration.schema.graphql_server import GraphQLServer, make_server
 
 MODEL = """{ id source format path repository sha refs sizeBytes usable firstSeen lastUsed
@@ -80,6 +80,16 @@ async def test_a_model_is_verified_removed_and_cleaned_up(
     assert done == {**planned, "dryRun": False}
     assert (await ask(http, LIBRARY))["library"]["cachedHubModels"] == []
     assert await refusal(http, CLEAN, input={"maxBytes": -1}) == "invalid_request"
+
+
+async def test_what_downloads_left_is_cleaned_up(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    left = put_partial(tmp_path / "hub", "o/failed", size=7)
+    query = """mutation($input: CleanModelsInput!) { cleanModels(input: $input)
+        { unfinished { repository freedBytes lastUpdated } } }"""
+    rule = {"unfinishedDays": 30, "dryRun": False}
+    told = {"repository": "o/failed", "freedBytes": 7, "lastUpdated": "2001-09-09T01:46:40+00:00"}
+    assert (await ask(http, query, input=rule))["cleanModels"]["unfinished"] == [told]
+    assert not left.exists()
 
 
 async def test_collections_live_and_move(http: httpx.AsyncClient) -> None:
