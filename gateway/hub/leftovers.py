@@ -13,6 +13,7 @@ from gateway.core.errors import StorageFailed
 from gateway.core.leftovers import Leftover
 from gateway.hub.layout import REPOSITORY, folder_name, repository_name
 from gateway.hub.repository import INCOMPLETE, STAGING, Repository, remove_tree
+from gateway.hub.shared_blobs import find_shared, sweep
 
 
 class HubLeftovers:
@@ -30,7 +31,7 @@ class HubLeftovers:
                 if folder.name.startswith(REPOSITORY) and not folder.is_symlink():
                     found = [at for _, at in _unshown(folder)]
                     if found:
-                        size = sum(at.st_size for at in found)
+                        size = sum(map(_own_bytes, found))
                         changed_at = max(at.st_mtime for at in found)
                         yield Leftover(repository_name(folder), size, changed_at)
 
@@ -38,8 +39,9 @@ class HubLeftovers:
         if not (self._cache / folder_name(repository)).is_dir():
             return 0
         opened = Repository(self._cache, repository)
+        shared = find_shared(opened.path / "blobs", self._cache)
         try:
-            return discard_leftovers(opened)
+            return discard_leftovers(opened) + sweep(shared, self._cache)
         finally:
             opened.close()
 
@@ -55,7 +57,7 @@ def discard_leftovers(repository: Repository) -> int:
     freed = 0
     for name, at in _unshown(repository.path):
         if name.endswith(INCOMPLETE) or is_alone:
-            freed += at.st_size if _discard(repository, name) else 0
+            freed += _own_bytes(at) if _discard(repository, name) else 0
     if is_alone:
         with suppress(OSError):
             for name in os.listdir(repository.folder):
@@ -100,6 +102,10 @@ def _unshown(repository: Path) -> list[tuple[str, os.stat_result]]:
     # Afterwards: what was shown meanwhile is none of them.
     shown = shown_blobs(repository) if found else set()
     return [(name, at) for name, at in found if name not in shown]
+
+
+def _own_bytes(at: os.stat_result) -> int:
+    return at.st_size if stat.S_ISREG(at.st_mode) else 0
 
 
 def _is_ours(name: str, at: os.stat_result) -> bool:

@@ -9,9 +9,11 @@ from gateway.core.errors import Forbidden, GatewayError, Internal, ModelNotFound
 from gateway.core.library import DiskUse, Inventory, Oddity, ShelvedModel
 from gateway.hub import verify
 from gateway.hub.cache import FileLibrary, folders, read_refs
-from gateway.hub.disk import empty_trash, is_inside, look, remove
+from gateway.hub.disk import empty_trash, is_inside, remove
 from gateway.hub.health import Health
 from gateway.hub.layout import REPOSITORY, repository_name
+from gateway.hub.leftovers import shown_blobs
+from gateway.hub.shared_blobs import find_shared, is_store, sweep
 
 _OTHER_KINDS = {"datasets--": "a data set", "spaces--": "a Space", "kernels--": "kernels"}
 _OWN_FILES = ("version.txt", "CACHEDIR.TAG")
@@ -75,10 +77,14 @@ class DiskShelf:
         repository = self._library.repository(name)
         is_whole = not any(mark in name for mark in "@:")
         if is_whole and repository.is_dir() and repository.parent == self._hub_cache:
-            return remove([repository], self._hub_cache)
+            return self._remove_repository(repository)
         if model is None or model.repository is None:
             raise ModelNotFound(name)
         return self._remove_cached(model, self._library.repository(model.repository))
+
+    def _remove_repository(self, repository: Path) -> int:
+        shared = find_shared(repository / "blobs", self._hub_cache)
+        return remove([repository], self._hub_cache) + sweep(shared, self._hub_cache)
 
     def _remove_local(self, model: ShelvedModel) -> int:
         path = Path(model.model.path)
@@ -97,7 +103,9 @@ class DiskShelf:
             if other.model.path != model.model.path
         ]
         if not others:
-            return remove([repository], self._hub_cache)
+            return self._remove_repository(repository)
+        shown = shown_blobs(repository)
+        shared = find_shared(repository / "blobs", self._hub_cache)
         snapshot = repository / "snapshots" / str(model.model.revision)
         beside = [other for other in others if other.model.revision == model.model.revision]
         if beside:
@@ -109,7 +117,10 @@ class DiskShelf:
             commits = read_refs(repository).items()
             names = [name for name, commit in commits if commit == snapshot.name]
             remove([repository / "refs" / name for name in names], self._hub_cache)
-        return freed + remove(_orphans(model, repository), self._hub_cache)
+        # What no snapshot leads to any more; what none led to before is somebody's who downloads.
+        orphans = [repository / "blobs" / blob for blob in shown - shown_blobs(repository)]
+        freed += remove([path for path in orphans if os.path.lexists(path)], self._hub_cache)
+        return freed + sweep(shared, self._hub_cache)
 
     def _odd_local(self, models: Sequence[ShelvedModel]) -> Iterator[Oddity]:
         paths = [Path(model.model.path) for model in models]
@@ -130,6 +141,8 @@ class DiskShelf:
         name = path.name
         if name.startswith(".") or name in _OWN_FILES:
             return None
+        if is_store(path):
+            return None
         if not path.is_dir():
             return "It is no folder of a repository."
         if not is_inside(path, self._hub_cache):
@@ -142,17 +155,6 @@ class DiskShelf:
         if not folders(path / "snapshots"):
             return "It has no snapshot: its download was not finished."
         return "Its snapshots hold no config.json and no GGUF file."
-
-
-def _orphans(model: ShelvedModel, repository: Path) -> list[Path]:
-    """Return the blobs of a removed model that no snapshot leads to any more."""
-    needed = {file.path for file in look(repository / "snapshots", repository).files.values()}
-    blobs = str((repository / "blobs").resolve())
-    return [
-        Path(path)
-        for path in model.sizes
-        if path not in needed and os.path.dirname(path) == blobs and os.path.lexists(path)
-    ]
 
 
 def _disk_use(root: Path, models: Sequence[ShelvedModel]) -> DiskUse:

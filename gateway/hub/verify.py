@@ -5,6 +5,7 @@ A verdict is a sentence on what is wrong, or None. Whatever the files hold, noth
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -93,7 +94,7 @@ def find_damage(shelved: ShelvedModel, go_on: Callable[[], None]) -> str | None:
     that cache have none to compare. Blocking; reads everything. `go_on` may raise to end it."""
     for file in shelved.files:
         try:
-            if not _is_as_named(file, go_on):
+            if not _is_as_named(file, _blob_path(shelved, file), go_on):
                 return f"The file {file.name} is damaged: its checksum is not what it must be."
         except OSError as error:
             return f"The file {file.name} cannot be read: {error.strerror or error}."
@@ -104,8 +105,22 @@ def is_weights(file: ModelFile) -> bool:
     return file.name.endswith(".safetensors") and "/" not in file.name
 
 
-def _is_as_named(file: ModelFile, go_on: Callable[[], None]) -> bool:
-    folder, _, name = file.path.rpartition("/")
+def _blob_path(shelved: ShelvedModel, file: ModelFile) -> str:
+    """Return the blob that the file's link in a snapshot leads to; the blob may be a link itself,
+    to what several repositories share, and that has another name."""
+    folder = shelved.model.path
+    if shelved.model.card.format == "gguf":
+        folder = os.path.dirname(folder)
+    link = os.path.join(folder, file.name)
+    try:
+        target = os.path.join(os.path.dirname(link), os.readlink(link))
+    except OSError:
+        return file.path
+    return os.path.normpath(target)
+
+
+def _is_as_named(file: ModelFile, blob: str, go_on: Callable[[], None]) -> bool:
+    folder, _, name = blob.rpartition("/")
     if not folder.endswith("/blobs"):
         return True
     if _SHA256.fullmatch(name):
