@@ -452,6 +452,11 @@ class MemoryDownloadStore:
     async def claim(self, worker: Worker, places: Sequence[str]) -> Download | None:
         oldest = sorted(self._downloads.values(), key=lambda d: (d.created_at, d.id))
         for download in oldest:
+            is_left = download.state is DownloadState.RUNNING and self._is_free(download, worker)
+            if is_left and download.place not in places:
+                given_back = replace(download, state=DownloadState.QUEUED, updated_at=self._now())
+                self._downloads[download.id] = given_back
+        for download in oldest:
             if download.place in places and self._is_free(download, worker):
                 self._workers[download.id] = (worker, self._now() + worker.lease_s)
                 change = DownloadChange(DownloadState.RUNNING)
@@ -511,6 +516,7 @@ class MemoryDownloadStore:
             state=change.state,
             message=change.message,
             error=change.error,
+            place=change.place or download.place,
             path=change.path or download.path,
             commit=change.commit or download.commit,
             progress=replace(progress, rate=None, eta_s=None),

@@ -53,9 +53,14 @@ SETTLED = ENDED - {DownloadState.FAILED}
 """From these nothing leads on."""
 
 LEGAL_SOURCES: dict[DownloadState, frozenset[DownloadState]] = {
-    # A gateway that stops gives back what it runs.
+    # A gateway that stops gives back what it runs; one that waits may change its place.
     DownloadState.QUEUED: frozenset(
-        {DownloadState.RUNNING, DownloadState.PAUSED, DownloadState.FAILED}
+        {
+            DownloadState.QUEUED,
+            DownloadState.RUNNING,
+            DownloadState.PAUSED,
+            DownloadState.FAILED,
+        }
     ),
     # From RUNNING when the lease of who ran it is over.
     DownloadState.RUNNING: frozenset({DownloadState.QUEUED, DownloadState.RUNNING}),
@@ -129,6 +134,10 @@ class Download(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    def waits_elsewhere(self, place: str) -> bool:
+        """Tell whether it waits for a gateway of another place than this."""
+        return self.state is DownloadState.QUEUED and self.place != place
 
 
 class RemoteFile(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from gateway.core.downloads import ACTIVE, Download, DownloadOrder, DownloadState, Fetched
 from gateway.core.errors import DatabaseUnavailable, GatewayError, InvalidRequest
@@ -33,6 +34,11 @@ LOOK_S = 2.0
 RETURN_S = 2.0
 """How long a stopping gateway may take to give back what it runs."""
 MAX_WAITING = 1000
+_RESUME = "not of this one: resume it to have it here."
+ELSEWHERE = {
+    "huggingface": f"It waits for a gateway of the Hub cache it was ordered for, {_RESUME}",
+    "ollama": f"It waits for a gateway of the Ollama server it was ordered for, {_RESUME}",
+}
 
 
 class DownloadRuns:
@@ -253,7 +259,11 @@ class DownloadRuns:
         return self._sources[order.source]
 
     def renewed(self, stored: Download) -> Download:
-        """Return a download with the progress of this moment, if it runs here."""
+        """Return a download with the progress of this moment, if it runs here; one that this
+        gateway cannot run says so."""
+        source = self._sources.get(stored.order.source)
+        if source is not None and stored.waits_elsewhere(source.place):
+            return replace(stored, message=ELSEWHERE[stored.order.source])
         job = self.jobs.get(stored.id)
         if job is None or stored.state is not DownloadState.RUNNING:
             return stored

@@ -17,6 +17,7 @@ from gateway.core.downloads import (
     DownloadOrder,
     DownloadPlan,
     DownloadState,
+    Progress,
 )
 from gateway.core.errors import InvalidRequest, Overloaded, ShuttingDown, StaleTransition
 from gateway.core.ports import (
@@ -140,10 +141,17 @@ class DownloadService:
         return found
 
     async def resume(self, download_id: str) -> Download:
-        """Queue one again that is paused or has failed; goes on where it stopped."""
+        """Queue one again that is paused or has failed; goes on where it stopped. One that waits
+        for a gateway of another place is had here instead, from the start."""
         if self._runs.draining:
             raise ShuttingDown("The gateway is shutting down.")
-        await self._admit((await self.find(download_id)).order)
+        found = await self.find(download_id)
+        await self._admit(found.order)
+        place = self._runs.source(found.order).place
+        if found.waits_elsewhere(place):
+            waiting = (DownloadState.QUEUED,)
+            change = DownloadChange(DownloadState.QUEUED, progress=Progress(), place=place)
+            return await self._change(found, change, sources=waiting)
         return await self._move(download_id, DownloadState.QUEUED, sources=_RESUMABLE)
 
     def watch(
@@ -173,9 +181,16 @@ class DownloadService:
     ) -> Download:
         present = await self.find(download_id)
         change = DownloadChange(state, progress=present.progress, commit=present.commit)
-        moved = await self._store.move(download_id, change, sources=sources)
+        return await self._change(present, change, sources=sources)
+
+    async def _change(
+        self, present: Download, change: DownloadChange, *, sources: Sequence[DownloadState]
+    ) -> Download:
+        moved = await self._store.move(present.id, change, sources=sources)
         if moved is None:
-            raise StaleTransition(f"A download that is {present.state} cannot become {state}.")
+            raise StaleTransition(
+                f"A download that is {present.state} cannot become {change.state}."
+            )
         self._runs.look_soon()
         self._runs.tell()
-        return moved
+        return self._runs.renewed(moved)

@@ -6,7 +6,7 @@ Leases go by the database's clock, so that the clocks of several gateways may di
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import Row, Select, Update, and_, delete, insert, or_, select, update
 
 from gateway.core.downloads import (
     ENDED,
@@ -49,6 +49,7 @@ class DatabaseDownloadStore:
     async def claim(self, worker: Worker, places: Sequence[str]) -> Download | None:
         async with self._database.writing() as connection:
             now = await read_clock(connection)
+            await connection.execute(_give_back(worker, places, now))
             row = (await connection.execute(_next(worker, places, now))).first()
             if row is None:
                 return None
@@ -131,12 +132,7 @@ def _of(download_id: str) -> Select[Any]:
 def _next(worker: Worker, places: Sequence[str], now: float) -> Select[Any]:
     """Choose the oldest that is queued, that nobody keeps any more, or that an earlier run of
     this gateway left."""
-    is_left = and_(downloads.c.node == worker.node, downloads.c.boot != worker.boot)
-    is_over = or_(downloads.c.leased_until.is_(None), downloads.c.leased_until < now)
-    is_free = or_(
-        downloads.c.state == DownloadState.QUEUED,
-        and_(downloads.c.state == DownloadState.RUNNING, or_(is_left, is_over)),
-    )
+    is_free = or_(downloads.c.state == DownloadState.QUEUED, _is_left(worker, now))
     return (
         select(downloads.c.id)
         .where(is_free, downloads.c.place.in_(sorted(places)))
@@ -145,6 +141,21 @@ def _next(worker: Worker, places: Sequence[str], now: float) -> Select[Any]:
         # Two gateways that look at once must not both find it; SQLite has one writer anyway.
         .with_for_update(skip_locked=True)
     )
+
+
+def _give_back(worker: Worker, places: Sequence[str], now: float) -> Update:
+    """Queue again what nobody runs any more and is for none of the places."""
+    return (
+        update(downloads)
+        .where(_is_left(worker, now), downloads.c.place.not_in(sorted(places)))
+        .values(state=DownloadState.QUEUED, leased_until=None, updated_at=now)
+    )
+
+
+def _is_left(worker: Worker, now: float) -> Any:
+    is_of_before = and_(downloads.c.node == worker.node, downloads.c.boot != worker.boot)
+    is_over = or_(downloads.c.leased_until.is_(None), downloads.c.leased_until < now)
+    return and_(downloads.c.state == DownloadState.RUNNING, or_(is_of_before, is_over))
 
 
 def _is_run_by(worker: Worker) -> Any:
@@ -188,6 +199,8 @@ def _progress_values(progress: Progress) -> dict[str, object]:
 def _change_values(change: DownloadChange) -> dict[str, object]:
     values: dict[str, object] = {"state": change.state, "error": _fault_value(change.error)}
     values["message"] = change.message
+    if change.place is not None:
+        values["place"] = change.place
     if change.path is not None:
         values["path"] = change.path
     if change.commit is not None:

@@ -79,6 +79,7 @@ class DownloadChange(msgspec.Struct, frozen=True):
     path: str | None = None
     commit: str | None = None
     progress: Progress | None = None
+    place: str | None = None
 
 
 class DownloadStore(Protocol):
@@ -97,6 +98,7 @@ class DownloadStore(Protocol):
         """Return the oldest one for any of the places that nobody runs, as RUNNING by `worker`.
 
         What an earlier run of the same node left counts at once, others' when their lease is over.
+        Such ones for other places are queued again, for whoever has those.
         """
         ...
 

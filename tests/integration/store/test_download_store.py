@@ -99,6 +99,25 @@ async def test_another_gateway_takes_over_when_the_lease_is_over(
     assert not await download_store.keep("a", ME, Progress(), None)
 
 
+async def test_what_nobody_runs_is_queued_again_by_a_gateway_of_another_place(
+    download_store: DownloadStore,
+) -> None:
+    for number, worker in enumerate((ME, OTHER, OVER)):
+        await download_store.add(download(f"d{number}", at=number))
+        claimed = await download_store.claim(worker, [HERE])
+        assert claimed is not None and claimed.id == f"d{number}"
+    assert await download_store.claim(AGAIN, ["host:/new"]) is None
+    states = {each.id: (each.state, each.place) for each in await download_store.newest(3)}
+    # The second is run by another gateway, whose lease is not over.
+    assert states == {"d0": (S.QUEUED, HERE), "d1": (S.RUNNING, HERE), "d2": (S.QUEUED, HERE)}
+    moved = await download_store.move(
+        "d0", DownloadChange(S.QUEUED, place="host:/new"), sources=[S.QUEUED]
+    )
+    assert moved is not None and moved.place == "host:/new"
+    claimed = await download_store.claim(AGAIN, ["host:/new"])
+    assert claimed is not None and claimed.id == "d0"
+
+
 async def test_a_claim_clears_what_was_said_before(download_store: DownloadStore) -> None:
     fault = DownloadFault("code", "said")
     await download_store.add(replace(download(), error=fault, message="before"))

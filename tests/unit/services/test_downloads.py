@@ -1,5 +1,6 @@
 """The queue: order, limits, pausing, taking over, and what watchers hear."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from gateway.core.downloads import (
     DownloadPlan,
     DownloadState,
     Fetched,
+    Progress,
     Tally,
     parse_order,
 )
@@ -341,6 +343,33 @@ async def test_what_is_not_there_and_what_cannot_be_is_said(queue: Queue) -> Non
         await queue.service.start(parse_order("ollama/x"))
     with pytest.raises(InvalidRequest):
         await queue.service.newest(501)
+
+
+async def test_one_for_another_cache_says_so_and_is_had_here_when_it_is_resumed() -> None:
+    queue = Queue()
+    at = time.time()
+    progress = Progress(bytes_done=7, bytes_total=10)
+    foreign = Download("x", A, "elsewhere", S.QUEUED, at, at, progress)
+    await queue.store.add(foreign)
+    queue.source.gate(A).set()
+    async with queue.working():
+        await queue.until(await queue.service.start(B), S.RUNNING)  # younger, and before it
+        waiting = await queue.service.find("x")
+        assert waiting.state is S.QUEUED
+        assert waiting.message is not None and "resume" in waiting.message
+        [listed] = await queue.service.newest(states=[S.QUEUED])
+        assert listed == waiting
+        resumed = await queue.service.resume("x")
+        assert (resumed.place, resumed.message) == ("here", None)
+        assert resumed.progress.bytes_done == 0  # what was fetched lies elsewhere
+        assert (await queue.until(resumed, S.SUCCEEDED)).message == "done"
+
+
+async def test_one_that_is_paused_keeps_its_cache_when_it_is_resumed(queue: Queue) -> None:
+    await queue.store.add(Download("x", A, "elsewhere", S.PAUSED, 0.0, 0.0))
+    resumed = await queue.service.resume("x")
+    assert (resumed.state, resumed.place) == (S.QUEUED, "elsewhere")
+    assert resumed.message is not None
 
 
 async def test_one_that_has_ended_is_forgotten_and_no_other(queue: Queue) -> None:
