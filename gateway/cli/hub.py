@@ -27,7 +27,10 @@ def search(text: str, limit: int, as_json: bool, **wanted: str | None) -> None:
     if as_json:
         print_json(answer)
         return
-    _print_models(answer["models"])
+    if answer["models"]:
+        _print_models(answer["models"])
+    else:
+        click.echo("The Hub has no model that fits.", err=True)
     _say_stale(answer)
 
 

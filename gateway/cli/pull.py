@@ -61,7 +61,8 @@ def pull(
     if not no_wait:
         answer = _wait(gateway, answer, as_lines=as_json and progress, quiet=as_json)
     if not as_json:
-        click.echo(_describe(answer))
+        # Why it failed is said below, with what to do about it.
+        click.echo(_describe(answer | {"error": None}))
     elif not progress or no_wait:
         print_json(answer)
     if not no_wait and answer["state"] not in _FINE:

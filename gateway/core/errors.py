@@ -128,8 +128,15 @@ class ModelNotFound(GatewayError):
 
     code = "model_not_found"
 
-    def __init__(self, name: str, nearest: Sequence[str] = (), message: str | None = None) -> None:
-        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else None
+    def __init__(
+        self,
+        name: str,
+        nearest: Sequence[str] = (),
+        message: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        if nearest:
+            hint = f"Did you mean {' or '.join(nearest)}?"
         super().__init__(message or f"There is no model '{name}'.", hint=hint, param="model")
         self.name = name
         self.nearest = tuple(nearest)

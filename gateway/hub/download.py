@@ -136,9 +136,8 @@ class HubDownloads:
             _begin(tally, commit, found)
             self._require_room(tally, found)
             await self._fetch_and_publish(job, files, found.missing)
-            is_old = found.is_published
-            said = "Everything is there already." if is_old else f"{len(files)} files are there."
-            return Fetched(said, str(repository.snapshot(commit)), commit, is_old)
+            said = _describe(len(files), found.is_published)
+            return Fetched(said, str(repository.snapshot(commit)), commit, found.is_published)
 
     async def _fetch_and_publish(
         self, job: Job, files: Sequence[RemoteFile], missing: Sequence[RemoteFile]
@@ -216,6 +215,12 @@ class HubDownloads:
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await anyio.to_thread.run_sync(partial(call, *arguments), limiter=self._threads)
+
+
+def _describe(count: int, is_old: bool) -> str:
+    if is_old:
+        return "Everything is there already."
+    return "1 file is there." if count == 1 else f"{count} files are there."
 
 
 def _begin(tally: Tally, commit: str, found: Survey) -> None:

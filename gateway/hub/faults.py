@@ -39,7 +39,10 @@ def _raise(reply: httpx2.Response, path: str, had_token: bool) -> NoReturn:
         raise _gated(path, had_token)
     if code in ("RevisionNotFound", "EntryNotFound"):
         what = "revision" if code == "RevisionNotFound" else "file"
-        raise RepositoryNotFound(f"The Hub has no such {what} of '{_name(path)}'.")
+        raise RepositoryNotFound(
+            f"The Hub has no such {what} of '{_name(path)}'.",
+            hint="The repository's page on the Hub lists its branches, tags and files.",
+        )
     status = reply.status_code
     if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
         raise HubUnavailable(f"The Hub answered {status}.")

@@ -68,7 +68,10 @@ async def read_tree(
         url = page.next_url
     chosen = choose_files(files, order.patterns)
     if not chosen:
-        raise RepositoryNotFound("The repository has no file that the patterns fit.")
+        raise RepositoryNotFound(
+            "The repository has no file that the patterns fit.",
+            hint=f"`gateway hub show {order.repo}` lists its files.",
+        )
     return commit, chosen
 
 

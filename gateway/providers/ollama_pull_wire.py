@@ -158,5 +158,9 @@ def _decode(data: bytes) -> _Line:
 def _describe_error(said: str, ref: ModelRef) -> GatewayError:
     text = clean_text(read_error_text(said.encode("utf-8", "replace")))
     if "file does not exist" in text or "not found" in text:
-        return ModelNotFound(str(ref), message=f"Ollama's registry has no model '{ref.model}'.")
+        return ModelNotFound(
+            str(ref),
+            message=f"Ollama's registry has no model '{ref.model}'.",
+            hint="https://ollama.com/library lists the names.",
+        )
     return ProviderError(PROVIDER, f"Ollama could not pull the model: {text}")

@@ -13,6 +13,7 @@ import anyio
 
 from gateway.core.downloads import (
     ACTIVE,
+    SETTLED,
     Download,
     DownloadOrder,
     DownloadPlan,
@@ -188,9 +189,14 @@ class DownloadService:
     ) -> Download:
         moved = await self._store.move(present.id, change, sources=sources)
         if moved is None:
-            raise StaleTransition(
-                f"A download that is {present.state} cannot become {change.state}."
-            )
+            raise _describe_refusal(present.state, change.state)
         self._runs.look_soon()
         self._runs.tell()
         return self._runs.renewed(moved)
+
+
+def _describe_refusal(present: DownloadState, wanted: DownloadState) -> StaleTransition:
+    if present is wanted:
+        return StaleTransition(f"The download is {present} already.", hint="Nothing is to be done.")
+    hint = "It has ended: order it anew." if present in SETTLED else None
+    return StaleTransition(f"A download that is {present} cannot become {wanted}.", hint=hint)

@@ -151,8 +151,13 @@ async def test_only_files_that_a_pattern_fits_are_fetched(model: HubPeer, tmp_pa
         whole = await fetch(downloads)  # adds to the snapshot what it lacks
         assert whole.path == fetched.path and not whole.was_there
         assert (Path(fetched.path) / PATH).read_bytes() == WEIGHTS
-        with pytest.raises(RepositoryNotFound):
+        with pytest.raises(RepositoryNotFound) as refused:
             await fetch(downloads, patterns=["*.gguf"])
+        assert refused.value.hint is not None and f"hub show {MODEL}" in refused.value.hint
+        with pytest.raises(RepositoryNotFound) as refused:
+            await downloads.plan(parse_order(MODEL, revision="v9"))
+        assert refused.value.hint is not None and "branches" in refused.value.hint
+        assert (await fetch(downloads, patterns=["*.json"])).was_there
 
 
 async def test_a_plan_writes_nothing(model: HubPeer, tmp_path: Path) -> None:

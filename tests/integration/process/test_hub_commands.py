@@ -140,6 +140,8 @@ def test_the_hub_is_searched_and_shown(
     environment = hub_environment | {"GATEWAY_PORT": port}
     listed = run_gateway(environment, "search", "mod")
     assert re.search(r"org/model\s+7\s", listed.stdout), listed
+    nothing = run_gateway(environment, "search", "zzz")
+    assert (nothing.returncode, nothing.stdout) == (0, "") and "no model" in nothing.stderr
     found = read_json(run_gateway(environment, "search", "mod", "--json"))
     assert [model["id"] for model in found["models"]] == ["org/model"]
     shown = run_gateway(environment, "hub", "show", "org/model")

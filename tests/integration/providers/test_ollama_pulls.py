@@ -97,8 +97,10 @@ async def test_a_pull_that_does_not_succeed_says_why(
 ) -> None:
     async with OllamaPeer() as peer:
         peer.script_route("/api/pull", chunks(steps))
-        with pytest.raises(error):
+        with pytest.raises(error) as refused:
             await pull(peer)
+    if error is ModelNotFound:
+        assert "ollama.com/library" in str(refused.value.hint)
 
 
 async def test_a_refused_name_is_the_caller_s_fault() -> None:

@@ -190,8 +190,10 @@ async def test_a_cancelled_one_stops_and_leaves_nothing(queue: Queue) -> None:
         cancelled = await queue.service.cancel(ordered.id)
         assert cancelled.state is S.CANCELLED and queue.source.running == []
         for act in (queue.service.resume, queue.service.pause, queue.service.cancel):
-            with pytest.raises(StaleTransition):
+            with pytest.raises(StaleTransition) as refused:
                 await act(ordered.id)
+            assert refused.value.hint is not None
+        assert "already" in refused.value.message  # it was cancelled before
     assert "o/a" in queue.source.discarded
 
 
