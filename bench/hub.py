@@ -1,6 +1,6 @@
 """What a search of 1,000 results costs when the answer is remembered, over real HTTP and SQLite.
 
-`python bench/hub.py` prints a table; `--json` the figures. The Hub is scripted and on loopback.
+`python -m bench.hub` prints a table; `--json` the figures. The Hub is scripted and on loopback.
 """
 
 import argparse

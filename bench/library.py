@@ -1,4 +1,5 @@
-"""How long the library takes: a cold scan of cached models, one again, and the look of a request.
+"""How long the library takes: a cold scan of cached models, one again, the look of a request, and
+the whole listing of a gateway (`/api/v1/models/available`, but for its JSON).
 
     python -m bench.library [MODELS]
 
@@ -15,7 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
+
+from gateway.bootstrap import running
 from gateway.hub.cache import FileLibrary
+from gateway.settings import Settings
+from gateway.store import migrate
 
 RUNS = 5
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}" * 60
@@ -47,8 +54,29 @@ def main() -> None:
             "warm_scan_ms": measure(warm.scan),
             "cold_find_ms": measure(lambda: library().find("org/model-7")),
             "request_find_ms": measure(lambda: warm.find("org/model-7")),
+            "listing_ms": anyio.run(measure_listing, Path(folder), cache, count),
         }
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+
+
+async def measure_listing(folder: Path, cache: Path, count: int) -> float:
+    """Return the median of several listings by a gateway that has verified what is there."""
+    settings = Settings(
+        data_dir=folder,
+        hf_hub_cache=cache,
+        hf_model_path=folder / "models",
+        providers=("huggingface",),
+    )
+    await anyio.to_thread.run_sync(migrate.upgrade, settings.resolved_database_url)
+    times = []
+    async with running(settings) as gateway:
+        await gateway.library.look()
+        for _ in range(3 * RUNS):
+            began = time.perf_counter()
+            listing = await gateway.library.listing()
+            times.append((time.perf_counter() - began) * 1000)
+            assert len(listing.hub) == count
+    return round(statistics.median(times), 3)
 
 
 def measure(work: Callable[[], object]) -> float:

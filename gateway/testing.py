@@ -403,6 +403,9 @@ class MemoryHubCache:
     async def get(self, key: str) -> Remembered | None:
         return self._entries.get(key)
 
+    async def get_all(self, keys: Sequence[str]) -> Mapping[str, Remembered]:
+        return {key: self._entries[key] for key in keys if key in self._entries}
+
     async def put(self, key: str, remembered: Remembered) -> None:
         fetched_at = _to_microseconds(remembered.fetched_at)
         self._entries[key] = replace(remembered, fetched_at=fetched_at)

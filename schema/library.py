@@ -207,11 +207,14 @@ class CleanModelsInput:
 
 _Verify = Annotated[VerifyModelInput, strawberry.argument(description="Which, and how far.")]
 _Name = Annotated[str, strawberry.argument(description="A repository's plain name is all of it.")]
+_Updates = Annotated[
+    bool, strawberry.argument(description="Ask the Hub whether it has something newer.")
+]
 _Clean = Annotated[CleanModelsInput, strawberry.argument(description="What to remove.")]
 
 
-async def list_library(info: Info) -> Library | None:
-    return Library.of(await info.context.gateway.library.listing())
+async def list_library(info: Info, updates: _Updates = False) -> Library | None:
+    return Library.of(await info.context.gateway.library.listing(updates=updates))
 
 
 async def verify_model(info: Info, input: _Verify) -> VerifiedModel | None:

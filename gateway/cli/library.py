@@ -13,13 +13,14 @@ HOUR_S = 3600.0
 
 
 @click.command()
+@click.option("--updates", is_flag=True, help="Ask the Hub whether it has something newer.")
 @as_json_option
-def files(as_json: bool) -> None:
+def files(updates: bool, as_json: bool) -> None:
     """List the files of models, and what is no model.
 
     With their size, the verdict on them, and when they were used.
     """
-    found = client().get("/api/v1/models/available")
+    found = client().get("/api/v1/models/available", updates=str(updates).lower())
     if as_json:
         print_json(found)
         return
@@ -99,8 +100,10 @@ def remove(model: str, yes: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json_option
 def clean(dry_run: bool, yes: bool, as_json: bool, **rule: float | None) -> None:
-    """Remove models of the Hub's cache by their age and their size together, and what downloads
-    left there."""
+    """Remove models of the Hub's cache by age and size.
+
+    And what downloads left there.
+    """
     if all(value is None for value in rule.values()):
         raise click.UsageError("say --unused-days, --max-bytes or --unfinished-days")
     gateway = client()

@@ -13,6 +13,7 @@ from gateway.core.models import ModelInfo
 from gateway.http.body import decode_body, read_request
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
+from gateway.http.hub import parse_switch
 from gateway.http.models import describe_faults
 from gateway.services.gateway import Gateway
 from gateway.services.library import LibraryEntry, LibraryListing
@@ -58,8 +59,9 @@ class LibraryFace:
             Route("/api/v1/models/clean", self.clean, methods=["POST"]),
         ]
 
-    async def available(self, _request: Request) -> Response:
-        return json_response(describe_library(await self._gateway.library.listing()))
+    async def available(self, request: Request) -> Response:
+        updates = parse_switch(request.query_params, "updates")
+        return json_response(describe_library(await self._gateway.library.listing(updates=updates)))
 
     async def verify(self, request: Request) -> Response:
         body = await self._read(request, _VERIFY)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.core.downloads import is_commit
+from gateway.core.errors import HubProtocolError
 from gateway.core.hub import HubDetails, HubModel, HubQuery, Sort
 from gateway.core.loading import LoadConfig
 from gateway.hub.client import HubClient
@@ -54,6 +56,13 @@ class HubSearch:
             context_length=(card.context_length if card else None) or context,
             need=found.need,
         )
+
+    async def latest_commit(self, repository: str) -> str:
+        """Return the commit of the branch main."""
+        info = read_info((await self._client.get(f"/api/models/{repository}/revision/main")).data)
+        if info.sha is None or not is_commit(info.sha):
+            raise HubProtocolError("The Hub names a commit that is none.")
+        return info.sha
 
 
 def _parameters(query: HubQuery) -> dict[str, str | int | Sequence[str]]:

@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from time import time
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import msgspec
 
 from gateway.core.errors import (
@@ -14,6 +15,7 @@ from gateway.core.errors import (
     HubOffline,
     HubRateLimited,
     HubUnavailable,
+    RepositoryNotFound,
 )
 from gateway.core.hub import (
     Freshness,
@@ -34,6 +36,9 @@ from gateway.services.flights import SingleFlight
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+AT_ONCE = 8
+"""How many newest commits are asked for at once."""
 
 TokenLookup = Callable[[], Awaitable[str | None]]
 """Gives the token to use now; None is to ask anonymously."""
@@ -89,14 +94,54 @@ class HubService:
         fit = judge_fit(details.need, await self._budget_bytes(), trust)
         return HubReport(details, fit, freshness)
 
-    async def latest_commit(self, repository: str) -> str | None:
-        """Return the commit of the branch main as far as it is remembered; the Hub is not asked."""
+    async def latest_commits(self, repositories: Collection[str]) -> Mapping[str, str]:
+        """Return the commits of the branch main as far as they are remembered; the Hub is not
+        asked."""
+        return {name: known.commit for name, known in (await self._commits(repositories)).items()}
+
+    async def look_up(self, repositories: Collection[str]) -> GatewayError | None:
+        """Ask the Hub for the commits that are not remembered, or for too long. Return why it could
+        not be asked; a repository that it does not show is no reason."""
+        known = await self._commits(repositories)
+        fresh = {name for name, each in known.items() if each.age_s < self._fresh_s}
+        limiter = anyio.CapacityLimiter(AT_ONCE)
+        errors: list[GatewayError] = []
+
+        async def ask(name: str) -> None:
+            async with limiter:
+                try:
+                    key = await self._key(f"commit {name}")
+                    answer = await self._flights.ask(key, lambda: self._source.latest_commit(name))
+                    if await self._key(f"commit {name}") == key:
+                        await self._remember(key, answer)
+                except RepositoryNotFound:
+                    pass  # made elsewhere, private, or gone: nothing newer is known of it
+                except GatewayError as error:
+                    errors.append(error)
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for name in set(repositories) - fresh:
+                tasks.start_soon(ask, name)
+        return errors[0] if errors else None
+
+    async def _commits(self, repositories: Collection[str]) -> Mapping[str, "_Commit"]:
+        """Return what is remembered, of details or alone: the younger of both."""
         try:
-            known = await self._recall(await self._key(f"model {repository}"), HubDetails)
+            root = await self._key("")
+            keys = [f"{root}{kind} {name}" for name in repositories for kind in ("model", "commit")]
+            found = await self._cache.get_all(keys)
         except GatewayError as error:
-            logger.warning("the Hub's token cannot be looked up: %s", error.message)
-            return None
-        return None if known is None else known[0].model.sha
+            logger.warning("newest commits cannot be looked up: %s", error.message)
+            return {}
+        commits: dict[str, _Commit] = {}
+        for key, remembered in sorted(found.items(), key=lambda pair: pair[1].fetched_at):
+            kind, _, name = key[len(root) :].partition(" ")
+            commit = _read_commit(kind, remembered.body)
+            if commit is not None:
+                age_s = max(0.0, self._now() - remembered.fetched_at)
+                commits[name] = _Commit(commit, age_s)
+        return commits
 
     async def forget(self) -> None:
         """Forget all answers: what one token is shown is not for the next."""
@@ -141,6 +186,30 @@ class HubService:
             await self._cache.put(key, Remembered(msgspec.json.encode(answer), self._now()))
         except DatabaseUnavailable as error:
             logger.warning("the Hub's answer cannot be kept: %s", error.message)
+
+
+class _Commit(NamedTuple):
+    commit: str
+    age_s: float
+
+
+class _Model(msgspec.Struct):
+    """As much of details as is needed here."""
+
+    sha: str | None = None
+
+
+class _Details(msgspec.Struct):
+    model: _Model
+
+
+def _read_commit(kind: str, body: bytes) -> str | None:
+    try:
+        if kind == "commit":
+            return msgspec.json.decode(body, type=str)
+        return msgspec.json.decode(body, type=_Details).model.sha
+    except msgspec.DecodeError:  # it is of another version
+        return None
 
 
 def _reason(error: Exception) -> str:

@@ -35,6 +35,7 @@ from gateway.services.control import ModelControlService
 from gateway.services.file_records import FileRecords
 from gateway.services.leftovers import Leftovers
 from gateway.services.removals import PROVIDER, Removals, Removed, UnderWay
+from gateway.services.updates import Updates, is_outdated
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class LibraryService:
         self._catalog = catalog
         self._test_load = test_load
         self._removers = removers
-        self._revisions = revisions
+        self._updates = Updates(revisions)
         self._now = now
         self._records = FileRecords(store, node=node, now=now)
         self._removals = Removals(
@@ -161,10 +162,13 @@ class LibraryService:
             await self._records.keep(changed)
             await self._records.forget_missing(inventory)
 
-    async def listing(self) -> LibraryListing:
-        """Return what is there now; never raises for a provider's fault."""
+    async def listing(self, *, updates: bool = False) -> LibraryListing:
+        """Return what is there now; never raises for a provider's fault. With `updates` the Hub is
+        asked for what is newest, unless that is remembered."""
         inventory = await anyio.to_thread.run_sync(self._shelf.inventory)
-        entries = [await self._entry(model) for model in inventory.models]
+        fault = await self._updates.look_up(inventory.models) if updates else None
+        commits = await self._updates.latest_commits(inventory.models)
+        entries = [self._entry(model, commits) for model in inventory.models]
         listing = await self._catalog.listing()
         return LibraryListing(
             local=tuple(each for each in entries if each.model.model.source != "hub"),
@@ -172,7 +176,7 @@ class LibraryService:
             ollama=tuple(listing.of("ollama")),
             oddities=inventory.oddities,
             disks=inventory.disks,
-            faults=listing.faults,
+            faults=(*listing.faults, *([fault] if fault is not None else [])),
         )
 
     async def verify(
@@ -192,7 +196,8 @@ class LibraryService:
             if is_fresh:
                 await self._judge(model, await self._examine(model, check))
             warnings = await anyio.to_thread.run_sync(self._shelf.find_warnings, model)
-        return VerifiedEntry(await self._entry(model), tuple(warnings), is_fresh)
+        commits = await self._updates.latest_commits([model])
+        return VerifiedEntry(self._entry(model, commits), tuple(warnings), is_fresh)
 
     async def write_last(self) -> None:
         """Write when models were used last, for a gateway that stops."""
@@ -243,21 +248,16 @@ class LibraryService:
         catalogue = (await self._catalog.known()).catalogue
         return resolve_name(name, providers=providers, catalogue=catalogue, aliases={})
 
-    async def _entry(self, model: ShelvedModel) -> LibraryEntry:
+    def _entry(self, model: ShelvedModel, commits: Mapping[str, str]) -> LibraryEntry:
+        """Return what is known of a model; `commits` are the newest ones of repositories."""
         record = self._records.find(model)
         return LibraryEntry(
             model=model,
             first_seen=None if record is None else record.first_seen,
             last_used=self._records.last_used_of(model),
             verification=self._records.verification_of(model),
-            update_available=await self._has_update(model),
+            update_available=is_outdated(model, commits),
         )
-
-    async def _has_update(self, model: ShelvedModel) -> bool | None:
-        if self._revisions is None or model.repository is None or "main" not in model.refs:
-            return None
-        latest = await self._revisions.latest_commit(model.repository)
-        return None if latest is None else latest != model.model.revision
 
     async def _renew(self, model: ShelvedModel) -> FileRecord:
         """Return what is to be kept of a model now; looks into its headers if nobody has yet."""

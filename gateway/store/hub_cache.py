@@ -1,6 +1,8 @@
 """What the Hub said, kept in the database with the time; forgets the oldest beyond its bound."""
 
 import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 
 from sqlalchemy import delete, select
 
@@ -24,6 +26,16 @@ class DatabaseHubCache:
             row = (await connection.execute(statement)).first()
         return None if row is None else Remembered(row.body, row.fetched_at)
 
+    async def get_all(self, keys: Sequence[str]) -> Mapping[str, Remembered]:
+        by_digest = {_digest(key): key for key in keys}
+        found: dict[str, Remembered] = {}
+        async with self._database.reading() as connection:
+            for some in _batched(by_digest, MAX_ENTRIES):
+                chosen = select(hub_metadata).where(hub_metadata.c.key.in_(some))
+                for row in await connection.execute(chosen):
+                    found[by_digest[row.key]] = Remembered(row.body, row.fetched_at)
+        return found
+
     async def put(self, key: str, remembered: Remembered) -> None:
         values = {"body": remembered.body, "fetched_at": remembered.fetched_at}
         insert = self._database.insert(hub_metadata).values(key=_digest(key), **values)
@@ -41,6 +53,13 @@ class DatabaseHubCache:
     async def clear(self) -> None:
         async with self._database.writing() as connection:
             await connection.execute(delete(hub_metadata))
+
+
+def _batched(keys: Collection[str], size: int) -> Iterator[list[str]]:
+    """Yield the keys in lists of that size: databases bound how many values one question has."""
+    rest = iter(keys)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def _digest(key: str) -> str:

@@ -1,15 +1,23 @@
 """The Hugging Face Hub, and what is remembered of it."""
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+from gateway.core.errors import GatewayError
 from gateway.core.hub import HubDetails, HubModel, HubQuery, Remembered, StoredSecret
 
 
 class HubRevisions(Protocol):
-    """What is known of the Hub without asking it now."""
+    """The newest commits of repositories on the Hub."""
 
-    async def latest_commit(self, repository: str) -> str | None:
-        """Return the commit of the branch main; None: unknown."""
+    async def latest_commits(self, repositories: Collection[str]) -> Mapping[str, str]:
+        """Return the commit of the branch main of those where it is remembered; the Hub is not
+        asked."""
+        ...
+
+    async def look_up(self, repositories: Collection[str]) -> GatewayError | None:
+        """Ask the Hub for those that are not remembered, or for too long; return why it could not
+        be asked. One that it does not show stays as it is."""
         ...
 
 
@@ -22,11 +30,19 @@ class HubSource(Protocol):
         """Return what the Hub tells of one model, and what loading it would take."""
         ...
 
+    async def latest_commit(self, repository: str) -> str:
+        """Return the commit of the branch main."""
+        ...
+
 
 class HubCache(Protocol):
     """What the Hub said. All methods raise DatabaseUnavailable."""
 
     async def get(self, key: str) -> Remembered | None: ...
+
+    async def get_all(self, keys: Sequence[str]) -> Mapping[str, Remembered]:
+        """Return those that are there, by their keys."""
+        ...
 
     async def put(self, key: str, remembered: Remembered) -> None:
         """Keep it in the place of what was there; the oldest entries may go."""

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from gateway.core.errors import ModelRefused
+from gateway.core.errors import GatewayError, HubUnavailable, ModelRefused
 from gateway.core.library import FileRecord, Inventory
 from gateway.core.models import ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.ports import HubRevisions
 from gateway.providers.ollama import OllamaService
 from gateway.services.file_records import FileRecords
+from gateway.services.updates import Updates
 from tests.hub_folders import model_files, put_cached, put_local, put_partial
 from tests.integration.http.serving import Served, serving
 from tests.integration.ollama_peer import OllamaPeer
@@ -235,8 +236,14 @@ class Newest(HubRevisions):
     def __init__(self, **commits: str) -> None:
         self.commits = commits
 
-    async def latest_commit(self, repository: str) -> str | None:
-        return self.commits.get(repository.rpartition("/")[2])
+    async def latest_commits(self, repositories: Collection[str]) -> Mapping[str, str]:
+        named = {name: self.commits.get(name.rpartition("/")[2]) for name in repositories}
+        return {name: commit for name, commit in named.items() if commit is not None}
+
+    async def look_up(self, repositories: Collection[str]) -> GatewayError | None:
+        assert sorted(repositories) == ["o/old", "o/same", "o/unknown"]
+        self.commits["unknown"] = "d" * 40
+        return HubUnavailable("The Hub is away.")
 
 
 async def test_an_update_is_told_where_the_latest_commit_is_known(tmp_path: Path) -> None:
@@ -244,7 +251,7 @@ async def test_an_update_is_told_where_the_latest_commit_is_known(tmp_path: Path
         put_cached(tmp_path / "hub", f"o/{name}")
     put_cached(tmp_path / "hub", "o/old", "c" * 40, branch="v1")
     async with library(tmp_path) as served:
-        served.gateway.library._revisions = Newest(same="a" * 40, old="b" * 40)
+        served.gateway.library._updates = Updates(Newest(same="a" * 40, old="b" * 40))
         found = (await available(served))["cached_hub_models"]
     told = {each["id"]: each["update_available"] for each in found}
     assert told == {
@@ -253,6 +260,20 @@ async def test_an_update_is_told_where_the_latest_commit_is_known(tmp_path: Path
         f"huggingface/o/old@{'c' * 40}": None,
         "huggingface/o/unknown": None,
     }
+
+
+async def test_the_hub_is_asked_for_updates_when_one_wants_to_know(tmp_path: Path) -> None:
+    for name in ("same", "old", "unknown"):
+        put_cached(tmp_path / "hub", f"o/{name}")
+    async with library(tmp_path) as served:
+        served.gateway.library._updates = Updates(Newest(same="a" * 40, old="b" * 40))
+        reply = await served.client.get(f"{URL}/available", params={"updates": "true"})
+        assert (await served.client.get(f"{URL}/available?updates=perhaps")).status_code == 400
+    answer = reply.json()
+    told = {each["id"]: each["update_available"] for each in answer["cached_hub_models"]}
+    assert told["huggingface/o/unknown"] is True
+    [fault] = answer["provider_errors"]
+    assert (fault["provider"], fault["code"]) == ("hub", "hub_unavailable")
 
 
 async def test_a_leaving_client_ends_a_verification(tmp_path: Path) -> None:

@@ -249,6 +249,12 @@ async def test_names_of_files_lead_nowhere_else(
     assert peer.seen("cdn") == []
 
 
+async def test_the_newest_commit_is_that_of_main(peer: HubPeer, search: HubSearch) -> None:
+    repo = peer.files.add("org/model", HubFile("a", b"1"))
+    repo.commit(HubFile("a", b"2"), branch="next")
+    assert await search.latest_commit("org/model") == repo.refs["main"] != repo.refs["next"]
+
+
 async def test_a_missing_repository_is_told_by_name(search: HubSearch) -> None:
     with pytest.raises(RepositoryNotFound, match="'org/none'"):
         await search.details("org/none")

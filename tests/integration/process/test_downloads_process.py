@@ -436,3 +436,44 @@ def test_graphql_orders_watches_and_cancels(serve: Serve, hub: Hub) -> None:
     assert ask("{ downloads { id } }")["data"] == {"downloads": []}
     bad = ask(start, i={"repo": "../x"})
     assert bad["errors"][0]["extensions"]["code"] == "invalid_request"
+
+
+def test_what_was_for_another_cache_says_so_and_is_had_here_when_it_is_resumed(
+    serve: Serve, hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The gateway is killed while it fetches, and HF_HUB_CACHE names another folder afterwards."""
+    hub.files.add(MODEL, HubFile(PATH, WEIGHTS))
+    go_on = hub.hold(PATH, 3_000_000)
+    gateway = serve()
+    download = order(gateway)
+    until_written(gateway, download["id"], 2_000_000)
+    gateway.kill()
+    go_on()
+    again = serve(HF_HUB_CACHE=str(tmp_path / "new"))
+    path = f"/api/v1/downloads/{download['id']}"
+    while (found := again.client.get(path).json())["state"] != "QUEUED":
+        assert found["state"] == "RUNNING"
+    assert "resume" in found["message"]
+    assert again.client.post(f"{path}/resume").status_code == 202
+    done = outcome(again, download["id"])
+    assert (done["state"], done["bytes_done"]) == ("SUCCEEDED", len(WEIGHTS))
+    assert done["path"].startswith(str(tmp_path / "new"))
+    assert list(cache_of(environment).glob("models--*/blobs/*.incomplete"))
+
+
+def test_an_update_on_the_hub_is_told_to_who_asks(serve: Serve, hub: Hub) -> None:
+    config = HubFile("config.json", b'{"architectures":["LlamaForCausalLM"]}', lfs=False)
+    repo = hub.files.add(MODEL, config, HubFile(PATH, WEIGHTS))
+    gateway = serve()
+    assert outcome(gateway, order(gateway)["id"])["state"] == "SUCCEEDED"
+    repo.commit(HubFile(PATH, WEIGHTS[:-1]))
+    command = [sys.executable, "-m", "gateway", "models", "files"]
+    environment = gateway.environment | {"GATEWAY_PORT": gateway.url.rpartition(":")[2]}
+    told = [
+        subprocess.run(
+            [*command, *option], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for option in ([], ["--updates"], [])
+    ]
+    # It is remembered once it was asked for.
+    assert ["update available" in text for text in told] == [False, True, True]

@@ -11,6 +11,15 @@ async def test_an_answer_comes_back_as_it_was_with_its_time(hub_cache: HubCache)
     assert await hub_cache.get("https://h model a/c") is None
 
 
+async def test_many_come_at_once_by_their_keys(hub_cache: HubCache) -> None:
+    one, other = Remembered(b"1", 1.0), Remembered(b"2", 2.0)
+    await hub_cache.put("one", one)
+    await hub_cache.put("other", other)
+    many = [f"none {number}" for number in range(2000)]
+    assert await hub_cache.get_all([*many, "one", "other"]) == {"one": one, "other": other}
+    assert await hub_cache.get_all([]) == {}
+
+
 async def test_the_newest_answer_takes_the_place_of_the_old(hub_cache: HubCache) -> None:
     await hub_cache.put("k", Remembered(b"1", 1.0))
     await hub_cache.put("k", Remembered(b"2", 2.0))

@@ -1,5 +1,7 @@
 """HubService: fresh, remembered and stale answers. The Hub is scripted, the cache is contracted."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
 from gateway.core.errors import (
@@ -25,6 +27,7 @@ class ScriptedHub:
         self.models: tuple[HubModel, ...] = (HubModel("a/b", sha="1"),)
         self.need: Need | None = Need(70, "headers")
         self.asked = 0
+        self.commits_asked: list[str] = []
 
     async def search(self, query: HubQuery) -> tuple[HubModel, ...]:
         self._answer()
@@ -34,6 +37,11 @@ class ScriptedHub:
         self._answer()
         return HubDetails(self.models[0], need=self.need)
 
+    async def latest_commit(self, repository: str) -> str:
+        self._answer()
+        self.commits_asked.append(repository)
+        return "newest"
+
     def _answer(self) -> None:
         self.asked += 1
         if self.error is not None:
@@ -42,6 +50,9 @@ class ScriptedHub:
 
 class ClosedCache(MemoryHubCache):
     async def get(self, key: str) -> Remembered | None:
+        raise DatabaseUnavailable("away")
+
+    async def get_all(self, keys: Sequence[str]) -> Mapping[str, Remembered]:
         raise DatabaseUnavailable("away")
 
     async def put(self, key: str, remembered: Remembered) -> None:
@@ -128,7 +139,7 @@ async def test_what_the_hub_itself_says_is_not_hidden_by_an_old_answer(
 async def test_without_a_database_the_hub_still_answers() -> None:
     house = House(ClosedCache())
     assert (await house.service.search(HubQuery())).models == house.hub.models
-    assert await house.service.latest_commit("a/b") is None
+    assert await house.service.latest_commits(["a/b"]) == {}
 
 
 async def test_what_another_version_remembered_is_asked_for_anew() -> None:
@@ -140,10 +151,36 @@ async def test_what_another_version_remembered_is_asked_for_anew() -> None:
 async def test_forgetting_forgets_everything() -> None:
     house = House()
     await house.service.details("a/b")
-    assert await house.service.latest_commit("a/b") == "1"
+    assert await house.service.latest_commits(["a/b"]) == {"a/b": "1"}
     await house.service.forget()
-    assert await house.service.latest_commit("a/b") is None
+    assert await house.service.latest_commits(["a/b"]) == {}
     assert house.hub.asked == 1
+
+
+async def test_newest_commits_are_asked_for_once_and_the_younger_answer_counts() -> None:
+    house = House()
+    await house.service.details("a/b")
+    assert await house.service.look_up(["a/b", "a/c"]) is None
+    assert house.hub.commits_asked == ["a/c"]  # the other one is in the details
+    assert await house.service.latest_commits(["a/b", "a/c"]) == {"a/b": "1", "a/c": "newest"}
+    house.now += 5000
+    assert await house.service.look_up(["a/b"]) is None
+    assert await house.service.latest_commits(["a/b"]) == {"a/b": "newest"}
+    house.hub.models = (HubModel("a/b", sha="2"),)
+    house.now += 5000
+    await house.service.details("a/b")
+    assert await house.service.latest_commits(["a/b"]) == {"a/b": "2"}
+
+
+async def test_why_newest_commits_cannot_be_asked_for_is_told() -> None:
+    house = House()
+    await house.service.details("a/b")
+    house.now += 5000
+    house.hub.error = HubUnavailable("away")
+    assert isinstance(await house.service.look_up(["a/b", "a/c"]), HubUnavailable)
+    assert await house.service.latest_commits(["a/b", "a/c"]) == {"a/b": "1"}
+    house.hub.error = RepositoryNotFound("gone")
+    assert await house.service.look_up(["a/b", "a/c"]) is None
 
 
 @pytest.mark.parametrize(
@@ -224,4 +261,4 @@ async def test_updates_are_unknown_while_the_token_cannot_be_looked_up() -> None
         raise DatabaseUnavailable("away")
 
     house.service._token = away
-    assert await house.service.latest_commit("a/b") is None
+    assert await house.service.latest_commits(["a/b"]) == {}
