@@ -93,7 +93,10 @@ def drop_model(collection: str, model: str, as_json: bool) -> None:
 
 @collections.command()
 def export() -> None:
-    """Print all collections, the configs of models and the routes of the database, as one file."""
+    """Print collections, configs and routes as one file.
+
+    The configs of models, and the routes of the database: what `import` takes.
+    """
     print_json(client().get("/api/v1/export"))
 
 
