@@ -77,13 +77,13 @@ $(BIN)/pip:
 
 $(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
 	@echo "Installing the gateway into $(VENV); the first time takes a minute or two ..."
-	$(PIP) --editable .
+	$(PIP) --editable '.[fast-cpu]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,fast-cpu]'
 	@touch $@
 
 $(VENV)/.installed-gguf: $(VENV)/.installed-dev
-	$(PIP) --editable '.[dev,gguf]' 'gguf>=0.19'
+	$(PIP) --editable '.[dev,fast-cpu,gguf]' 'gguf>=0.19'
 	@touch $@

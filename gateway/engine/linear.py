@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gateway.engine.compute import Compute, Inline
+from gateway.engine.gemv import BoundGemv, Gemv
 from gateway.engine.siblings import SHARED_INPUT
 
 if TYPE_CHECKING:
@@ -36,13 +37,17 @@ class Product(Protocol):
 class PackedProduct:
     """Weights in oneDNN's own layout; the layers' own can go."""
 
-    def __init__(self, layers: list[nn.Linear]) -> None:
+    def __init__(self, layers: list[nn.Linear], gemv: Gemv | None = None) -> None:
+        """`gemv` computes products of few tokens, if it can (None: oneDNN computes all)."""
         weight = joint_weight(layers)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self._bias = joint_bias(layers)
         self.memory_bytes = weight.nbytes
+        self._few = _bind(gemv, self._weight, weight.shape, self._bias) if gemv else None
 
     def __call__(self, tensor: Tensor) -> Tensor:
+        if self._few is not None and self._few.takes(tensor):
+            return self._few(tensor)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(
             tensor, self._weight, self._bias, "none", [], ""
         )
@@ -200,6 +205,14 @@ def replace_linears(
             # What is left is but a part of the mapped files, which need not stay for it.
             tensor.data = tensor.data.clone()
     return made_bytes
+
+
+def _bind(gemv: Gemv, weight: Tensor, shape: torch.Size, bias: Tensor | None) -> BoundGemv | None:
+    try:
+        return BoundGemv(gemv, weight, shape, bias)
+    except ValueError as error:
+        logger.info("left to oneDNN: %s", error)
+        return None
 
 
 def joint_weight(layers: list[nn.Linear]) -> Tensor:

@@ -15,7 +15,6 @@ from gateway.core.cards import PROCESSOR_FILES, read_context_length
 from gateway.core.errors import GatewayError, ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.trust import Trust
-from gateway.engine.compute import Compute
 from gateway.engine.decoder import sees_images
 from gateway.engine.mapped import MappedWeights
 from gateway.engine.probe import (
@@ -109,7 +108,7 @@ def load_model(
     try:
         tokenizer = room.tokenizers.load(path, trust)
         encoder = _load_encoder(path, tokenizer, trust)
-        prepare = partial(_prepare, name, config=config, compute=room.compute, mapped=mapped)
+        prepare = partial(_prepare, name, config=config, room=room, mapped=mapped)
 
         def load() -> Any:
             with watched(progress, path, mapped.have_read):
@@ -265,7 +264,7 @@ def _prepare(
     recipe: Recipe,
     *,
     config: LoadConfig,
-    compute: Compute,
+    room: EngineRoom,
     mapped: MappedWeights,
 ) -> _Prepared:
     """Quantize the linear layers, or put stand-ins in their place that can be packed."""
@@ -273,11 +272,11 @@ def _prepare(
         from gateway.engine.quantization import quantize
 
         part = _replaceable(model)
-        return quantize(name, part, config.quantization, compute, mapped.have_read), None
+        return quantize(name, part, config.quantization, room.compute, mapped.have_read), None
     if recipe.packs:
         from gateway.engine.packing import Packing
 
-        packing = Packing(_replaceable(model), mapped)
+        packing = Packing(_replaceable(model), mapped, room.gemv())
         return packing.memory_bytes, packing
     return 0, None
 

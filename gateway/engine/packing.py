@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gateway.engine.gemv import Gemv
 from gateway.engine.linear import PackedProduct, PlainProduct, Product, SharedProduct, stand_in
 from gateway.engine.mapped import MappedWeights, Span, let_go_of
 from gateway.engine.runtime import trim_memory
@@ -36,11 +37,13 @@ class Packing:
     files, which are let go as their packed copies come.
     """
 
-    def __init__(self, model: Any, files: MappedWeights) -> None:
+    def __init__(self, model: Any, files: MappedWeights, gemv: Gemv | None = None) -> None:
         """Put stand-ins in the place of the linear layers, which compute as these did until they
-        are packed. What keeps tensors of the model must come later."""
+        are packed. What keeps tensors of the model must come later. `gemv` is for products of few
+        tokens, see `PackedProduct`."""
         self._model = model
         self._files = files
+        self._gemv = gemv
         self._spans: list[Span] | None = None
         products = stand_in(model)
         self.memory_bytes = sum(_plain(product).memory_bytes for product in products)
@@ -81,7 +84,7 @@ class Packing:
 
     def _pack(self, shared: SharedProduct) -> None:
         plain = _plain(shared)
-        packed = PackedProduct(plain.layers)
+        packed = PackedProduct(plain.layers, self._gemv)
         if _are_alike(packed, plain):
             shared.product = packed
         else:

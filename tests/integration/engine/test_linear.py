@@ -9,6 +9,7 @@ from torch import nn
 
 from gateway.core.loading import LoadConfig
 from gateway.engine import packing
+from gateway.engine.gemv import Gemv
 from gateway.engine.linear import PackedLinear, PackedProduct, can_pack, replace_linears
 from gateway.engine.loader import load_model
 from gateway.engine.mapped import MappedWeights
@@ -74,8 +75,8 @@ def test_a_model_that_cannot_be_packed_runs_as_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Breaking(Packing):
-        def __init__(self, model: Any, files: MappedWeights) -> None:
-            super().__init__(model, files)
+        def __init__(self, model: Any, files: MappedWeights, gemv: Gemv | None = None) -> None:
+            super().__init__(model, files, gemv)
             model.lm_head = nn.Identity()
 
     monkeypatch.setattr(packing, "Packing", Breaking)

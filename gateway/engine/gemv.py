@@ -1,0 +1,138 @@
+"""Products of few tokens with packed weights, compiled for this processor.
+
+oneDNN's own product of one token reads packed weights at half the speed that a core can read at.
+This one reads the same weights, where they are, at nearly all of it. It computes in float32 and
+rounds once. It needs LLVM (the extra `fast-cpu`) and the OpenMP runtime that torch brought, whose
+threads do the work. Where one of them is missing, or it says something else, oneDNN computes.
+See ADR 25.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 4
+"""Tokens up to which it is faster than oneDNN. Figures: bench/README.md."""
+
+
+class Gemv:
+    """The compiled code, which any thread may run. What is bound to it keeps it."""
+
+    def __init__(self) -> None:
+        """Compile: a tenth of a second. Raises ImportError, AttributeError or RuntimeError where
+        something is missing."""
+        from llvmlite import binding as llvm
+
+        from gateway.engine.gemv_code import FIELDS, build, name_of
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        )
+        self._code = llvm.create_mcjit_compiler(llvm.parse_assembly(build(MOST_ROWS)), machine)
+        self._code.finalize_object()
+        every = range(1, MOST_ROWS + 1)
+        self._functions = [self._code.get_function_address(name_of(rows)) for rows in every]
+        self._task = ctypes.c_int64 * len(FIELDS)
+        # What of OpenMP is in the process before all else is torch's own.
+        self._run_team: Any = ctypes.CDLL(None).GOMP_parallel
+        self._run_team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._run_team.restype = None
+
+    def run(self, rows: int, fields: tuple[int, ...]) -> None:
+        """Do the task of `gemv_code.FIELDS`, with as many threads as torch would use here."""
+        task = self._task(*fields)
+        self._run_team(self._functions[rows - 1], ctypes.addressof(task), 0, 0)
+
+
+class BoundGemv:
+    """The product of few tokens with one packed weight, which it keeps."""
+
+    def __init__(
+        self, gemv: Gemv, weight: Tensor, shape: Sequence[int], bias: Tensor | None
+    ) -> None:
+        """`weight` is what oneDNN packed of `shape`, [outputs, inputs].
+
+        Raises ValueError where it does not lie as the code expects.
+        """
+        from gateway.engine.gemv_code import BLOCK, PAD
+
+        outputs, inputs = shape
+        blocks = -(-outputs // BLOCK)
+        block_bytes = weight.element_size() * BLOCK * PAD * -(-inputs // PAD)
+        if inputs % 2 or torch.ops.mkldnn._nbytes(weight) != blocks * block_bytes:
+            raise ValueError(f"packed weights of {outputs} x {inputs} in another layout")
+        self._gemv = gemv
+        self._weight = weight
+        self._outputs, self._inputs, self._width = outputs, inputs, blocks * BLOCK
+        # Without a bias all blocks have the same zeros.
+        self._bias = torch.zeros(BLOCK if bias is None else self._width)
+        if bias is not None:
+            self._bias[:outputs] = bias
+        bias_step = 0 if bias is None else BLOCK * self._bias.element_size()
+        self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(weight), self._bias.data_ptr()
+        self._sizes = inputs // 2, blocks, block_bytes, bias_step, 0
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Tell whether there are few enough tokens."""
+        return 0 < tensor.numel() <= MOST_ROWS * self._inputs
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        given = tensor.contiguous()
+        rows = given.numel() // self._inputs
+        output = given.new_empty(rows, self._width)
+        addresses = given.data_ptr(), *self._addresses, output.data_ptr()
+        self._gemv.run(rows, addresses + self._sizes)
+        if self._width != self._outputs:
+            output = output[:, : self._outputs]
+        return output if tensor.dim() == 2 else output.reshape(*tensor.shape[:-1], self._outputs)
+
+
+def find_gemv() -> Gemv | None:
+    """Return the code if this machine can compile and run it, and it is right; computes a little.
+
+    Only for machines where oneDNN packs bfloat16.
+    """
+    try:
+        gemv = Gemv()
+        if _is_right(gemv):
+            return gemv
+        reason = "its output differs"
+    except ImportError:
+        logger.info("the extra fast-cpu is not installed: one stream is slower than it could be")
+        return None
+    except Exception as error:  # another OpenMP runtime, another version of LLVM or oneDNN
+        reason = f"{type(error).__name__}: {error}"
+    logger.warning("products of few tokens are left to oneDNN: %s", reason)
+    return None
+
+
+@torch.inference_mode()
+def _is_right(gemv: Gemv) -> bool:
+    """Tell whether it says what float32 says: of whole blocks and a part of one, with a bias and
+    without, for each count of tokens."""
+    source = torch.Generator().manual_seed(0)
+    for outputs, inputs, has_bias in ((128, 64, False), (100, 70, True)):
+        weight, tokens, bias = (
+            torch.randn(*sizes, generator=source).bfloat16()
+            for sizes in ((outputs, inputs), (MOST_ROWS, inputs), (outputs,))
+        )
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        bound = BoundGemv(gemv, packed, weight.shape, bias if has_bias else None)
+        expected = tokens.float() @ weight.float().T + (bias.float() if has_bias else 0)
+        for rows in range(1, MOST_ROWS + 1):
+            found = bound(tokens[:rows]).float()
+            if not torch.allclose(found, expected[:rows], rtol=1e-2, atol=1e-2):
+                return False
+    return True
