@@ -51,6 +51,7 @@ bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.upstream
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.steps
 	$(BIN)/python -m bench.swap
 	$(BIN)/python -m bench.rotation
 	$(BIN)/python -m bench.memory

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,29 +32,62 @@ class Gemv:
     def __init__(self) -> None:
         """Compile: a tenth of a second. Raises ImportError, AttributeError or RuntimeError where
         something is missing."""
-        from llvmlite import binding as llvm
+        from llvmlite import ir
 
-        from gateway.engine.gemv_code import FIELDS, build, name_of
+        from gateway.engine.gemv_code import FIELDS, name_of, write_product
 
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-        )
-        self._code = llvm.create_mcjit_compiler(llvm.parse_assembly(build(MOST_ROWS)), machine)
-        self._code.finalize_object()
-        every = range(1, MOST_ROWS + 1)
-        self._functions = [self._code.get_function_address(name_of(rows)) for rows in every]
-        self._task = ctypes.c_int64 * len(FIELDS)
+        module, every = ir.Module("gemv"), range(1, MOST_ROWS + 1)
+        for rows in every:
+            write_product(module, rows)
+        self._code = compile_module(module)
+        self.functions = [self._code.get_function_address(name_of(rows)) for rows in every]
+        self._task = ctypes.c_int64 * (len(FIELDS) + 2)
+        self._layers: dict[tuple[int, bool], LayerCode] = {}
+        self._lock = threading.Lock()
         # What of OpenMP is in the process before all else is torch's own.
-        self._run_team: Any = ctypes.CDLL(None).GOMP_parallel
+        runtime = ctypes.CDLL(None)
+        self._barrier = runtime.GOMP_barrier
+        self._run_team: Any = runtime.GOMP_parallel
         self._run_team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self._run_team.restype = None
 
     def run(self, rows: int, fields: tuple[int, ...]) -> None:
-        """Do the task of `gemv_code.FIELDS`, with as many threads as torch would use here."""
+        """Do a task of `gemv_code`, with as many threads as torch would use here."""
         task = self._task(*fields)
-        self._run_team(self._functions[rows - 1], ctypes.addressof(task), 0, 0)
+        self.run_team(self.functions[rows - 1], ctypes.addressof(task))
+
+    def run_team(self, function: int, task: int) -> None:
+        """Have each thread of the team call a function with the address of a task."""
+        self._run_team(function, task, 0, 0)
+
+    def layer_code(self, size: int, *, has_head_norm: bool) -> LayerCode:
+        """Return the code of `layer_code.write_layer`, compiled when it is first asked for."""
+        with self._lock:
+            kind = size, has_head_norm
+            if kind not in self._layers:
+                self._layers[kind] = LayerCode(self._barrier, size, has_head_norm=has_head_norm)
+            return self._layers[kind]
+
+
+class LayerCode:
+    """The addresses of the functions of `layer_code.write_layer`, which it keeps, and the places of
+    the fields of `attend`."""
+
+    def __init__(self, barrier: Any, size: int, *, has_head_norm: bool) -> None:
+        """`barrier` is the function by which the threads of a team wait for each other."""
+        from llvmlite import binding, ir
+
+        from gateway.engine.layer_code import ATTEND, write_layer
+
+        self.places = {name: index for index, name in enumerate(ATTEND)}
+        binding.add_symbol("GOMP_barrier", ctypes.cast(barrier, ctypes.c_void_p).value)
+        module = ir.Module("layer")
+        write_layer(module, size, has_head_norm=has_head_norm)
+        self._code = compile_module(module)
+        self.norm, self.gate, self.attend, self.attend_wide, self.run = (
+            self._code.get_function_address(name)
+            for name in ("norm", "gate", "attend", "attend_wide", "run")
+        )
 
 
 class BoundGemv:
@@ -75,28 +109,46 @@ class BoundGemv:
             raise ValueError(f"packed weights of {outputs} x {inputs} in another layout")
         self._gemv = gemv
         self._weight = weight
-        self._outputs, self._inputs, self._width = outputs, inputs, blocks * BLOCK
+        self.outputs, self.inputs, self.width = outputs, inputs, blocks * BLOCK
         # Without a bias all blocks have the same zeros.
-        self._bias = torch.zeros(BLOCK if bias is None else self._width)
+        self._bias = torch.zeros(BLOCK if bias is None else self.width)
         if bias is not None:
             self._bias[:outputs] = bias
         bias_step = 0 if bias is None else BLOCK * self._bias.element_size()
         self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(weight), self._bias.data_ptr()
-        self._sizes = inputs // 2, blocks, block_bytes, bias_step, 0
+        output_bytes = self.width * weight.element_size()
+        self._sizes = inputs // 2, block_bytes, bias_step, output_bytes, blocks, 0
 
     def takes(self, tensor: Tensor) -> bool:
         """Tell whether there are few enough tokens."""
-        return 0 < tensor.numel() <= MOST_ROWS * self._inputs
+        return 0 < tensor.numel() <= MOST_ROWS * self.inputs
+
+    def fields(self, given: int, output: int) -> tuple[int, ...]:
+        """Return the task that has its input at `given` and writes `output`, rows of `width`."""
+        return given, *self._addresses, output, *self._sizes
 
     def __call__(self, tensor: Tensor) -> Tensor:
         given = tensor.contiguous()
-        rows = given.numel() // self._inputs
-        output = given.new_empty(rows, self._width)
-        addresses = given.data_ptr(), *self._addresses, output.data_ptr()
-        self._gemv.run(rows, addresses + self._sizes)
-        if self._width != self._outputs:
-            output = output[:, : self._outputs]
-        return output if tensor.dim() == 2 else output.reshape(*tensor.shape[:-1], self._outputs)
+        rows = given.numel() // self.inputs
+        output = given.new_empty(rows, self.width)
+        self._gemv.run(rows, self.fields(given.data_ptr(), output.data_ptr()))
+        if self.width != self.outputs:
+            output = output[:, : self.outputs]
+        return output if tensor.dim() == 2 else output.reshape(*tensor.shape[:-1], self.outputs)
+
+
+def compile_module(module: Any) -> Any:
+    """Return the engine of a module of `llvmlite.ir`, compiled for this processor."""
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine.finalize_object()
+    return engine
 
 
 def find_gemv() -> Gemv | None:

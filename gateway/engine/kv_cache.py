@@ -119,6 +119,10 @@ class SlotCache(Cache):  # type: ignore[misc]
     def memory_bytes(self) -> int:
         return self._rows * self._capacity * self.token_bytes
 
+    def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a layer, as they are until `allocations` grows."""
+        return self._keys[layer], self._values[layer]
+
     def learn(self, layers: int, token: Tensor) -> None:
         """Take note of what every layer keeps of a token, of shape [1, heads, size], before any is
         computed; without effect where that is known. For layers that are alike, with keys as large

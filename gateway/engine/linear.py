@@ -43,11 +43,11 @@ class PackedProduct:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self._bias = joint_bias(layers)
         self.memory_bytes = weight.nbytes
-        self._few = _bind(gemv, self._weight, weight.shape, self._bias) if gemv else None
+        self.few = _bind(gemv, self._weight, weight.shape, self._bias) if gemv else None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if self._few is not None and self._few.takes(tensor):
-            return self._few(tensor)
+        if self.few is not None and self.few.takes(tensor):
+            return self.few(tensor)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(
             tensor, self._weight, self._bias, "none", [], ""
         )

@@ -44,6 +44,7 @@ from gateway.engine.vision import VisionEncoder
 from gateway.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from gateway.engine.gemv import Gemv
     from gateway.engine.packing import Packing
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def _follow(
 ) -> _Runnable:
     model = load()
     linear_bytes, packing = prepare(model, recipe)
-    runner = build_runner(model, recipe.way, mapped.have_read)
+    runner = build_runner(model, recipe.way, mapped.have_read, _gemv(packing))
     return _Runnable(model, recipe, runner, linear_bytes, packing)
 
 
@@ -252,7 +253,9 @@ def _try_recipe(
     # What quantized weights say is not what the others said: they are compared with themselves.
     expected = probe_logits(model) if config.quantization == "none" else None
     linear_bytes, packing = prepare(model, recipe)
-    way, runner = choose_runner(model, expected or probe_logits(model), mapped.have_read)
+    way, runner = choose_runner(
+        model, expected or probe_logits(model), mapped.have_read, _gemv(packing)
+    )
     if recipe.packs and way in UNPROVEN and not _still_says(model, expected):
         return None
     return _Runnable(model, replace(recipe, way=way), runner, linear_bytes, packing)
@@ -279,6 +282,10 @@ def _prepare(
         packing = Packing(_replaceable(model), mapped, room.gemv())
         return packing.memory_bytes, packing
     return 0, None
+
+
+def _gemv(packing: Packing | None) -> Gemv | None:
+    return packing.gemv if packing is not None else None
 
 
 def _still_says(model: Any, expected: Logits | None) -> bool:

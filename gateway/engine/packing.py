@@ -43,7 +43,7 @@ class Packing:
         tokens, see `PackedProduct`."""
         self._model = model
         self._files = files
-        self._gemv = gemv
+        self.gemv = gemv
         self._spans: list[Span] | None = None
         products = stand_in(model)
         self.memory_bytes = sum(_plain(product).memory_bytes for product in products)
@@ -84,7 +84,7 @@ class Packing:
 
     def _pack(self, shared: SharedProduct) -> None:
         plain = _plain(shared)
-        packed = PackedProduct(plain.layers, self._gemv)
+        packed = PackedProduct(plain.layers, self.gemv)
         if _are_alike(packed, plain):
             shared.product = packed
         else:

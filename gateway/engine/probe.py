@@ -23,6 +23,8 @@ from gateway.engine.serial_runner import SerialRunner
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gateway.engine.gemv import Gemv
+
 logger = logging.getLogger(__name__)
 
 PROBES = (
@@ -57,11 +59,15 @@ Logits = list[list["Tensor"]]
 
 
 def choose_runner(
-    model: Any, expected: Logits, on_read: Callable[[int], None] = lambda size_bytes: None
+    model: Any,
+    expected: Logits,
+    on_read: Callable[[int], None] = lambda size_bytes: None,
+    gemv: Gemv | None = None,
 ) -> tuple[Way, Runner]:
     """Return the fastest runner that says what is `expected` of the model by `probe_logits`.
 
-    `on_read` is told how many bytes of weights were read to build one. Leaves the model set to the
+    `on_read` is told how many bytes of weights were read to build one; `gemv` is as for
+    `build_runner`. Leaves the model set to the
     attention that the runner needs.
     """
     usual = model.config._attn_implementation
@@ -69,7 +75,7 @@ def choose_runner(
         if model.config._attn_implementation != usual:
             model.set_attn_implementation(usual)
         try:
-            runner = build_runner(model, way, on_read)
+            runner = build_runner(model, way, on_read, gemv)
             if way in UNPROVEN or _agrees(runner, expected):
                 return way, runner
             reason = "its logits differ"
@@ -80,9 +86,13 @@ def choose_runner(
 
 
 def build_runner(
-    model: Any, way: Way, on_read: Callable[[int], None] = lambda size_bytes: None
+    model: Any,
+    way: Way,
+    on_read: Callable[[int], None] = lambda size_bytes: None,
+    gemv: Gemv | None = None,
 ) -> Runner:
-    """Return the runner of a way that is known to be right for this model."""
+    """Return the runner of a way that is known to be right for this model; by `gemv` a stack does
+    steps of few tokens in one call, once it is packed."""
     if way in DECODERS:
         return SerialRunner(model, DECODERS[way])
     from gateway.engine.graphs import CudaRecorder
@@ -95,7 +105,7 @@ def build_runner(
     if way == "batch":
         return BatchRunner(model, kernel=kernel)
     recorder = partial(CudaRecorder, model.device) if model.device.type == "cuda" else None
-    return BatchRunner(model, Stack(model, on_read), kernel=kernel, recorder=recorder)
+    return BatchRunner(model, Stack(model, on_read), kernel=kernel, recorder=recorder, gemv=gemv)
 
 
 def probe_logits(model: Any) -> Logits:

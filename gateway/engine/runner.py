@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,11 +12,16 @@ from gateway.engine.memory import FIRST_CAPACITY, Memory, Unlimited
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gateway.engine.fused import FusedSteps
+    from gateway.engine.gemv import Gemv
     from gateway.engine.graphs import DecodeGraphs, Recorder
     from gateway.engine.kv_cache import Slot, SlotCache
     from gateway.engine.prompt_cache import PromptCache
     from gateway.engine.stack import Stack
     from gateway.engine.varlen import Kernel
+
+
+logger = logging.getLogger(__name__)
 
 
 class Feed(NamedTuple):
@@ -90,7 +96,8 @@ class BatchRunner:
     """One forward pass for the new tokens of all sequences, be they decoding or in their prompts.
 
     With a `stack` that pass is the stack's, else it is the model's own. `kernel` attends where
-    there is one. With a `recorder` the stack's decode steps are recorded and replayed.
+    there is one. With a `recorder` the stack's decode steps are recorded and replayed; with
+    a `gemv` those of few sequences are one call, if the stack is made for it.
     """
 
     is_batched = True
@@ -102,6 +109,7 @@ class BatchRunner:
         *,
         kernel: Kernel | None = None,
         recorder: Callable[[], Recorder] | None = None,
+        gemv: Gemv | None = None,
     ) -> None:
         from gateway.engine.graphs import DecodeGraphs
         from gateway.engine.kv_cache import SlotCache
@@ -115,6 +123,7 @@ class BatchRunner:
         self._graphs: DecodeGraphs | None = None
         if stack is not None and recorder is not None:
             self._graphs = DecodeGraphs(stack, self._cache, recorder, model.device, kernel)
+        self._fused = _fuse(stack, self._cache, gemv) if stack is not None and gemv else None
 
     @property
     def memory_bytes(self) -> int:
@@ -220,6 +229,10 @@ class BatchRunner:
                     return replayed
             tokens = torch.tensor(ids, device=device)
             rows = torch.tensor(wanted, dtype=torch.long, device=device)
+            if self._fused is not None:
+                found = self._fused.logits(tokens, view, rows)
+                if found is not None:
+                    return found
             if self._stack is not None:
                 return self._stack.logits(tokens, view, self._cache, rows)
             output = self._model(
@@ -232,3 +245,13 @@ class BatchRunner:
             )
             logits: Tensor = output.logits[0]
             return logits
+
+
+def _fuse(stack: Stack, cache: SlotCache, gemv: Gemv) -> FusedSteps | None:
+    from gateway.engine.fused import FusedSteps
+
+    try:
+        return FusedSteps(stack, cache, gemv)
+    except ValueError as error:
+        logger.info("steps of few sequences are left to torch: %s", error)
+        return None

@@ -44,14 +44,14 @@ class Stack:
         config, base = model.config, model.model
         if config.model_type not in FAMILIES:
             raise UnknownLayout(config.model_type)
-        self._embed = base.embed_tokens
+        self.embed = base.embed_tokens
         self._rotary = base.rotary_emb
-        self._layers = []
+        self.layers = []
         for layer in base.layers:
-            self._layers.append(_Layer(layer, config))
+            self.layers.append(Layer(layer, config))
             on_read(sum(weight.nbytes for weight in layer.parameters()))
-        self._norm = _Norm(base.norm)
-        self._head = joint_product([model.lm_head])
+        self.norm = _Norm(base.norm)
+        self.head = joint_product([model.lm_head])
 
     def logits(self, ids: Tensor, view: View, cache: SlotCache, wanted: Tensor) -> Tensor:
         """Return the logits of the `wanted` tokens of a flat batch, of shape [wanted, vocabulary].
@@ -59,79 +59,98 @@ class Stack:
         `ids` are the tokens [tokens]; their keys and values go into `cache`, which was told of
         `view`.
         """
-        hidden = self._embed(ids)
+        hidden = self.embed(ids)
+        cos, sin = self.turns(hidden, view)
+        for index, layer in enumerate(self.layers):
+            hidden = layer.forward(hidden, cos, sin, view, cache, index)
+        return self.head(self.norm(hidden[wanted]))
+
+    def turns(self, hidden: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Return by what heads are multiplied as they are, and turned by half of their size: two
+        tensors of shape [tokens, 1, size]."""
         cos, sin = self._rotary(hidden, view.all_positions()[None])
-        if cos.shape[-1] != self._layers[0].size:
+        if cos.shape[-1] != self.layers[0].size:
             raise UnknownLayout("rotary embedding of a part of a head")
         half = cos.shape[-1] // 2
         # Turned by half, x takes the place of transformers' (-x2, x1), but for a sign.
         sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        cos, sin = cos[0][:, None], sin[0][:, None]
-        for index, layer in enumerate(self._layers):
-            hidden = layer.forward(hidden, cos, sin, view, cache, index)
-        return self._head(self._norm(hidden[wanted]))
+        return cos[0][:, None], sin[0][:, None]
+
+    def products(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return all products of linear layers, in their order."""
+        products = [(each.qkv, each.out, each.gate_up, each.down) for each in self.layers]
+        return [product for layer in products for product in layer] + [self.head]
 
     def kept(self) -> tuple[int, Tensor]:
         """Return how many layers there are, and what the cache is given of one token by each: a
         tensor of that shape, [1, heads, size]."""
-        first = self._layers[0]
-        weight = self._norm.weight
-        return len(self._layers), weight.new_empty(1, first.shared_heads, first.size)
+        first = self.layers[0]
+        weight = self.norm.weight
+        return len(self.layers), weight.new_empty(1, first.shared_heads, first.size)
 
 
 class _Norm:
     def __init__(self, module: Any) -> None:
         self.weight = module.weight.detach()
-        self._eps = module.variance_epsilon
+        self.eps = module.variance_epsilon
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        return rms_norm(tensor, self.weight.shape, self.weight, self._eps)
+        return rms_norm(tensor, self.weight.shape, self.weight, self.eps)
 
 
-class _Layer:
+class Layer:
     def __init__(self, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.size = attention.head_dim
-        self._heads = config.num_attention_heads
+        self.heads = config.num_attention_heads
         self.shared_heads = config.num_key_value_heads
-        self._scaling = attention.scaling
-        self._window = _window(attention, config)
-        self._before_attention = _Norm(layer.input_layernorm)
-        self._before_mlp = _Norm(layer.post_attention_layernorm)
-        self._qkv = joint_product(_parts(attention, "qkv_proj", ("q_proj", "k_proj", "v_proj")))
-        self._head_norm = self._join_head_norms(attention)
-        self._out = joint_product([attention.o_proj])
-        self._gate_up = joint_product(_parts(mlp, "gate_up_proj", ("gate_proj", "up_proj")))
-        self._activate = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
-        self._down = joint_product([mlp.down_proj])
+        self.scaling = attention.scaling
+        self.window = _window(attention, config)
+        self.before_attention = _Norm(layer.input_layernorm)
+        self.before_mlp = _Norm(layer.post_attention_layernorm)
+        self.qkv = joint_product(_parts(attention, "qkv_proj", ("q_proj", "k_proj", "v_proj")))
+        self.head_norm = _head_norms(attention)
+        self._joint_head_norm = self._join_head_norms()
+        self.out = joint_product([attention.o_proj])
+        self.gate_up = joint_product(_parts(mlp, "gate_up_proj", ("gate_proj", "up_proj")))
+        self.activate = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
+        self.inner = mlp.down_proj.in_features
+        self.down = joint_product([mlp.down_proj])
 
     def forward(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, view: View, cache: SlotCache, index: int
     ) -> Tensor:
-        turned = self._heads + self.shared_heads
-        joint = self._qkv(self._before_attention(hidden)).view(len(hidden), -1, self.size)
+        turned = self.heads + self.shared_heads
+        joint = self.qkv(self.before_attention(hidden)).view(len(hidden), -1, self.size)
         queries_keys, new_values = joint[:, :turned], joint[:, turned:]
-        if self._head_norm is not None:
-            weight, eps = self._head_norm
+        if self._joint_head_norm is not None:
+            weight, eps = self._joint_head_norm
             queries_keys = rms_norm(queries_keys, (self.size,), None, eps) * weight
         rolled = queries_keys.roll(self.size // 2, -1)
         queries_keys = torch.addcmul(queries_keys * cos, rolled, sin)
-        keys, values = cache.write(index, queries_keys[:, self._heads :], new_values)
-        queries = queries_keys[:, : self._heads]
-        found = attend(queries, keys, values, view, self._window, self._scaling)
-        hidden = hidden + self._out(found.flatten(1))
-        gate, up = self._gate_up(self._before_mlp(hidden)).chunk(2, dim=-1)
-        return hidden + self._down(self._activate(gate) * up)
+        keys, values = cache.write(index, queries_keys[:, self.heads :], new_values)
+        queries = queries_keys[:, : self.heads]
+        found = attend(queries, keys, values, view, self.window, self.scaling)
+        hidden = hidden + self.out(found.flatten(1))
+        gate, up = self.gate_up(self.before_mlp(hidden)).chunk(2, dim=-1)
+        return hidden + self.down(self.activate(gate) * up)
 
-    def _join_head_norms(self, attention: Any) -> tuple[Tensor, float] | None:
+    def _join_head_norms(self) -> tuple[Tensor, float] | None:
         """Return one weight for each head that is turned, [heads, size], where heads are normed."""
-        if not hasattr(attention, "q_norm"):
+        if self.head_norm is None:
             return None
-        query, key = attention.q_norm, attention.k_norm
-        if query.variance_epsilon != key.variance_epsilon:
-            raise UnknownLayout("norms of queries and keys that differ")
-        weights = [query.weight.detach()] * self._heads + [key.weight.detach()] * self.shared_heads
-        return torch.stack(weights), query.variance_epsilon
+        query, key, eps = self.head_norm
+        return torch.stack([query] * self.heads + [key] * self.shared_heads), eps
+
+
+def _head_norms(attention: Any) -> tuple[Tensor, Tensor, float] | None:
+    """Return the weights of the norms of queries and of keys, where heads are normed."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    query, key = attention.q_norm, attention.k_norm
+    if query.variance_epsilon != key.variance_epsilon:
+        raise UnknownLayout("norms of queries and keys that differ")
+    return query.weight.detach(), key.weight.detach(), query.variance_epsilon
 
 
 def _parts(module: Any, joint: str, apart: tuple[str, ...]) -> list[Any]:
