@@ -67,8 +67,7 @@ def choose_runner(
     """Return the fastest runner that says what is `expected` of the model by `probe_logits`.
 
     `on_read` is told how many bytes of weights were read to build one; `gemv` is as for
-    `build_runner`. Leaves the model set to the
-    attention that the runner needs.
+    `build_runner`. Leaves the model set to the attention that the runner needs.
     """
     usual = model.config._attn_implementation
     for way in _possible_ways(model):

@@ -13,7 +13,8 @@ from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.engine.loader import LoadedModel, load_model
 from gateway.engine.needs import estimate_load
-from gateway.engine.runtime import give_back_memory
+from gateway.engine.room import EngineRoom
+from gateway.engine.runtime import give_back_memory, import_torch
 
 
 def resident_bytes(which: str) -> int:
@@ -28,12 +29,15 @@ def _pack(loaded: LoadedModel) -> None:
 
 
 def main(warm: Path, folder: Path, config: LoadConfig) -> None:
-    # What torch and transformers take once and for all is no model's.
-    _pack(load_model("warm", warm, config))
+    import_torch()
+    room = EngineRoom()
+    # What torch, transformers and LLVM take once and for all is no model's.
+    room.gemv()
+    _pack(load_model("warm", warm, config, room=room))
     give_back_memory()
     before = resident_bytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    loaded = load_model("model", folder, config)
+    loaded = load_model("model", folder, config, room=room)
     _pack(loaded)
     peak = resident_bytes("VmHWM:") - before
     gc.collect()
