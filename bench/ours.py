@@ -18,13 +18,14 @@ from gateway.core.events import Finished, TextDelta
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
-from gateway.engine import linear
-from gateway.engine.compute import ComputeThread
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.serial_runner import SerialRunner
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.room import EngineRoom
-from gateway.engine.runtime import import_torch
-from gateway.engine.serial_runner import SerialRunner
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.weights import linear
+from gateway.engine.weights.compute import ComputeThread
+from gateway.engine.weights.runtime import import_torch
 
 
 def load(way: str, folder: Path, device: str, room: EngineRoom) -> LoadedModel:

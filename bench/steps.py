@@ -16,11 +16,12 @@ from bench.arguments import names, numbers
 from bench.environments import DATA
 from bench.shapes import SHAPES, TITLES, ensure_model
 from gateway.core.loading import LoadConfig
-from gateway.engine.compute import ComputeThread
-from gateway.engine.gemv import Gemv
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.room import EngineRoom
-from gateway.engine.runner import Feed
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.weights.compute import ComputeThread
+from gateway.engine.weights.gemv import Gemv
 
 PROMPT = 150
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gateway.engine.budget import DeviceBudgets
-from gateway.engine.ledger import MemoryLedger
+from gateway.engine.memory.budget import DeviceBudgets
+from gateway.engine.memory.ledger import MemoryLedger
 from gateway.services.memory import MemoryService
 
 

@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from gateway.bootstrap.memory import budget_bytes
 from gateway.core.loading import LoadConfig
-from gateway.engine.loader import choose_device
+from gateway.engine.loading.loader import choose_device
 from gateway.hub.client import HubClient
 from gateway.hub.search import HubSearch
 from gateway.hub.token import ask_whoami

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.core.ledger import UNBOUNDED, Movement
-from gateway.engine.budget import DeviceBudgets
-from gateway.engine.ledger import MemoryLedger
-from gateway.engine.loader import choose_device
-from gateway.engine.runtime import default_budget
+from gateway.engine.loading.loader import choose_device
+from gateway.engine.memory.budget import DeviceBudgets
+from gateway.engine.memory.ledger import MemoryLedger
+from gateway.engine.weights.runtime import default_budget
 from gateway.services.memory import MemoryService
 from gateway.settings import Settings
 

@@ -1,6 +1,6 @@
 """The memory of devices, and what the models of all providers hold of it. Plain data, pure.
 
-Who makes room for whom is decided here; `gateway.engine.ledger` does it.
+Who makes room for whom is decided here; `gateway.engine.memory.ledger` does it.
 """
 
 from collections.abc import Sequence

@@ -14,16 +14,16 @@ from gateway.core.events import Event, Finished
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.options import require_in_range
-from gateway.engine.bridge import Channel
-from gateway.engine.compute import SMALL_BYTES, Compute, Inline, run_aside
-from gateway.engine.loader import LoadedModel, Recipe
-from gateway.engine.memory import Memory, Unlimited
-from gateway.engine.packer import Packer
-from gateway.engine.runtime import give_back_memory, trim_memory
-from gateway.engine.sampler import Sampler
-from gateway.engine.scheduler import Scheduler
-from gateway.engine.sequence import Sequence
-from gateway.engine.speech import prepare_speech, take_up
+from gateway.engine.decoding.bridge import Channel
+from gateway.engine.decoding.loaded import LoadedModel, Recipe
+from gateway.engine.decoding.scheduler import Scheduler
+from gateway.engine.decoding.sequence import Sequence
+from gateway.engine.decoding.speech import prepare_speech, take_up
+from gateway.engine.memory.memory import Memory, Unlimited
+from gateway.engine.sampling.sampler import Sampler
+from gateway.engine.weights.compute import SMALL_BYTES, Compute, Inline, run_aside
+from gateway.engine.weights.packer import Packer
+from gateway.engine.weights.runtime import give_back_memory, trim_memory
 
 CHANNEL_EVENTS = 64
 

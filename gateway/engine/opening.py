@@ -11,15 +11,16 @@ from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine.compute import Inline, run_aside
-from gateway.engine.embedder import EmbeddingEngine
-from gateway.engine.embedding_loader import load_embedder
+from gateway.engine.decoding.loaded import LoadedModel, Recipe
+from gateway.engine.embedding.embedder import EmbeddingEngine
+from gateway.engine.embedding.loader import load_embedder
 from gateway.engine.engine import Engine, TransformersEngine
+from gateway.engine.files.progress import LoadProgress
 from gateway.engine.llama_cpp.loader import load_gguf
-from gateway.engine.loader import LoadedModel, Recipe, load_model
-from gateway.engine.memory import Memory
-from gateway.engine.progress import LoadProgress
-from gateway.engine.room import EngineRoom
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.memory.memory import Memory
+from gateway.engine.weights.compute import Inline, run_aside
 
 
 class EngineSpec(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from gateway.core.errors import HubError, HubProtocolError
 from gateway.core.hub import HubFile, Need
 from gateway.core.loading import LoadConfig, estimate_bytes
 from gateway.core.models import LocalModel
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
 from gateway.hub.cache import FileLibrary
 from gateway.hub.client import HubClient
 

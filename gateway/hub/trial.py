@@ -29,11 +29,11 @@ from gateway.core.library import ShelvedModel
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Options
 from gateway.core.names import ModelRef
-from gateway.engine.child_process import ChildLog, describe_end
-from gateway.engine.child_wire import EXIT_OUT_OF_MEMORY
+from gateway.engine.child.process import ChildLog, describe_end
+from gateway.engine.child.wire import EXIT_OUT_OF_MEMORY
 from gateway.engine.engine import Embedder, Generator
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.runtime import import_torch
+from gateway.engine.weights.runtime import import_torch
 
 PROVIDER = "huggingface"
 SPARE_BYTES = 4 * 2**30

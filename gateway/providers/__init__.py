@@ -17,9 +17,9 @@ from anyio.abc import TaskGroup
 from gateway.core.errors import Misconfigured
 from gateway.core.models import LocalModel
 from gateway.core.ports import ModelLibrary, ModelObserver, Provider
-from gateway.engine.budget import DeviceBudgets
-from gateway.engine.ledger import MemoryLedger
-from gateway.engine.runtime import default_budget
+from gateway.engine.memory.budget import DeviceBudgets
+from gateway.engine.memory.ledger import MemoryLedger
+from gateway.engine.weights.runtime import default_budget
 
 if TYPE_CHECKING:
     from gateway.settings import Settings

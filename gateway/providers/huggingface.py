@@ -35,18 +35,19 @@ from gateway.core.ports import ModelLibrary
 from gateway.core.routing import cannot_embed, cannot_generate
 from gateway.core.states import ModelState
 from gateway.core.telling import Tell, Wait, tell_all
-from gateway.engine.budget import Share
+from gateway.engine.child.isolated import PROCESS_BYTES, open_isolated
+from gateway.engine.decoding.loaded import Recipe
 from gateway.engine.engine import Embedder, Engine, Generator
-from gateway.engine.isolated import PROCESS_BYTES, open_isolated
+from gateway.engine.files.needs import Setup, estimate_load
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.files.trusted import require_readable
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
-from gateway.engine.loader import Recipe, choose_device
-from gateway.engine.manager import HuggingFaceModelManager
-from gateway.engine.needs import Setup, estimate_load
+from gateway.engine.loading.loader import choose_device
+from gateway.engine.loading.room import EngineRoom, open_room
+from gateway.engine.memory.budget import Share
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.progress import LoadProgress
-from gateway.engine.room import EngineRoom, open_room
-from gateway.engine.runtime import import_torch
-from gateway.engine.trusted import require_readable
+from gateway.engine.residents.manager import HuggingFaceModelManager
+from gateway.engine.weights.runtime import import_torch
 from gateway.providers import ProviderContext
 from gateway.settings import Settings, model_environment
 

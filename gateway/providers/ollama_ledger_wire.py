@@ -18,8 +18,8 @@ from gateway.core.loading import LoadPlan
 from gateway.core.models import Resident
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.budget import Share
-from gateway.engine.ledger import MemoryLedger
+from gateway.engine.memory.budget import Share
+from gateway.engine.memory.ledger import MemoryLedger
 from gateway.providers.ollama_fault_wire import PROVIDER
 from gateway.providers.ollama_listing_wire import Running, name_key, read_ref
 from gateway.providers.ollama_memory_wire import CPU, FindSize, OllamaDevices, Stay

@@ -12,7 +12,7 @@ from gateway.core.loading import LoadPlan
 from gateway.core.models import Basis
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.budget import Share
+from gateway.engine.memory.budget import Share
 from gateway.providers.ollama_fault_wire import PROVIDER
 from gateway.providers.ollama_listing_wire import Running
 

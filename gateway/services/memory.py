@@ -6,7 +6,7 @@ import anyio
 import anyio.to_thread
 
 from gateway.core.ledger import MemoryReport
-from gateway.engine.ledger import MemoryLedger
+from gateway.engine.memory.ledger import MemoryLedger
 
 DEVICE_WAIT_S = 1.0
 """How long a report waits for what the machine has: torch may still be on its way."""

@@ -9,17 +9,17 @@ import msgspec
 from gateway.core.errors import ModelLoadFailed
 from gateway.core.gguf import BrokenGguf, GgufHeader, Scalar, read_header, split_parts
 from gateway.core.loading import LoadConfig
-from gateway.engine.compute import bound_threads
+from gateway.engine.decoding.loaded import LoadedModel, Recipe
 from gateway.engine.llama_cpp import INSTALL_HINT, is_installed
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.model import ContextConfig, LlamaContext, LlamaModel
 from gateway.engine.llama_cpp.runner import LlamaRunner
 from gateway.engine.llama_cpp.tokenizer import LlamaTokenizer
 from gateway.engine.llama_cpp.trial import try_load
-from gateway.engine.loader import LoadedModel, Recipe
-from gateway.engine.prompt import PromptEncoder
-from gateway.engine.runtime import import_torch
-from gateway.engine.vocabulary import Vocabulary
+from gateway.engine.text.prompt import PromptEncoder
+from gateway.engine.text.vocabulary import Vocabulary
+from gateway.engine.weights.compute import bound_threads
+from gateway.engine.weights.runtime import import_torch
 
 # What each key of the metadata is called in a generation config. Source: llama-arch.cpp.
 _SAMPLING = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from gateway.engine.memory import Memory
-    from gateway.engine.runner import Feed
+    from gateway.engine.decoding.runner import Feed
+    from gateway.engine.memory.memory import Memory
 
 Entry = tuple[int, int, int, bool]
 """A token, its position, its sequence, and whether its logits are wanted."""

@@ -10,8 +10,9 @@ import pytest
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message, Options
 from gateway.core.names import ModelRef
+from gateway.engine.decoding.loaded import LoadedModel
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, load_model
+from gateway.engine.loading.loader import load_model
 from tests.tiny_models import build_model
 
 StartEngine = Callable[..., AbstractAsyncContextManager[TransformersEngine]]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.engine.decoding.loaded import LoadedModel
 from gateway.engine.llama_cpp import loader
-from gateway.engine.loader import LoadConfig, LoadedModel
+from gateway.engine.loading.loader import LoadConfig
 from tests.tiny_gguf import build_gguf
 
 LoadGguf = Callable[..., LoadedModel]

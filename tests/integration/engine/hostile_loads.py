@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from gateway.core.errors import ModelLoadFailed
+from gateway.engine.decoding.runner import Feed
 from gateway.engine.llama_cpp.loader import load_gguf
-from gateway.engine.loader import LoadConfig
-from gateway.engine.runner import Feed
+from gateway.engine.loading.loader import LoadConfig
 
 
 def main(files: list[str]) -> None:

@@ -14,13 +14,13 @@ from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState, UnloadReason
-from gateway.engine.budget import DeviceBudgets, Share
 from gateway.engine.engine import Engine
-from gateway.engine.ledger import MemoryLedger
-from gateway.engine.manager import HuggingFaceModelManager
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.memory.budget import DeviceBudgets, Share
+from gateway.engine.memory.ledger import MemoryLedger
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.progress import LoadProgress
+from gateway.engine.residents.manager import HuggingFaceModelManager
 from tests.hand_clock import HandClock
 from tests.integration.engine.conftest import ask
 from tests.told import collect

@@ -11,10 +11,11 @@ from pathlib import Path
 from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.needs import estimate_load
-from gateway.engine.room import EngineRoom
-from gateway.engine.runtime import give_back_memory, import_torch
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.files.needs import estimate_load
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.weights.runtime import give_back_memory, import_torch
 
 
 def resident_bytes(which: str) -> int:

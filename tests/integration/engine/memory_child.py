@@ -14,13 +14,13 @@ import anyio
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine.budget import DeviceBudgets, Share
+from gateway.engine.decoding.loaded import Recipe
 from gateway.engine.engine import Engine
-from gateway.engine.ledger import MemoryLedger
-from gateway.engine.loader import Recipe
-from gateway.engine.manager import HuggingFaceModelManager
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.memory.budget import DeviceBudgets, Share
+from gateway.engine.memory.ledger import MemoryLedger
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.progress import LoadProgress
+from gateway.engine.residents.manager import HuggingFaceModelManager
 from tests.integration.engine.conftest import ask
 from tests.told import collect
 

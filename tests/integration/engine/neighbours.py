@@ -12,7 +12,7 @@ from gateway.core.events import Finished
 from gateway.core.eviction import EvictionPolicy
 from gateway.core.messages import GenerateRequest, Message
 from gateway.core.names import ModelRef, parse_ref
-from gateway.engine.budget import MemoryBudget
+from gateway.engine.memory.budget import MemoryBudget
 from gateway.providers.ollama import OllamaService, OllamaTimeouts
 from gateway.providers.ollama_ledger_wire import SharedMemory
 from gateway.providers.ollama_memory_wire import OllamaDevices

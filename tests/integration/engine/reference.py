@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gateway.core.messages import GenerateRequest
-from gateway.engine.loader import LoadedModel
+from gateway.engine.decoding.loaded import LoadedModel
 
 
 def generated_by_transformers(folder: Path, loaded: LoadedModel, request: GenerateRequest) -> str:

@@ -13,9 +13,10 @@ from gateway.core.errors import UnsupportedCapability
 from gateway.core.events import Delta, Event, Finished, Generation
 from gateway.core.messages import GenerateRequest, ResponseFormat, Said, Tool
 from gateway.core.names import ModelRef
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.speech import take_up
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
-from gateway.engine.speech import take_up
+from gateway.engine.loading.loader import LoadConfig, load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.test_vision import CAT, show
 from tests.tiny_models import build_model

@@ -12,14 +12,15 @@ import torch
 
 from gateway.core.events import Generation
 from gateway.core.loading import LoadConfig
-from gateway.engine import attention
-from gateway.engine.graphs import CAPTURE_AFTER, CudaRecorder, DecodeGraphs
-from gateway.engine.kernels import FIRST_CAPABILITY, find_kernel
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.prompt_cache import BLOCK_TOKENS
-from gateway.engine.runner import BatchRunner, Feed
-from gateway.engine.runtime import default_budget, give_back_memory
-from gateway.engine.stack import Stack
+from gateway.engine.decoding import attention
+from gateway.engine.decoding.graphs import CAPTURE_AFTER, CudaRecorder, DecodeGraphs
+from gateway.engine.decoding.kernels import FIRST_CAPABILITY, find_kernel
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.prompt_cache import BLOCK_TOKENS
+from gateway.engine.decoding.runner import BatchRunner, Feed
+from gateway.engine.decoding.stack import Stack
+from gateway.engine.loading.loader import load_model
+from gateway.engine.weights.runtime import default_budget, give_back_memory
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers

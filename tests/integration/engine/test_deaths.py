@@ -16,15 +16,15 @@ from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.states import ModelState
-from gateway.engine.child import _Child
-from gateway.engine.child_wire import decode_to_child
-from gateway.engine.embedder import EmbeddingEngine
+from gateway.engine.child.__main__ import _Child
+from gateway.engine.child.isolated import open_isolated
+from gateway.engine.child.keeper import Keeper
+from gateway.engine.child.link import Link
+from gateway.engine.child.wire import decode_to_child
+from gateway.engine.embedding.embedder import EmbeddingEngine
 from gateway.engine.engine import Engine, TransformersEngine
-from gateway.engine.isolated import open_isolated
-from gateway.engine.keeper import Keeper
-from gateway.engine.link import Link
+from gateway.engine.files.progress import LoadProgress
 from gateway.engine.opening import EngineSpec
-from gateway.engine.progress import LoadProgress
 from gateway.settings import child_environment
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, House, keeping_house

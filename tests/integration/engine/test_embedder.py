@@ -27,8 +27,8 @@ from gateway.core.errors import (
 )
 from gateway.core.loading import LoadConfig
 from gateway.core.names import ModelRef
-from gateway.engine.embedder import EmbeddingEngine
-from gateway.engine.embedding_loader import LoadedEmbedder, load_embedder
+from gateway.engine.embedding.embedder import EmbeddingEngine
+from gateway.engine.embedding.loader import LoadedEmbedder, load_embedder
 from tests.tiny_models import WORDS, build_encoder, build_model, module, write_modules
 
 REF = ModelRef("huggingface", "tiny")

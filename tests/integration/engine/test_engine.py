@@ -27,10 +27,11 @@ from gateway.core.events import Event, Finished, Generation, Started, TextDelta,
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message
 from gateway.engine import engine as engine_module
-from gateway.engine.kv_cache import CacheFull
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.runner import BatchRunner, Feed
-from gateway.engine.scheduler import Scheduler
+from gateway.engine.decoding.kv_cache import CacheFull
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import BatchRunner, Feed
+from gateway.engine.decoding.scheduler import Scheduler
+from gateway.engine.loading.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers

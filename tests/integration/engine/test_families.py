@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.events import Generation, TextDelta
 from gateway.core.loading import LoadConfig
-from gateway.engine.loader import load_model
+from gateway.engine.loading.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from gateway.core.loading import LoadConfig
-from gateway.engine import fused as fused_module
-from gateway.engine.fused import FusedSteps
-from gateway.engine.gemv import Gemv, find_gemv
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.room import EngineRoom
-from gateway.engine.runner import Feed
+from gateway.engine.decoding import fused as fused_module
+from gateway.engine.decoding.fused import FusedSteps
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.weights.gemv import Gemv, find_gemv
 from tests.tiny_models import build_model
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}

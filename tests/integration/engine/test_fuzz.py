@@ -21,11 +21,12 @@ from gateway.core.events import Event, Finished, Routed, Started, Waiting
 from gateway.core.loading import LoadConfig
 from gateway.core.messages import GenerateRequest, Message, Options, ResponseFormat
 from gateway.engine import engine as engine_module
-from gateway.engine import scheduler
+from gateway.engine.decoding import scheduler
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import BatchRunner
+from gateway.engine.decoding.serial_runner import SerialRunner
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.runner import BatchRunner
-from gateway.engine.serial_runner import SerialRunner
+from gateway.engine.loading.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.reference import generated_by_transformers

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gateway.core.loading import LoadConfig
-from gateway.engine import gemv as gemv_module
-from gateway.engine.gemv import MOST_ROWS, BoundGemv, Gemv, find_gemv
-from gateway.engine.linear import PackedProduct
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.room import EngineRoom
-from gateway.engine.runner import Feed
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.weights import gemv as gemv_module
+from gateway.engine.weights.gemv import MOST_ROWS, BoundGemv, Gemv, find_gemv
+from gateway.engine.weights.linear import PackedProduct
 from tests.tiny_models import build_model
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from gateway.core.errors import ModelLoadFailed
+from gateway.engine.decoding.loaded import LoadedModel
 from gateway.engine.llama_cpp import trial
 from gateway.engine.llama_cpp.loader import load_gguf
 from gateway.engine.llama_cpp.trial import try_load
-from gateway.engine.loader import LoadConfig, LoadedModel
+from gateway.engine.loading.loader import LoadConfig
 from tests.integration.engine import gguf_support, hostile_loads
 from tests.tiny_gguf import build_gguf
 

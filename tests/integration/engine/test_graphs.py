@@ -12,13 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gateway.engine import attention
-from gateway.engine.decoder import CachedDecoder
-from gateway.engine.graphs import CAPTURE_AFTER
-from gateway.engine.kv_cache import CacheFull
-from gateway.engine.runner import BatchRunner, Feed
-from gateway.engine.stack import Stack
-from gateway.engine.static_step import Bucket, StaticStep
+from gateway.engine.decoding import attention
+from gateway.engine.decoding.decoder import CachedDecoder
+from gateway.engine.decoding.graphs import CAPTURE_AFTER
+from gateway.engine.decoding.kv_cache import CacheFull
+from gateway.engine.decoding.runner import BatchRunner, Feed
+from gateway.engine.decoding.stack import Stack
+from gateway.engine.decoding.static_step import Bucket, StaticStep
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.test_runner import FAMILIES
 from tests.tiny_models import build_model
@@ -109,7 +109,7 @@ def step(runner: BatchRunner, speakers: list[Speaker]) -> None:
 def test_whoever_comes_goes_or_waits_a_replay_says_what_the_model_says(
     tmp_path: Path, family: str, seed: int, kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.engine.graphs.CAPTURE_AFTER", 1)
+    monkeypatch.setattr("gateway.engine.decoding.graphs.CAPTURE_AFTER", 1)
     runner, model, recorders = start(tmp_path / "m", family, kernel=kernel)
     rng = random.Random(seed)
     living: list[Speaker] = []
@@ -187,7 +187,7 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(
     runner, model, recorders = start(tmp_path / "m")
     recorders.error = RuntimeError("operation not permitted when stream is capturing")
     speaker = Speaker(runner, model, [1, 2, 3])
-    with caplog.at_level(logging.WARNING, logger="gateway.engine.graphs"):
+    with caplog.at_level(logging.WARNING, logger="gateway.engine.decoding.graphs"):
         for _ in range(4 * CAPTURE_AFTER):
             step(runner, [speaker])
     assert len(caplog.records) == recorders.recorded == 1
@@ -271,9 +271,9 @@ def test_a_step_is_the_same_whatever_fills_it_and_never_asks_what_came_out(
 
 
 def test_recordings_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.engine.static_step.SMALLEST_WIDTH", 1)
-    monkeypatch.setattr("gateway.engine.graphs.CAPTURE_AFTER", 0)
-    monkeypatch.setattr("gateway.engine.graphs.MOST_GRAPHS", 2)
+    monkeypatch.setattr("gateway.engine.decoding.static_step.SMALLEST_WIDTH", 1)
+    monkeypatch.setattr("gateway.engine.decoding.graphs.CAPTURE_AFTER", 0)
+    monkeypatch.setattr("gateway.engine.decoding.graphs.MOST_GRAPHS", 2)
     runner, model, recorders = start(tmp_path / "m")
     speakers = [Speaker(runner, model, [seed + 1]) for seed in range(3)]
     step(runner, speakers)

@@ -35,9 +35,17 @@ from gateway.core.messages import GenerateRequest, Options, Tool
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine import keeper
-from gateway.engine.child_process import start_child
-from gateway.engine.child_wire import (
+from gateway.engine.child import keeper
+from gateway.engine.child.isolated import (
+    PROCESS_BYTES,
+    IsolatedEmbedder,
+    IsolatedGenerator,
+    open_isolated,
+)
+from gateway.engine.child.keeper import Keeper
+from gateway.engine.child.link import Link
+from gateway.engine.child.process import start_child
+from gateway.engine.child.wire import (
     WINDOW,
     Ask,
     FromChild,
@@ -48,22 +56,14 @@ from gateway.engine.child_wire import (
     Told,
     decode_from_child,
 )
-from gateway.engine.embedder import EmbeddingEngine
-from gateway.engine.embedding_loader import load_embedder
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.embedding.embedder import EmbeddingEngine
+from gateway.engine.embedding.loader import load_embedder
 from gateway.engine.engine import Embedder, Engine, Generator
-from gateway.engine.isolated import (
-    PROCESS_BYTES,
-    IsolatedEmbedder,
-    IsolatedGenerator,
-    open_isolated,
-)
-from gateway.engine.keeper import Keeper
-from gateway.engine.link import Link
-from gateway.engine.loader import LoadedModel
-from gateway.engine.memory import Memory
-from gateway.engine.needs import Setup, estimate_load
+from gateway.engine.files.needs import Setup, estimate_load
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.memory.memory import Memory
 from gateway.engine.opening import EngineSpec
-from gateway.engine.progress import LoadProgress
 from gateway.settings import child_environment
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.house import A, House, keeping_house

@@ -24,7 +24,7 @@ from gateway.core.loading import ConfigChange, LoadConfig, ModelConfig
 from gateway.core.messages import Options
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.loader import LoadedModel
+from gateway.engine.decoding.loaded import LoadedModel
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, C, House, keeping_house
 

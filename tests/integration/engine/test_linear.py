@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from gateway.core.loading import LoadConfig
-from gateway.engine import packing
-from gateway.engine.gemv import Gemv
-from gateway.engine.linear import PackedLinear, PackedProduct, can_pack, replace_linears
-from gateway.engine.loader import load_model
-from gateway.engine.mapped import MappedWeights
-from gateway.engine.packing import Packing
+from gateway.engine.files.mapped import MappedWeights
+from gateway.engine.loading.loader import load_model
+from gateway.engine.weights import packing
+from gateway.engine.weights.gemv import Gemv
+from gateway.engine.weights.linear import PackedLinear, PackedProduct, can_pack, replace_linears
+from gateway.engine.weights.packing import Packing
 from tests.tiny_models import build_model
 
 

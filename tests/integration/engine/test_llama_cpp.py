@@ -22,10 +22,11 @@ from gateway.core.errors import (
 )
 from gateway.core.events import Finished, Generation, Started, TextDelta
 from gateway.core.messages import GenerateRequest, Message, ResponseFormat
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed, Runner
 from gateway.engine.llama_cpp.library import load_library
 from gateway.engine.llama_cpp.loader import load_gguf as load_file
-from gateway.engine.loader import LoadConfig, LoadedModel
-from gateway.engine.runner import Feed, Runner
+from gateway.engine.loading.loader import LoadConfig
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.gguf_support import LoadGguf, load_gguf
 from tests.tiny_gguf import build_gguf

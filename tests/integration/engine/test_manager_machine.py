@@ -28,13 +28,13 @@ from gateway.core.loading import ConfigChange, LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.engine.budget import MemoryBudget, Share
+from gateway.engine.decoding.state import held_bytes
 from gateway.engine.engine import Engine, TransformersEngine
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.memory.budget import MemoryBudget, Share
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.progress import LoadProgress
-from gateway.engine.residence import Residence
-from gateway.engine.state import held_bytes
+from gateway.engine.residents.residence import Residence
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, C, House, keeping_house
 from tests.tiny_models import build_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gateway.core.loading import LoadConfig
-from gateway.engine.loader import load_model
+from gateway.engine.loading.loader import load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.reference import generated_by_transformers
 from tests.tiny_models import build_model

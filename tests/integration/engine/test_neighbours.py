@@ -12,7 +12,7 @@ import pytest
 from gateway.core.errors import ModelTooLarge, NoRoom, ProviderUnavailable
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
 from gateway.providers.ollama_memory_wire import OllamaDevices, find_devices
 from tests.integration.engine.house import A, B
 from tests.integration.engine.neighbours import MB, SIZE, Neighbours, X, Y, Z, neighbours

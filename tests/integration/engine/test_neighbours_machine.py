@@ -19,7 +19,7 @@ from gateway.core.errors import ModelUnloaded, NoRoom
 from gateway.core.eviction import EvictionPolicy
 from gateway.core.loading import ConfigChange
 from gateway.core.names import ModelRef
-from gateway.engine.budget import Share
+from gateway.engine.memory.budget import Share
 from tests.integration.engine.house import A, B
 from tests.integration.engine.neighbours import MB, Neighbours, Reader, X, Y, Z, neighbours
 from tests.integration.engine.test_manager_machine import Visitor

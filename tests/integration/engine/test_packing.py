@@ -14,17 +14,18 @@ import torch
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine import packer, packing
-from gateway.engine.budget import MemoryBudget
-from gateway.engine.compute import Inline
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
 from gateway.engine.engine import TransformersEngine
-from gateway.engine.linear import PackedProduct, can_pack
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
+from gateway.engine.files.progress import LoadProgress
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.room import EngineRoom
+from gateway.engine.memory.budget import MemoryBudget
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.progress import LoadProgress
-from gateway.engine.room import EngineRoom
-from gateway.engine.runner import Feed
+from gateway.engine.weights import packer, packing
+from gateway.engine.weights.compute import Inline
+from gateway.engine.weights.linear import PackedProduct, can_pack
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, keeping_house
 from tests.tiny_models import build_model

@@ -12,10 +12,10 @@ from gateway.core.errors import ModelLoadFailed
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine.linear import PackedLinear
-from gateway.engine.loader import load_model
+from gateway.engine.loading.loader import load_model
 from gateway.engine.opening import EngineSpec, open_engine
-from gateway.engine.quantization import GROUP, Int4Product, Int8Product, quantize
+from gateway.engine.weights.linear import PackedLinear
+from gateway.engine.weights.quantization import GROUP, Int4Product, Int8Product, quantize
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
 from tests.told import collect

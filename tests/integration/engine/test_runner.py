@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from gateway.core.loading import LoadConfig
-from gateway.engine.decoder import CachedDecoder
-from gateway.engine.kv_cache import CacheFull
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.probe import choose_runner, probe_logits
-from gateway.engine.prompt_cache import BLOCK_TOKENS
-from gateway.engine.runner import BatchRunner, Feed
+from gateway.engine.decoding.decoder import CachedDecoder
+from gateway.engine.decoding.kv_cache import CacheFull
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.prompt_cache import BLOCK_TOKENS
+from gateway.engine.decoding.runner import BatchRunner, Feed
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.probe import choose_runner, probe_logits
 from tests.integration.engine.ledger import Ledger
 from tests.tiny_models import build_model
 

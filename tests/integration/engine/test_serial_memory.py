@@ -10,11 +10,12 @@ import torch
 from gateway.core.errors import NoRoom
 from gateway.core.events import Generation
 from gateway.core.loading import LoadConfig
-from gateway.engine.kv_cache import CacheFull
-from gateway.engine.loader import LoadedModel, load_model
-from gateway.engine.probe import DECODERS
-from gateway.engine.runner import Feed
-from gateway.engine.serial_runner import SerialRunner
+from gateway.engine.decoding.kv_cache import CacheFull
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
+from gateway.engine.decoding.serial_runner import SerialRunner
+from gateway.engine.loading.loader import load_model
+from gateway.engine.loading.probe import DECODERS
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.ledger import Ledger
 from tests.integration.engine.test_families import FAMILIES

@@ -19,8 +19,9 @@ from gateway.core.messages import (
     Tool,
     ToolCall,
 )
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
-from gateway.engine.runner import Feed
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.runner import Feed
+from gateway.engine.loading.loader import LoadConfig, load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_models import build_model
 from tests.tiny_tokenizers import byte_tokenizer, qwen_tokenizer

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from gateway.core.trust import Trust
-from gateway.engine import tokenizers
-from gateway.engine.tokenizers import LIMIT, TokenizerCache
+from gateway.engine.files import tokenizers
+from gateway.engine.files.tokenizers import LIMIT, TokenizerCache
 from tests.tiny_models import build_model
 
 

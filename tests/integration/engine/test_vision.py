@@ -20,12 +20,13 @@ from gateway.core.errors import (
 )
 from gateway.core.events import Generation, TextDelta
 from gateway.core.messages import GenerateRequest, ImagePart, Message, Options, TextPart
-from gateway.engine.decoder import VisionDecoder
-from gateway.engine.linear import PackedLinear, can_pack
-from gateway.engine.loader import LoadConfig, LoadedModel, load_model
-from gateway.engine.pace import MAX_PREFILL
-from gateway.engine.processor import load_processor
-from gateway.engine.vision import MARK
+from gateway.engine.decoding.decoder import VisionDecoder
+from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.decoding.pace import MAX_PREFILL
+from gateway.engine.loading.loader import LoadConfig, load_model
+from gateway.engine.text.processor import load_processor
+from gateway.engine.text.vision import MARK
+from gateway.engine.weights.linear import PackedLinear, can_pack
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.tiny_vlms import FAMILIES, build_vlm, draw, encode
 from tests.told import collect

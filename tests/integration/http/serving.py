@@ -18,7 +18,7 @@ from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, Tracer
 from gateway.core.sessions import Session
 from gateway.core.virtual import VirtualModel
-from gateway.engine.ledger import MemoryLedger
+from gateway.engine.memory.ledger import MemoryLedger
 from gateway.http.app import create_app
 from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
 from gateway.http.server import VANISHED_S, listen

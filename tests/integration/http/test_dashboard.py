@@ -17,8 +17,8 @@ from gateway.core.names import ModelRef
 from gateway.core.rotation import Step, StepState, Trigger
 from gateway.core.sessions import RecordCounts
 from gateway.core.states import ModelState, StreamEnd, UnloadReason
-from gateway.engine.budget import Share
-from gateway.engine.ledger import MemoryLedger
+from gateway.engine.memory.budget import Share
+from gateway.engine.memory.ledger import MemoryLedger
 from tests.integration.http.promql import FUNCTIONS, parse
 from tests.integration.http.serving import serving
 from tests.integration.http.sse_reader import HELLO, NATIVE

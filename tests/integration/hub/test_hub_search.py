@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from gateway.core.errors import HubProtocolError, HubTokenRejected, RepositoryNotFound
 from gateway.core.hub import HubAccount, HubQuery, Need
 from gateway.core.loading import LoadConfig
-from gateway.engine.needs import estimate_load
+from gateway.engine.files.needs import estimate_load
 from gateway.hub.cache import FileLibrary
 from gateway.hub.client import HubClient
 from gateway.hub.search import HubSearch

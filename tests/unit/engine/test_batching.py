@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.batching import SMALL_GAP, choose_batch
+from gateway.engine.embedding.batching import SMALL_GAP, choose_batch
 
 QUEUES = st.lists(st.lists(st.integers(1, 600), min_size=1, max_size=30).map(sorted), min_size=1)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from gateway.core.names import ModelRef
-from gateway.engine.budget import DeviceBudgets, MemoryBudget, Share
+from gateway.engine.memory.budget import DeviceBudgets, MemoryBudget, Share
 
 REF = ModelRef("huggingface", "m")
 TOTAL = 1000

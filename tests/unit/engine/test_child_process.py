@@ -8,8 +8,8 @@ import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from gateway.core.names import ModelRef
-from gateway.engine.child_process import LAST_LINES, LINE_BYTES, ChildLog, describe_end
-from gateway.engine.child_wire import EXIT_OUT_OF_MEMORY
+from gateway.engine.child.process import LAST_LINES, LINE_BYTES, ChildLog, describe_end
+from gateway.engine.child.wire import EXIT_OUT_OF_MEMORY
 
 REF = ModelRef("huggingface", "tiny")
 

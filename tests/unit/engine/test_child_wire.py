@@ -37,8 +37,8 @@ from gateway.core.messages import (
 )
 from gateway.core.models import LocalModel
 from gateway.core.names import ModelRef
-from gateway.engine import child_wire
-from gateway.engine.child_wire import (
+from gateway.engine.child import wire as child_wire
+from gateway.engine.child.wire import (
     Ask,
     AskVectors,
     Beat,
@@ -65,7 +65,7 @@ from gateway.engine.child_wire import (
     to_error,
     to_fault,
 )
-from gateway.engine.loader import Recipe
+from gateway.engine.decoding.loaded import Recipe
 from gateway.engine.opening import EngineSpec
 
 REF = ModelRef("huggingface", "tiny", "main")

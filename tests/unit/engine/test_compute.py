@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.engine.compute import ComputeThread, Inline, bound_threads
+from gateway.engine.weights.compute import ComputeThread, Inline, bound_threads
 
 
 @pytest.fixture

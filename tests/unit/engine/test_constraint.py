@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from gateway.core.dialects import Dialect
 from gateway.core.errors import InvalidRequest
 from gateway.core.messages import GenerateRequest, ResponseFormat
-from gateway.engine.grammar import MAX_SCHEMA_BYTES, GrammarWriter
-from gateway.engine.vocabulary import Vocabulary
+from gateway.engine.text.grammar import MAX_SCHEMA_BYTES, GrammarWriter
+from gateway.engine.text.vocabulary import Vocabulary
 from tests.tiny_tokenizers import byte_tokenizer
 
 torch = pytest.importorskip("torch")

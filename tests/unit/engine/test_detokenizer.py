@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.detokenizer import LONG, Detokenizer
-from gateway.engine.prompt import PromptEncoder
+from gateway.engine.text.detokenizer import LONG, Detokenizer
+from gateway.engine.text.prompt import PromptEncoder
 from tests.tiny_tokenizers import byte_tokenizer, fallback_tokenizer
 
 # Whole characters, their parts, bytes that are never right, what only looks like a character.

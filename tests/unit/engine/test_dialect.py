@@ -5,9 +5,9 @@ import pytest
 from gateway.core import dialects
 from gateway.core.dialects import CallFormat, Dialect, read_dialect
 from gateway.core.messages import GenerateRequest, Tool
-from gateway.engine.grammar import GrammarWriter
-from gateway.engine.interpreter import Interpreter
-from gateway.engine.vocabulary import Vocabulary
+from gateway.engine.text.grammar import GrammarWriter
+from gateway.engine.text.interpreter import Interpreter
+from gateway.engine.text.vocabulary import Vocabulary
 from tests.tiny_tokenizers import byte_tokenizer
 from tests.unit.engine.test_constraint import draw
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gateway.core.errors import GatewayError, InvalidRequest, PayloadTooLarge
-from gateway.engine.images import decode_images
+from gateway.engine.text.images import decode_images
 
 RED, GREEN, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (255, 255, 255), (0, 0, 0)
 

@@ -3,7 +3,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.fair_queue import FairQueue
+from gateway.engine.decoding.fair_queue import FairQueue
 
 
 class Item(NamedTuple):

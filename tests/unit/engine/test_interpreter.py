@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.core import dialects
 from gateway.core.dialects import Dialect, ReasoningFormat
 from gateway.core.messages import Tool
-from gateway.engine.interpreter import Interpreter, Piece
+from gateway.engine.text.interpreter import Interpreter, Piece
 
 THINK = ReasoningFormat("<think>", "</think>")
 QWEN = Dialect((dialects.HERMES,), THINK)

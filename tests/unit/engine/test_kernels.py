@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from gateway.engine.attention import attend
-from gateway.engine.kernels import find_kernel, is_right, may_serve
-from gateway.engine.varlen import fits
-from gateway.engine.view import Run, View
+from gateway.engine.decoding.attention import attend
+from gateway.engine.decoding.kernels import find_kernel, is_right, may_serve
+from gateway.engine.decoding.varlen import fits
+from gateway.engine.decoding.view import Run, View
 from tests.varlen_reference import varlen_attn
 
 CPU = torch.device("cpu")

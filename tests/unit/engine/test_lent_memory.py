@@ -6,9 +6,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from gateway.engine import lent_memory
-from gateway.engine.child_wire import FromChild, Need, Returned
-from gateway.engine.lent_memory import LentMemory
+from gateway.engine.child import lent_memory
+from gateway.engine.child.lent_memory import LentMemory
+from gateway.engine.child.wire import FromChild, Need, Returned
 
 
 class Wire:

@@ -7,7 +7,7 @@ import pytest
 from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.engine.needs import Setup, batch_bytes, estimate_load
+from gateway.engine.files.needs import Setup, batch_bytes, estimate_load
 from tests.gguf_bytes import write_gguf
 
 MIB = 2**20

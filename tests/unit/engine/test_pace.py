@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.pace import MAX_PREFILL, MIN_PREFILL, STALL_STEPS, Pace, share_prefill
+from gateway.engine.decoding.pace import MAX_PREFILL, MIN_PREFILL, STALL_STEPS, Pace, share_prefill
 
 
 def test_alone_prompts_take_the_largest_chunk() -> None:

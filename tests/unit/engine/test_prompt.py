@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.errors import InvalidRequest
 from gateway.core.messages import GenerateRequest, Message, TextPart, Tool, ToolCall
-from gateway.engine.prompt import PromptEncoder
+from gateway.engine.text.prompt import PromptEncoder
 from tests.tiny_tokenizers import END, byte_tokenizer, qwen_tokenizer
 
 LOOK = Tool("look", "Looks at it.", {"type": "object", "properties": {"at": {"type": "string"}}})

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.memory import Unlimited
-from gateway.engine.prompt_cache import BLOCK_TOKENS, PromptCache
+from gateway.engine.decoding.prompt_cache import BLOCK_TOKENS, PromptCache
+from gateway.engine.memory.memory import Unlimited
 from tests.integration.engine.ledger import Ledger
 
 torch = pytest.importorskip("torch")

@@ -4,9 +4,9 @@ import pytest
 
 from gateway.core.errors import EngineFailed
 from gateway.core.messages import Options
-from gateway.engine import drawing
-from gateway.engine.sampler import Sampled, Sampler, sample
-from gateway.engine.sampling import Sampling, resolve_sampling
+from gateway.engine.sampling import drawing
+from gateway.engine.sampling.sampler import Sampled, Sampler, sample
+from gateway.engine.sampling.sampling import Sampling, resolve_sampling
 
 torch = pytest.importorskip("torch")
 

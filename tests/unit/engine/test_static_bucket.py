@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.static_step import Bucket, choose_bucket
+from gateway.engine.decoding.static_step import Bucket, choose_bucket
 
 
 def test_sizes_double() -> None:

@@ -18,9 +18,9 @@ from gateway.core.events import (
     ToolCallDelta,
 )
 from gateway.core.messages import Said, Tool
-from gateway.engine.interpreter import Interpreter
-from gateway.engine.prompt import PromptEncoder
-from gateway.engine.transcript import Transcript
+from gateway.engine.text.interpreter import Interpreter
+from gateway.engine.text.prompt import PromptEncoder
+from gateway.engine.text.transcript import Transcript
 from tests.tiny_tokenizers import byte_tokenizer, qwen_tokenizer
 
 QWEN = Dialect((dialects.HERMES,), ReasoningFormat("<think>", "</think>"))

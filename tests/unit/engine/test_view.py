@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.view import CALL_TOKENS, choose_apart
+from gateway.engine.decoding.view import CALL_TOKENS, choose_apart
 
 
 def cost(lengths: list[int], apart: frozenset[int]) -> int:

@@ -1,0 +1,1 @@
+"""From prompts to tokens: one loop for all sequences of a model."""

@@ -1,0 +1,1 @@
+"""What a model's files are, read without loading it."""

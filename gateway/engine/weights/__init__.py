@@ -1,0 +1,1 @@
+"""Weights as the processor likes them, and what computes with them."""

@@ -1,0 +1,190 @@
+"""Products of few tokens with packed weights, compiled for this processor.
+
+oneDNN's own product of one token reads packed weights at half the speed that a core can read at.
+This one reads the same weights, where they are, at nearly all of it. It computes in float32 and
+rounds once. It needs LLVM (the extra `fast-cpu`) and the OpenMP runtime that torch brought, whose
+threads do the work. Where one of them is missing, or it says something else, oneDNN computes.
+See ADR 25.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 4
+"""Tokens up to which it is faster than oneDNN. Figures: bench/README.md."""
+
+
+class Gemv:
+    """The compiled code, which any thread may run. What is bound to it keeps it."""
+
+    def __init__(self) -> None:
+        """Compile: a tenth of a second. Raises ImportError, AttributeError or RuntimeError where
+        something is missing."""
+        from llvmlite import ir
+
+        from gateway.engine.weights.gemv_code import FIELDS, name_of, write_product
+
+        module, every = ir.Module("gemv"), range(1, MOST_ROWS + 1)
+        for rows in every:
+            write_product(module, rows)
+        self._code = compile_module(module)
+        self.functions = [self._code.get_function_address(name_of(rows)) for rows in every]
+        self._task = ctypes.c_int64 * (len(FIELDS) + 2)
+        self._layers: dict[tuple[int, bool], LayerCode] = {}
+        self._lock = threading.Lock()
+        # What of OpenMP is in the process before all else is torch's own.
+        runtime = ctypes.CDLL(None)
+        self._barrier = runtime.GOMP_barrier
+        self._run_team: Any = runtime.GOMP_parallel
+        self._run_team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._run_team.restype = None
+
+    def run(self, rows: int, fields: tuple[int, ...]) -> None:
+        """Do a task of `gemv_code`, with as many threads as torch would use here."""
+        task = self._task(*fields)
+        self.run_team(self.functions[rows - 1], ctypes.addressof(task))
+
+    def run_team(self, function: int, task: int) -> None:
+        """Have each thread of the team call a function with the address of a task."""
+        self._run_team(function, task, 0, 0)
+
+    def layer_code(self, size: int, *, has_head_norm: bool) -> LayerCode:
+        """Return the code of `layer_code.write_layer`, compiled when it is first asked for."""
+        with self._lock:
+            kind = size, has_head_norm
+            if kind not in self._layers:
+                self._layers[kind] = LayerCode(self._barrier, size, has_head_norm=has_head_norm)
+            return self._layers[kind]
+
+
+class LayerCode:
+    """The addresses of the functions of `layer_code.write_layer`, which it keeps, and the places of
+    the fields of `attend`."""
+
+    def __init__(self, barrier: Any, size: int, *, has_head_norm: bool) -> None:
+        """`barrier` is the function by which the threads of a team wait for each other."""
+        from llvmlite import binding, ir
+
+        from gateway.engine.weights.layer_code import ATTEND, write_layer
+
+        self.places = {name: index for index, name in enumerate(ATTEND)}
+        binding.add_symbol("GOMP_barrier", ctypes.cast(barrier, ctypes.c_void_p).value)
+        module = ir.Module("layer")
+        write_layer(module, size, has_head_norm=has_head_norm)
+        self._code = compile_module(module)
+        self.norm, self.gate, self.attend, self.attend_wide, self.run = (
+            self._code.get_function_address(name)
+            for name in ("norm", "gate", "attend", "attend_wide", "run")
+        )
+
+
+class BoundGemv:
+    """The product of few tokens with one packed weight, which it keeps."""
+
+    def __init__(
+        self, gemv: Gemv, weight: Tensor, shape: Sequence[int], bias: Tensor | None
+    ) -> None:
+        """`weight` is what oneDNN packed of `shape`, [outputs, inputs].
+
+        Raises ValueError where it does not lie as the code expects.
+        """
+        from gateway.engine.weights.gemv_code import BLOCK, PAD
+
+        outputs, inputs = shape
+        blocks = -(-outputs // BLOCK)
+        block_bytes = weight.element_size() * BLOCK * PAD * -(-inputs // PAD)
+        if inputs % 2 or torch.ops.mkldnn._nbytes(weight) != blocks * block_bytes:
+            raise ValueError(f"packed weights of {outputs} x {inputs} in another layout")
+        self._gemv = gemv
+        self._weight = weight
+        self.outputs, self.inputs, self.width = outputs, inputs, blocks * BLOCK
+        # Without a bias all blocks have the same zeros.
+        self._bias = torch.zeros(BLOCK if bias is None else self.width)
+        if bias is not None:
+            self._bias[:outputs] = bias
+        bias_step = 0 if bias is None else BLOCK * self._bias.element_size()
+        self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(weight), self._bias.data_ptr()
+        output_bytes = self.width * weight.element_size()
+        self._sizes = inputs // 2, block_bytes, bias_step, output_bytes, blocks, 0
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Tell whether there are few enough tokens."""
+        return 0 < tensor.numel() <= MOST_ROWS * self.inputs
+
+    def fields(self, given: int, output: int) -> tuple[int, ...]:
+        """Return the task that has its input at `given` and writes `output`, rows of `width`."""
+        return given, *self._addresses, output, *self._sizes
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        given = tensor.contiguous()
+        rows = given.numel() // self.inputs
+        output = given.new_empty(rows, self.width)
+        self._gemv.run(rows, self.fields(given.data_ptr(), output.data_ptr()))
+        if self.width != self.outputs:
+            output = output[:, : self.outputs]
+        return output if tensor.dim() == 2 else output.reshape(*tensor.shape[:-1], self.outputs)
+
+
+def compile_module(module: Any) -> Any:
+    """Return the engine of a module of `llvmlite.ir`, compiled for this processor."""
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine.finalize_object()
+    return engine
+
+
+def find_gemv() -> Gemv | None:
+    """Return the code if this machine can compile and run it, and it is right; computes a little.
+
+    Only for machines where oneDNN packs bfloat16.
+    """
+    try:
+        gemv = Gemv()
+        if _is_right(gemv):
+            return gemv
+        reason = "its output differs"
+    except ImportError:
+        logger.info("the extra fast-cpu is not installed: one stream is slower than it could be")
+        return None
+    except Exception as error:  # another OpenMP runtime, another version of LLVM or oneDNN
+        reason = f"{type(error).__name__}: {error}"
+    logger.warning("products of few tokens are left to oneDNN: %s", reason)
+    return None
+
+
+@torch.inference_mode()
+def _is_right(gemv: Gemv) -> bool:
+    """Tell whether it says what float32 says: of whole blocks and a part of one, with a bias and
+    without, for each count of tokens."""
+    source = torch.Generator().manual_seed(0)
+    for outputs, inputs, has_bias in ((128, 64, False), (100, 70, True)):
+        weight, tokens, bias = (
+            torch.randn(*sizes, generator=source).bfloat16()
+            for sizes in ((outputs, inputs), (MOST_ROWS, inputs), (outputs,))
+        )
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        bound = BoundGemv(gemv, packed, weight.shape, bias if has_bias else None)
+        expected = tokens.float() @ weight.float().T + (bias.float() if has_bias else 0)
+        for rows in range(1, MOST_ROWS + 1):
+            found = bound(tokens[:rows]).float()
+            if not torch.allclose(found, expected[:rows], rtol=1e-2, atol=1e-2):
+                return False
+    return True
