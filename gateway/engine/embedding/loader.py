@@ -41,7 +41,7 @@ from gateway.engine.loading.loader import (
     tensor_bytes,
 )
 from gateway.engine.text.text_encoder import TextEncoder
-from gateway.engine.weights.runtime import import_torch
+from gateway.engine.weights.runtime import building, import_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,13 +154,14 @@ def _load_model(path: Path, dtype: str, device: str, trust: Trust) -> Any:
 
     config = AutoConfig.from_pretrained(path, **reading_options(trust))
     kind = AutoModelForTextEncoding if getattr(config, "is_encoder_decoder", False) else AutoModel
-    model, report = kind.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        **weight_options(path, trust),
-    )
+    with building:
+        model, report = kind.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **weight_options(path, trust),
+        )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing or report["mismatched_keys"]:
         what = f"they lack {missing[0]}" if missing else "their shapes are others"

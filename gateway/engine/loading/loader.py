@@ -39,7 +39,12 @@ from gateway.engine.text.processor import load_processor, takes_images
 from gateway.engine.text.prompt import PromptEncoder
 from gateway.engine.text.vision import VisionEncoder
 from gateway.engine.text.vocabulary import Vocabulary
-from gateway.engine.weights.runtime import give_back_memory, import_torch, trim_memory
+from gateway.engine.weights.runtime import (
+    building,
+    give_back_memory,
+    import_torch,
+    trim_memory,
+)
 
 if TYPE_CHECKING:
     from gateway.engine.weights.gemv import Gemv
@@ -153,7 +158,8 @@ def _load(path: Path, dtype: str, device: str, trust: Trust) -> Any:
 
     is_vision = _sees_images(path, AutoConfig.from_pretrained(path, **reading_options(trust)))
     kind = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
-    model = kind.from_pretrained(path, dtype=dtype, **weight_options(path, trust))
+    with building:
+        model = kind.from_pretrained(path, dtype=dtype, **weight_options(path, trust))
     if is_vision and type(model).generate is not GenerationMixin.generate:
         raise ValueError(f"{type(model).__name__} generates in a way of its own.")
     return model.to(device).eval()

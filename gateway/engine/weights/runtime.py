@@ -16,6 +16,9 @@ GPU_SHARE = 0.9
 """What models may take of a memory when the operator gives no budget."""
 
 _lock = threading.Lock()
+building = threading.Lock()
+"""Held by the one thread that transformers builds a model in: it replaces functions of the whole
+process meanwhile, and two at once put back each other's. Then no model loads any more."""
 gpu_recording = threading.Lock()
 """Held by the one thread that records a CUDA graph: torch's allocator frees nothing meanwhile."""
 
