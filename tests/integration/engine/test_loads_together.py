@@ -1,7 +1,10 @@
-"""Loads of many models at the same time leave transformers as it was."""
+"""transformers replaces functions of the whole process while it builds a model: one at a time."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +15,27 @@ from tests.tiny_models import build_model
 pytest.importorskip("torch")
 
 
-def test_models_that_are_loaded_at_once_all_load_and_so_does_the_next(tmp_path: Path) -> None:
-    paths = [build_model(tmp_path / name) for name in ("a", "b", "c")]
+def test_of_models_that_are_loaded_at_once_one_is_built_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
 
-    def load(path: Path) -> int:
-        return load_model(path.name, path, LoadConfig()).memory_bytes
+    build, inside = AutoModelForCausalLM.from_pretrained, threading.Semaphore(1)
+    met: list[bool] = []
 
-    with ThreadPoolExecutor(6) as threads:
-        sizes = list(threads.map(load, paths * 8))
-    assert len(set(sizes)) == 1
-    assert load(paths[0]) == sizes[0]
+    def watched(*arguments: Any, **options: Any) -> Any:
+        alone = inside.acquire(blocking=False)
+        met.append(not alone)
+        time.sleep(0.05)
+        try:
+            return build(*arguments, **options)
+        finally:
+            if alone:
+                inside.release()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    path = build_model(tmp_path / "a")
+    with ThreadPoolExecutor(4) as threads:
+        loads = [threads.submit(load_model, "a", path, LoadConfig()) for _ in range(4)]
+    assert len({load.result().memory_bytes for load in loads}) == 1
+    assert met == [False] * 4
