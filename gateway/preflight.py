@@ -8,13 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gateway import providers
-from gateway.core.errors import Misconfigured
+from gateway.core.errors import Misconfigured, ModelLoadFailed
+from gateway.engine.loading.loader import choose_device
 from gateway.settings import Settings, environment_name
 from gateway.store.database import parse_url
 
 
-def find_mistakes(settings: Settings) -> list[str]:
-    """Return a sentence for each setting that is well-formed and cannot work."""
+def find_mistakes(settings: Settings, *, with_devices: bool = False) -> list[str]:
+    """Return a sentence for each setting that is well-formed and cannot work.
+
+    `with_devices` looks for the device as well, where one is named: that imports torch.
+    """
     return [
         *_provider_mistakes(settings),
         *_database_mistakes(settings),
@@ -22,6 +26,7 @@ def find_mistakes(settings: Settings) -> list[str]:
         *_folder_mistakes("journal_dir", settings.journal_dir),
         *_model_mistakes(settings.hf_model_path),
         *_traces_mistakes(settings.traces_endpoint),
+        *(_device_mistakes(settings) if with_devices else []),
     ]
 
 
@@ -76,6 +81,16 @@ def _model_mistakes(folder: Path | None) -> list[str]:
         return [f"{name}: {folder} is not a folder"]
     if (folder / "config.json").exists():
         return [f"{name}: {folder} is a model; give the folder that holds it: {folder.parent}"]
+    return []
+
+
+def _device_mistakes(settings: Settings) -> list[str]:
+    if "huggingface" not in settings.providers or settings.hf_device in ("auto", "cpu"):
+        return []
+    try:
+        choose_device(settings.hf_device)
+    except ModelLoadFailed as error:
+        return [f"{environment_name('hf_device')}: {error.message}"]
     return []
 
 

@@ -5,6 +5,7 @@ Only click is imported at the start, so that `--help` answers at once; commands 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,7 +60,7 @@ def serve() -> None:
     GATEWAY_HOST and GATEWAY_PORT say where; docs/configuration.md has all settings. At the first
     signal running streams get time to finish, the second ends them.
     """
-    settings = _checked_settings()
+    settings = _checked_settings(with_devices=True)
     from gateway.bootstrap import serve as run_server
 
     run_server(settings)
@@ -71,7 +72,7 @@ def check() -> None:
 
     Exits with 2 when there is one.
     """
-    _checked_settings()
+    _checked_settings(with_devices=True)
     click.echo("The settings are right.")
 
 
@@ -127,11 +128,12 @@ main.add_command(rotations)
 main.add_command(memory)
 
 
-def _checked_settings() -> Settings:
+def _checked_settings(*, with_devices: bool = False) -> Settings:
+    """Return the settings; the commands that run no model need not wait for torch's import."""
     from gateway.preflight import find_mistakes
     from gateway.settings import load_settings
 
-    return load_settings(find_mistakes=find_mistakes)
+    return load_settings(find_mistakes=partial(find_mistakes, with_devices=with_devices))
 
 
 def _database_url() -> str:

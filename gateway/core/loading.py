@@ -10,7 +10,9 @@ from gateway.core.messages import Options
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
 
-Device = Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)\Z")]
+DEVICE_FORM = "auto|cpu|mps|cuda(:[0-9]{1,3})?"
+"""How a device is written, as a regular expression. Whether it is there only the machine tells."""
+Device = Annotated[str, msgspec.Meta(pattern=rf"^({DEVICE_FORM})\Z")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4"]
 

@@ -1,11 +1,12 @@
 """Models that run in the gateway."""
 
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from gateway.core.downloads import is_commit
+from gateway.core.loading import DEVICE_FORM
 from gateway.core.trust import TrustRules
 from gateway.settings.values import Folder, Group, Names, Positive
 
@@ -16,7 +17,9 @@ class HuggingFaceSettings(Group):
     hf_model_path: Folder | None = Field(
         None, description="Folder of models: `smol` in it is huggingface/smol."
     )
-    hf_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device.")
+    hf_device: Annotated[str, Field(pattern=f"^({DEVICE_FORM})$")] = Field(
+        "auto", description="Device: cpu, cuda, cuda:1, mps; auto: the best there is."
+    )
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights; auto: as they are stored."
     )

@@ -197,6 +197,17 @@ def test_what_the_parts_say_is_among_the_mistakes_of_the_settings(tmp_path: Path
     assert named == {"GATEWAY_PORT", "GATEWAY_PROVIDERS", "HF_MODEL_PATH"}
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:1"])
+def test_a_device_is_a_kind_and_maybe_a_number(tmp_path: Path, device: str) -> None:
+    assert load(tmp_path, {"GATEWAY_HF_DEVICE": device}).hf_device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", "cuda:1\n", " cuda:1"])
+def test_what_is_no_device_is_a_mistake(tmp_path: Path, device: str) -> None:
+    [mistake] = mistakes(tmp_path, {"GATEWAY_HF_DEVICE": device})
+    assert "GATEWAY_HF_DEVICE" in mistake
+
+
 def test_proxies_are_addresses_or_networks(tmp_path: Path) -> None:
     given = "10.0.0.0/8,::1"
     settings = load(tmp_path, {"GATEWAY_TRUSTED_PROXIES": given})

@@ -291,11 +291,25 @@ def choose_device(wanted: str) -> str:
         has_mps = torch.backends.mps.is_available()
         wanted = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     kind, _, index = wanted.partition(":")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ModelLoadFailed(f"This machine has no device {wanted}.", param="device")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ModelLoadFailed("This machine has no device mps.", param="device")
+    is_missing = (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if is_missing:
+        raise ModelLoadFailed(
+            f"There is no device {wanted} that torch could use; it has {_describe_devices()}.",
+            param="device",
+        )
     return f"cuda:{index or 0}" if kind == "cuda" else wanted
+
+
+def _describe_devices() -> str:
+    """Return what torch can use, for a person."""
+    import torch
+
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    is_built_for_gpus = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
+    return ", ".join(there) + ("" if is_built_for_gpus else " (this build of torch knows no GPU)")
 
 
 def _context_length(model: Any, config: LoadConfig) -> int:

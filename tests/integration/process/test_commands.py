@@ -36,6 +36,24 @@ def test_an_unknown_provider_is_a_mistake_that_lists_the_known(environment: dict
     assert "huggingface, ollama" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_device_that_is_not_there_is_a_mistake_that_lists_those_that_are(
+    environment: dict[str, str], command: str
+) -> None:
+    done = run_gateway(environment | {"GATEWAY_HF_DEVICE": "cuda:99"}, command)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("gateway: GATEWAY_HF_DEVICE: There is no device cuda:99")
+    assert " it has cpu" in line
+
+
+def test_a_device_matters_to_no_command_that_runs_no_model(environment: dict[str, str]) -> None:
+    elsewhere = {"GATEWAY_HF_DEVICE": "cuda:99"}
+    assert run_gateway(environment | elsewhere, "db", "revision").returncode == 0
+    served = elsewhere | {"GATEWAY_PROVIDERS": "ollama"}
+    assert run_gateway(environment | served, "check").returncode == 0
+
+
 def test_right_settings_are_said_to_be_right(environment: dict[str, str]) -> None:
     done = run_gateway(environment, "check")
     assert (done.returncode, done.stderr) == (0, "")
