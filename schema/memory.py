@@ -48,8 +48,13 @@ class DeviceMemory:
     budget_bytes: Long | None = strawberry.field(
         description="For the models of all providers; null: nobody here knows."
     )
-    used_bytes: Long = strawberry.field(description="What models hold, reservations included.")
+    used_bytes: Long = strawberry.field(
+        description="What models hold, with reservations and overhead."
+    )
     reserved_bytes: Long = strawberry.field(description="What is set aside for loads.")
+    overhead_bytes: Long = strawberry.field(
+        description="What the gateway's libraries took once, for all models."
+    )
     free_bytes: Long | None = strawberry.field(description="What is left of the budget.")
     models: list[MemoryHolding] = strawberry.field(description="Who holds it, by name.")
 
@@ -60,6 +65,7 @@ class DeviceMemory:
             budget_bytes=_long(account.budget_bytes),
             used_bytes=Long(account.used_bytes),
             reserved_bytes=Long(account.reserved_bytes),
+            overhead_bytes=Long(account.overhead_bytes),
             free_bytes=_long(account.free_bytes),
             models=[MemoryHolding.of(resident) for resident in account.residents],
         )

@@ -31,6 +31,8 @@ def _describe_device(device: dict[str, Any]) -> str:
     parts = [f"{device['device']:<8} {show_size(device['used_bytes'])} held"]
     if device["reserved_bytes"]:
         parts.append(f"{show_size(device['reserved_bytes'])} of it reserved")
+    if device["overhead_bytes"]:
+        parts.append(f"{show_size(device['overhead_bytes'])} of it by libraries, once for all")
     if device["budget_bytes"] is not None:
         free, budget = show_size(device["free_bytes"]), show_size(device["budget_bytes"])
         parts.append(f"{free} free of {budget}")

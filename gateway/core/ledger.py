@@ -80,7 +80,8 @@ class Shortage(msgspec.Struct, frozen=True):
 
 
 class DeviceAccount(msgspec.Struct, frozen=True):
-    """One device now. `budget_bytes` None: nobody here knows how much there is.
+    """One device now. `budget_bytes` None: nobody here knows how much there is. `overhead_bytes`
+    are what the gateway's libraries took of it once, for all models.
 
     What models hold may for a moment be more than the budget: a server that loads by itself asks
     nobody.
@@ -89,10 +90,11 @@ class DeviceAccount(msgspec.Struct, frozen=True):
     device: str
     budget_bytes: int | None
     residents: Sequence[Resident]
+    overhead_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
-        return sum(each.memory_bytes for each in self.residents)
+        return self.overhead_bytes + sum(each.memory_bytes for each in self.residents)
 
     @property
     def reserved_bytes(self) -> int:

@@ -44,6 +44,7 @@ def _describe_device(account: DeviceAccount) -> dict[str, Any]:
         "budget_bytes": account.budget_bytes,
         "used_bytes": account.used_bytes,
         "reserved_bytes": account.reserved_bytes,
+        "overhead_bytes": account.overhead_bytes,
         "free_bytes": account.free_bytes,
         "providers": account.used_by_provider,
         "models": [_describe_model(resident) for resident in account.residents],

@@ -343,6 +343,12 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
             recipes[files, config] = engine.recipe
         return engine
 
+    def estimate(files: LocalModel, config: LoadConfig) -> int:
+        needed = estimate_load(files, config, _setup(settings))
+        # A process of its own counts what it compiles as its own.
+        is_here = settings.hf_isolation == "thread" and choose_device(config.device) == "cpu"
+        return needed + room.code_bytes(files, config) if is_here else needed
+
     manager = HuggingFaceModelManager(
         open=open,
         choose_device=lambda config: choose_device(config.device),
@@ -353,7 +359,8 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         place_wait_s=settings.hf_place_wait_s,
         keep_alive_s=settings.hf_keep_alive_s,
         default_config=ModelConfig(load=usual),
-        estimate=partial(estimate_load, setup=_setup(settings)),
+        estimate=estimate,
+        overhead_bytes=lambda: room.overhead.held_bytes,
         clock=context.clock,
     )
     service = HuggingFaceService(

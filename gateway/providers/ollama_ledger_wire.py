@@ -208,7 +208,7 @@ class SharedMemory:
             return {}
         budget = await self._ledger.find_budget(self._devices.usual)
         # The estimate turns nobody away whose weights would fit.
-        most = max(size_bytes, budget.total_bytes)
+        most = max(size_bytes, budget.models_bytes)
         return {self._devices.usual: min(round(size_bytes * ESTIMATE), most)}
 
     async def plan(self, ref: ModelRef, size_bytes: int | None) -> LoadPlan:

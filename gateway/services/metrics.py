@@ -212,6 +212,12 @@ MEMORY_USED = Family(
     "What the models of a provider hold on a device, reservations included.",
     ("device", "provider"),
 )
+MEMORY_OVERHEAD = Family(
+    "gateway_memory_overhead_bytes",
+    "gauge",
+    "What the gateway's libraries took of a device once, for all models.",
+    ("device",),
+)
 MEMORY_RESERVED = Family(
     "gateway_memory_reserved_bytes",
     "gauge",
@@ -225,7 +231,7 @@ FAMILIES = (
     *(OPEN_EMBEDDINGS, SUBSCRIPTIONS, TRANSITIONS, LOADS, UNLOADS, DRIFT, PROVIDER_UP, MODEL_BYTES),
     *(MODEL_LEASES, MODEL_QUEUED, RECORDS, RECORDS_PENDING, JOURNAL_BYTES, DATABASE_UP),
     *(JOURNAL_UP, STALLS, WORST_STALL, CONTINUATIONS, ROTATION_STEPS),
-    *(EVICTIONS, MEMORY_BUDGET, MEMORY_USED, MEMORY_RESERVED),
+    *(EVICTIONS, MEMORY_BUDGET, MEMORY_USED, MEMORY_OVERHEAD, MEMORY_RESERVED),
     *(DECISIONS, DECISIONS_PENDING),
 )
 """All there are."""
@@ -375,6 +381,7 @@ def _of_memory(report: MemoryReport) -> Iterator[Sample]:
         for each in devices
         for provider, held in each.used_by_provider.items()
     )
+    yield MEMORY_OVERHEAD.of(((each.device,), each.overhead_bytes) for each in devices)
     yield MEMORY_RESERVED.of(((each.device,), each.reserved_bytes) for each in devices)
 
 

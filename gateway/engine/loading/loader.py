@@ -308,7 +308,7 @@ def _describe_devices() -> str:
 
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     there += ["mps"] if torch.backends.mps.is_available() else []
-    is_built_for_gpus = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
+    is_built_for_gpus = torch.version.cuda or torch.version.hip or torch.backends.mps.is_built()
     return ", ".join(there) + ("" if is_built_for_gpus else " (this build of torch knows no GPU)")
 
 

@@ -11,10 +11,12 @@ from gateway.core.names import ModelRef
 
 class MemoryBudget:
     """The bytes of one device. Never more than `total_bytes` are given out at any moment; what is
-    claimed was taken without asking, and may be more."""
+    claimed was taken without asking, and may be more. `overhead_bytes` of what is used stay with
+    the process: they are no model's any more."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
+        self.overhead_bytes = 0
         self._used_bytes = 0
         self._lock = threading.Lock()
 
@@ -25,6 +27,11 @@ class MemoryBudget:
     @property
     def free_bytes(self) -> int:
         return self.total_bytes - self._used_bytes
+
+    @property
+    def models_bytes(self) -> int:
+        """What there is for models when none is loaded."""
+        return self.total_bytes - self.overhead_bytes
 
     def open(self, ref: ModelRef, size_bytes: int) -> "Share | None":
         """Return a share of `size_bytes` for a model, or None when there is no room for it."""
@@ -48,6 +55,13 @@ class MemoryBudget:
             share.held_bytes += size_bytes
             self._used_bytes += size_bytes
             return True
+
+    def _leave(self, share: "Share", size_bytes: int) -> None:
+        with self._lock:
+            moved = min(share.held_bytes, size_bytes)
+            share.held_bytes -= moved
+            self.overhead_bytes += size_bytes
+            self._used_bytes += size_bytes - moved
 
     def _set(self, share: "Share", size_bytes: int) -> None:
         with self._lock:
@@ -99,6 +113,10 @@ class Share:
     def claim(self, size_bytes: int) -> None:
         """Hold exactly so much, whether there is room or not."""
         self._budget._set(self, size_bytes)
+
+    def leave_behind(self, size_bytes: int) -> None:
+        """Let the process have `size_bytes` for good, out of what is held as far as that goes."""
+        self._budget._leave(self, size_bytes)
 
     def close(self) -> None:
         """Give everything back, once and for all: a closed share reserves nothing."""

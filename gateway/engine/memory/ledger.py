@@ -155,7 +155,7 @@ class MemoryLedger:
             residents=self.residents(device, but=ref),
             need_bytes=need_bytes,
             free_bytes=budget.free_bytes,
-            budget_bytes=budget.total_bytes,
+            budget_bytes=budget.models_bytes,
             need_slots=need_slots,
             policy=self.policy,
         )
@@ -221,11 +221,12 @@ class MemoryLedger:
         )
 
     def _account(self, device: str) -> DeviceAccount:
-        total_bytes = self.budget(device).total_bytes
+        budget = self.budget(device)
         return DeviceAccount(
             device=device,
-            budget_bytes=None if total_bytes >= UNBOUNDED else total_bytes,
+            budget_bytes=None if budget.total_bytes >= UNBOUNDED else budget.total_bytes,
             residents=sorted(self.residents(device), key=lambda each: str(each.ref)),
+            overhead_bytes=budget.overhead_bytes,
         )
 
     def _shortage_of(self, want: Want) -> Shortage:

@@ -73,11 +73,13 @@ class HuggingFaceModelManager:
         keep_alive_s: float = -1.0,
         default_config: ModelConfig = ModelConfig(),  # noqa: B008
         estimate: Estimate = estimate_load,
+        overhead_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         """`open` must not block the event loop; `choose_device` and `estimate`, which returns what
-        a load takes at the most, may, and run in a thread.
+        a load takes at the most, may, and run in a thread. `overhead_bytes` returns what loads so
+        far left with the process, whichever models go.
 
         `place_wait_s` is how long a load waits for models in use, `keep_alive_s` how long an idle
         model stays if neither its config nor a request says so (negative: until its room is
@@ -95,6 +97,7 @@ class HuggingFaceModelManager:
             ledger,
             choose_device=choose_device,
             evict=partial(self._begin_unload, reason=UnloadReason.ROOM),
+            overhead_bytes=overhead_bytes,
             max_models=max_models,
             wait_s=place_wait_s,
         )

@@ -32,14 +32,17 @@ class Placement:
         *,
         choose_device: Callable[[LoadConfig], str],
         evict: Callable[[Residence], None],
+        overhead_bytes: Callable[[], int],
         max_models: int,
         wait_s: float,
     ) -> None:
-        """`choose_device` may block; `evict` begins to unload a model that is idle; `wait_s` is how
-        long a load waits for models in use."""
+        """`choose_device` may block; `evict` begins to unload a model that is idle;
+        `overhead_bytes` returns what loads left of the processor's memory with the process so far;
+        `wait_s` is how long a load waits for models in use."""
         self._ledger = ledger
         self._choose_device = choose_device
         self._evict = evict
+        self._overhead_bytes = overhead_bytes
         self._max_models = max_models
         self._wait_s = wait_s
         self._places: list[Place] = []
@@ -116,6 +119,7 @@ class Placement:
         """
         place = attempt.place
         assert place is not None, "only what has a place is loaded"
+        self._leave_overhead(place)
         need_bytes = memory_bytes + first_bytes
         more = need_bytes - place.share.held_bytes
         if more > 0:
@@ -127,6 +131,7 @@ class Placement:
 
     def leave(self, place: Place) -> None:
         """Give the place back."""
+        self._leave_overhead(place)
         place.share.close()
         self._places.remove(place)
         self._ledger.notify()
@@ -154,7 +159,7 @@ class Placement:
             model.ref,
             need_bytes=need_bytes,
             free_bytes=free_bytes,
-            budget_bytes=budget.total_bytes,
+            budget_bytes=budget.models_bytes,
             fits=True,
         )
         if own and not own.unloading and (own.files, own.config) == (files, config):
@@ -197,6 +202,12 @@ class Placement:
             waits=self.tell_positions,
         )
         await self._ledger.fulfil(want, self._wait_s)
+
+    def _leave_overhead(self, place: Place) -> None:
+        """Count what the load left with the process: it was reserved for the model till now."""
+        if place.device == "cpu":
+            counted = self._ledger.budget(place.device).overhead_bytes
+            place.share.leave_behind(max(0, self._overhead_bytes() - counted))
 
     def _missing_slots(self, device: str, own: Place | None) -> int:
         others = sum(place.device == device and place is not own for place in self._places)

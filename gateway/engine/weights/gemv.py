@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gateway.engine.memory.overhead import Overhead
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+HEADS_BYTES = 24 * 2**20
+"""What compiling the code of one kind of heads takes at the most: 12 MB were measured."""
 
 MOST_ROWS = 4
 """Tokens up to which it is faster than oneDNN. Figures: bench/README.md."""
@@ -29,13 +34,16 @@ MOST_ROWS = 4
 class Gemv:
     """The compiled code, which any thread may run. What is bound to it keeps it."""
 
-    def __init__(self) -> None:
-        """Compile: a tenth of a second. Raises ImportError, AttributeError or RuntimeError where
-        something is missing."""
+    def __init__(self, overhead: Overhead | None = None) -> None:
+        """Compile: a tenth of a second. What is compiled later is counted in `overhead`.
+
+        Raises ImportError, AttributeError or RuntimeError where something is missing.
+        """
         from llvmlite import ir
 
         from gateway.engine.weights.gemv_code import FIELDS, name_of, write_product
 
+        self._overhead = overhead or Overhead()
         module, every = ir.Module("gemv"), range(1, MOST_ROWS + 1)
         for rows in every:
             write_product(module, rows)
@@ -65,7 +73,9 @@ class Gemv:
         with self._lock:
             kind = size, has_head_norm
             if kind not in self._layers:
-                self._layers[kind] = LayerCode(self._barrier, size, has_head_norm=has_head_norm)
+                with self._overhead.counting(HEADS_BYTES):
+                    code = LayerCode(self._barrier, size, has_head_norm=has_head_norm)
+                self._layers[kind] = code
             return self._layers[kind]
 
 
@@ -151,13 +161,13 @@ def compile_module(module: Any) -> Any:
     return engine
 
 
-def find_gemv() -> Gemv | None:
+def find_gemv(overhead: Overhead | None = None) -> Gemv | None:
     """Return the code if this machine can compile and run it, and it is right; computes a little.
 
     Only for machines where oneDNN packs bfloat16.
     """
     try:
-        gemv = Gemv()
+        gemv = Gemv(overhead)
         if _is_right(gemv):
             return gemv
         reason = "its output differs"

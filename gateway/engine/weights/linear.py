@@ -141,13 +141,19 @@ def joint_product(layers: list[Any]) -> Callable[[Tensor], Tensor]:
     return JointProduct(layers)
 
 
+def packs_bfloat16() -> bool:
+    """Tell whether oneDNN has products of packed bfloat16 for this machine."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build of torch without it
+        return False
+
+
 def can_pack(model: Any) -> bool:
     """Tell whether this machine has the operators for this model's dtype; computes a little."""
-    if model.device.type != "cpu" or model.dtype is not torch.bfloat16:
+    if model.device.type != "cpu" or model.dtype is not torch.bfloat16 or not packs_bfloat16():
         return False
     try:
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
         with torch.inference_mode():
             layer = nn.Linear(32, 48, bias=False, dtype=torch.bfloat16)
             tensor = torch.randn(2, 1, 32, dtype=torch.bfloat16)

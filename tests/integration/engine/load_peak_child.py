@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
@@ -32,25 +34,26 @@ def _pack(loaded: LoadedModel) -> None:
 def main(warm: Path, folder: Path, config: LoadConfig) -> None:
     import_torch()
     room = EngineRoom()
-    # What torch, transformers and LLVM take once and for all is no model's.
-    room.gemv()
-    _pack(load_model("warm", warm, config, room=room))
+    # What torch and transformers take once and for all is no model's.
+    _pack(load_model("warm", warm, replace(config, dtype="float32"), room=room))
     give_back_memory()
     before = resident_bytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    dtype = json.loads((folder / "config.json").read_text())["dtype"]
+    size = (folder / "model.safetensors").stat().st_size
+    files = LocalModel("model", str(folder), size, card=ModelCard(dtype=dtype))
+    estimated = estimate_load(files, config) + room.code_bytes(files, config)
     loaded = load_model("model", folder, config, room=room)
     _pack(loaded)
     peak = resident_bytes("VmHWM:") - before
     gc.collect()
     kept = resident_bytes("VmRSS:") - before
-    dtype = json.loads((folder / "config.json").read_text())["dtype"]
-    size = (folder / "model.safetensors").stat().st_size
-    files = LocalModel("model", str(folder), size, card=ModelCard(dtype=dtype))
     report = {
         "peak": peak,
         "kept": kept,
-        "counted": loaded.memory_bytes,
-        "estimated": estimate_load(files, config),
+        "counted": loaded.memory_bytes + room.overhead.held_bytes,
+        "overhead": room.overhead.held_bytes,
+        "estimated": estimated,
     }
     sys.stdout.write(json.dumps(report))
 

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from gateway.engine.weights.linear import packs_bfloat16
 from tests.tiny_models import build_model
 
 MARGIN = 40_000_000
@@ -53,5 +55,9 @@ def test_a_load_never_takes_more_than_is_reserved_for_it(
     report = json.loads(done.stdout)
     assert report["peak"] <= report["estimated"] + MARGIN
     assert report["kept"] <= report["counted"] + MARGIN
+    # Code is compiled where bfloat16 is packed, and counts: more than the margin would hide.
+    packs = quantization == "none" and "bfloat16" in (dtype if dtype != "auto" else stored)
+    is_counted = packs and packs_bfloat16() and find_spec("llvmlite") is not None
+    assert report["overhead"] > MARGIN if is_counted else report["overhead"] == 0
     # Nor is it reserved in vain.
     assert report["estimated"] < 2.5 * max(report["peak"], report["counted"])

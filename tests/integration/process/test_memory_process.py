@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
+from subprocess import CompletedProcess
+from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
 
+from gateway.engine.weights.linear import packs_bfloat16
 from tests.integration.ollama_peer import OllamaPeer
 from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
 
@@ -41,6 +45,7 @@ async def test_a_load_in_one_provider_unloads_an_idle_model_of_the_other(
                 "budget_bytes": BUDGET,
                 "used_bytes": 0,
                 "reserved_bytes": 0,
+                "overhead_bytes": 0,
                 "free_bytes": BUDGET,
                 "providers": {},
                 "models": [],
@@ -186,3 +191,50 @@ async def test_warm_first_asks_whoever_is_in_memory_at_this_moment(
             assert await ask("theirs-first") == "huggingface/smol"
             assert await ask("ollama/llama3.2") == "ollama/llama3.2:latest"
             assert await ask("ours-first") == "ollama/llama3.2:latest"
+
+
+@pytest.mark.skipif(
+    find_spec("llvmlite") is None or not packs_bfloat16(), reason="nothing is compiled here"
+)
+def test_what_the_compiler_took_is_counted_and_stays_when_the_model_goes(
+    serve: Callable[..., GatewayProcess], environment: dict[str, str]
+) -> None:
+    gateway = serve(GATEWAY_HF_DEVICE="cpu")
+    model = {"model": "huggingface/demo"}
+
+    def plan() -> dict[str, Any]:
+        reply = gateway.client.post("/api/v1/models/load", json=model | {"dry_run": True})
+        found: dict[str, Any] = reply.json()
+        return found
+
+    def device() -> dict[str, Any]:
+        [found] = gateway.client.get("/api/v1/memory").json()["devices"]
+        assert found["used_bytes"] + found["free_bytes"] == found["budget_bytes"]
+        return dict(found)
+
+    before = plan()
+    assert device()["overhead_bytes"] == 0
+    gateway.generate("huggingface/demo", "hi", max_tokens=2)
+    loaded = device()
+    held = sum(each["memory_bytes"] for each in loaded["models"])
+    taken = loaded["overhead_bytes"]
+    # LLVM's own pages are some 60 MB, and it was reserved for.
+    assert 50 * MB < taken < before["need_bytes"]
+    assert loaded["used_bytes"] == held + taken
+    assert "by libraries" in run_gateway_here(gateway, environment, "memory").stdout
+    lines = gateway.client.get("/metrics").text.splitlines()
+    [figure] = [line for line in lines if line.startswith("gateway_memory_overhead_bytes{")]
+    assert float(figure.rpartition(" ")[2]) == taken
+
+    gateway.client.post("/api/v1/models/unload", json=model | {"wait": True})
+    assert (device()["used_bytes"], device()["overhead_bytes"]) == (taken, taken)
+    again = plan()
+    assert again["need_bytes"] < before["need_bytes"] - taken
+    assert again["budget_bytes"] == before["budget_bytes"] - taken
+
+
+def run_gateway_here(
+    gateway: GatewayProcess, environment: dict[str, str], *arguments: str
+) -> CompletedProcess[str]:
+    port = gateway.url.rpartition(":")[2]
+    return run_gateway(environment | {"GATEWAY_PORT": port}, *arguments)

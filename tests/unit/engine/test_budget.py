@@ -118,6 +118,19 @@ def test_a_share_neither_grows_nor_shrinks_by_less_than_nothing() -> None:
         share.release(-1)
 
 
+def test_what_a_load_left_behind_stays_with_the_process_when_its_share_is_closed() -> None:
+    budget = MemoryBudget(TOTAL)
+    share = budget.open(REF, 300)
+    assert share is not None
+    share.leave_behind(100)
+    assert (share.held_bytes, budget.used_bytes, budget.overhead_bytes) == (200, 300, 100)
+    share.leave_behind(250)  # more than it has: it was not asked for, and is there all the same
+    assert (share.held_bytes, budget.used_bytes, budget.overhead_bytes) == (0, 350, 350)
+    share.close()
+    assert budget.used_bytes == 350
+    assert budget.models_bytes == budget.free_bytes == TOTAL - 350
+
+
 def test_each_device_has_one_budget_of_its_own() -> None:
     budgets = DeviceBudgets({"cpu": 10, "cuda:0": 20}.__getitem__)
     assert budgets.of("cpu") is budgets.of("cpu")
