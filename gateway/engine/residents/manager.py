@@ -1,16 +1,14 @@
-"""HuggingFaceModelManager: which models are in memory, for whom, and who must go.
+"""HuggingFaceModelManager: which models are in memory, for whom, and how they are configured.
+
+How they come is in `loads.py`, how they go in `departures.py`, where they lie in `placement.py`.
 
 All state is touched on the event loop only, so it needs no locks. Weights move elsewhere, in
 threads or in processes of their own, one load at a time.
 """
 
-import asyncio
-import contextvars
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.to_thread
@@ -19,7 +17,6 @@ from anyio.abc import TaskGroup
 from gateway.core.errors import (
     EngineFailed,
     GatewayError,
-    Internal,
     ModelUnloaded,
     ShuttingDown,
 )
@@ -37,19 +34,12 @@ from gateway.core.ports import ModelObserver
 from gateway.core.states import ModelState, UnloadReason
 from gateway.engine.engine import Engine
 from gateway.engine.files.needs import estimate_load
-from gateway.engine.files.progress import LoadProgress
-from gateway.engine.memory.budget import Share
 from gateway.engine.memory.ledger import MemoryLedger
-from gateway.engine.residents.alarm import Alarm
 from gateway.engine.residents.claim import Claim
+from gateway.engine.residents.departures import Departures
+from gateway.engine.residents.loads import Loads, Open
 from gateway.engine.residents.placement import Placement
-from gateway.engine.residents.residence import Attempt, Estimate, Model, Place, Residence
-from gateway.engine.weights.runtime import give_back_memory
-
-logger = logging.getLogger(__name__)
-
-Open = Callable[[ModelRef, LocalModel, LoadConfig, LoadProgress, Share], Awaitable[Engine]]
-"""Loads a model, wherever it is to live; the engine takes the bytes of its cache of the share."""
+from gateway.engine.residents.residence import Estimate, Model, Residence
 
 
 class HuggingFaceModelManager:
@@ -85,10 +75,7 @@ class HuggingFaceModelManager:
         model stays if neither its config nor a request says so (negative: until its room is
         needed); `clock` must be the ledger's, and `sleep` go by it.
         """
-        self._open = open
-        self._tasks = task_group
         self._observe = observe
-        self._keep_alive_s = keep_alive_s
         self._default_config = default_config
         self._estimate = estimate
         self._clock = clock
@@ -96,15 +83,16 @@ class HuggingFaceModelManager:
         self._placement = Placement(
             ledger,
             choose_device=choose_device,
-            evict=partial(self._begin_unload, reason=UnloadReason.ROOM),
+            evict=lambda residence: self._departures.begin(residence, UnloadReason.ROOM),
             overhead_bytes=overhead_bytes,
             max_models=max_models,
             wait_s=place_wait_s,
         )
+        self._departures = Departures(
+            self._placement, task_group, keep_alive_s=keep_alive_s, clock=clock, sleep=sleep
+        )
+        self._loads = Loads(open, self._placement, self._departures, task_group, clock=clock)
         self._models: dict[ModelRef, Model] = {}
-        self._loading = anyio.Lock()
-        self._alarm = Alarm(self._expire, task_group, clock=clock, sleep=sleep)
-        self._closing = False
 
     def state_of(self, ref: ModelRef) -> tuple[ModelState, str | None]:
         """Return a model's state and, where it failed, why."""
@@ -147,7 +135,7 @@ class HuggingFaceModelManager:
         model.decisions.add(change, is_final=True)
         residence = model.residence
         if residence and model.config.keep_alive_s != before.keep_alive_s:
-            residence.keep_alive_s = self._keep_alive_of(model)
+            residence.keep_alive_s = self._departures.keep_alive_of(model)
         self._config_changed(model)
         return self.config(ref)
 
@@ -247,7 +235,7 @@ class HuggingFaceModelManager:
             await attempt.done.wait()
         if residence := model.residence:
             residence.forced = residence.forced or force
-            self._begin_unload(residence, UnloadReason.ASKED)
+            self._departures.begin(residence, UnloadReason.ASKED)
             await residence.gone.wait()
         if model.state is ModelState.FAILED:
             model.enter(ModelState.NOT_LOADED)
@@ -261,8 +249,7 @@ class HuggingFaceModelManager:
 
     async def aclose(self) -> None:
         """Unload everything. Streams that still run get EngineFailed."""
-        self._closing = True
-        self._alarm.cancel()
+        self._departures.close()
         for model in self._models.values():
             if model.attempt:
                 model.attempt.give_up(_shutting_down())
@@ -273,7 +260,7 @@ class HuggingFaceModelManager:
                 await model.attempt.done.wait()
         for place in list(self._placement):
             if place.residence:
-                self._begin_unload(place.residence, UnloadReason.STOPPING)
+                self._departures.begin(place.residence, UnloadReason.STOPPING)
                 await place.residence.gone.wait()
 
     def _model(self, ref: ModelRef) -> Model:
@@ -285,33 +272,29 @@ class HuggingFaceModelManager:
         return Model(ref, self._default_config, self._observe, self._estimate)
 
     def _config_changed(self, model: Model) -> None:
-        self._expire_later(model)
+        self._departures.expire_later(model)
         model.notify()
         self._ledger.notify()
-
-    def _keep_alive_of(self, model: Model) -> float:
-        own = model.config.keep_alive_s
-        return self._keep_alive_s if own is None else own
 
     def _advance(self, claim: Claim) -> bool:
         """Do what can be done now for a claim; True once it has the model. Awaits nothing, so
         nobody comes between looking and taking."""
-        if self._closing:
+        if self._departures.is_closing:
             raise _shutting_down()
         model, joined = claim.model, claim.attempt
         if joined is not None and joined.error is not None:
             raise joined.error.renewed()
-        self._bury_if_dead(model)
+        self._departures.bury_if_dead(model)
         residence = model.residence
         if residence is not None and not residence.unloading:
             if self._must_go(residence, claim):
-                self._begin_unload(residence, UnloadReason.REPLACED)
+                self._departures.begin(residence, UnloadReason.REPLACED)
             else:
                 self._grant(claim, residence)
                 return True
         if model.residence is None:
             if model.attempt is None:
-                self._begin_load(model, claim.files)
+                self._loads.begin(model, claim.files)
             if model.attempt is not None and not model.attempt.is_given_up:
                 claim.attempt = model.attempt
         return False
@@ -340,176 +323,7 @@ class HuggingFaceModelManager:
             residence.last_used = self._clock()
         model.notify()
         self._ledger.notify()
-        self._expire_later(model)
-
-    async def _watch(self, model: Model, engine: Engine) -> None:
-        """Notice at once when an engine dies, though nobody may be asking it anything."""
-        await engine.wait_ended()
-        self._bury_if_dead(model)
-        model.notify()
-
-    async def _finish(self, model: Model, engine: Engine) -> None:
-        """Have done behind the answers what the load put off."""
-        await engine.finish()
-        model.notify()
-
-    def _bury_if_dead(self, model: Model) -> None:
-        """Give up an engine that died."""
-        residence = model.residence
-        if residence is None or residence.unloading or self._closing:
-            return
-        if residence.engine is not None and residence.engine.alive:
-            return
-        residence.unloading = True
-        model.enter(ModelState.UNLOADING, reason=UnloadReason.DIED)
-        model.residence = None
-        model.enter(ModelState.FAILED, EngineFailed(f"The engine of {model.ref} died."))
-        self._tasks.start_soon(self._take_down, residence, name=f"bury {model.ref}")
-
-    def _begin_load(self, model: Model, files: LocalModel) -> None:
-        model.files_bytes = files.size_bytes
-        model.attempt = Attempt(model, files, model.config.load)
-        model.enter(ModelState.LOADING)
-        self._tasks.start_soon(self._run_load, model.attempt, name=f"load {model.ref}")
-
-    async def _run_load(self, attempt: Attempt) -> None:
-        """Load in the manager's own task: nobody's leaving cancels a load that has begun."""
-        model = attempt.model
-        error: GatewayError | None = Internal(f"Loading {model.ref} failed inside the gateway.")
-        try:
-            model.residence = await self._load_residence(attempt)
-            error = None
-        except GatewayError as known:
-            error = attempt.error or known.renewed()
-        except Exception:
-            logger.exception("loading %s failed", model.ref)
-        try:
-            if error is not None and attempt.began_at is not None:
-                await self._collect()
-        finally:
-            self._placement.leave_line(attempt)
-            if error is not None and attempt.place is not None:
-                self._placement.leave(attempt.place)
-            self._end_load(attempt, error)
-
-    def _end_load(self, attempt: Attempt, error: GatewayError | None) -> None:
-        model = attempt.model
-        model.attempt = None
-        attempt.error = error.renewed() if error else None
-        attempt.done.set()
-        if error is None:
-            model.enter(ModelState.LOADED)
-            self._expire_later(model)
-            if model.residence is not None and model.residence.engine is not None:
-                self._tasks.start_soon(self._watch, model, model.residence.engine)
-                self._tasks.start_soon(self._finish, model, model.residence.engine)
-        elif attempt.is_given_up:
-            model.enter(ModelState.NOT_LOADED)
-        else:
-            logger.warning("loading %s failed: %s", model.ref, error.message)
-            model.enter(ModelState.FAILED, error)
-
-    async def _load_residence(self, attempt: Attempt) -> Residence:
-        model = attempt.model
-        await self._placement.take(attempt)
-        place = attempt.place
-        assert place is not None, "it was taken above"
-        if self._loading.locked():
-            self._placement.tell_positions()
-        async with self._loading:
-            attempt.require_wanted()
-            attempt.began_at = began_at = self._clock()
-            self._placement.leave_line(attempt)
-            model.notify()
-            engine = await self._open(
-                model.ref, attempt.files, attempt.config, attempt.progress, place.share
-            )
-            try:
-                await self._placement.settle(attempt, engine.memory_bytes, engine.first_bytes)
-                attempt.require_wanted()
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await engine.aclose()
-                raise
-        seconds = self._clock() - began_at
-        model.remember(attempt, engine, seconds)
-        logger.info("loaded %s in %.2f s", model.ref, seconds)
-        place.share.on_shortage = self._shortage_of(place)
-        residence = Residence(attempt, place, engine)
-        residence.last_used = self._clock()
-        residence.keep_alive_s = self._keep_alive_of(model)
-        return residence
-
-    def _shortage_of(self, place: Place) -> Callable[[int], None]:
-        """Return what an engine's thread calls when its cache finds no room to grow."""
-        # A thread of its own has no context that a task could be started in.
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-
-        def relieve(size_bytes: int) -> None:
-            if not (self._closing or place.is_being_relieved):
-                place.is_being_relieved = True
-                self._tasks.start_soon(self._placement.relieve, place, size_bytes)
-
-        def call(size_bytes: int) -> None:
-            with suppress(RuntimeError):  # the loop is closed: there is nobody to make room
-                loop.call_soon_threadsafe(relieve, size_bytes, context=context)
-
-        return call
-
-    def _begin_unload(self, residence: Residence, reason: UnloadReason) -> None:
-        if residence.unloading:
-            residence.place.model.notify()
-            return
-        residence.unloading = True
-        model = residence.place.model
-        model.enter(ModelState.UNLOADING, reason=reason)
-        self._tasks.start_soon(self._take_down, residence, name=f"unload {model.ref}")
-
-    async def _take_down(self, residence: Residence) -> None:
-        """Free a model as soon as nobody uses it, or at once where that is forced or it died.
-
-        Who still reads from it then holds what it said, and nothing of the model.
-        """
-        model, engine = residence.place.model, residence.engine
-        assert engine is not None, "it is taken down once"
-        while residence.leases and engine.alive and not (residence.forced or self._closing):
-            await model.changed.wait()
-        try:
-            await engine.aclose()
-        finally:
-            residence.engine = None
-            self._placement.leave(residence.place)
-            residence.gone.set()
-            if model.residence is residence:
-                model.residence = None
-                model.enter(ModelState.NOT_LOADED)
-
-    async def _collect(self) -> None:
-        """Free what a model left behind; who closes has the process's end before him."""
-        if not self._closing:
-            await anyio.to_thread.run_sync(give_back_memory)
-
-    def _expire_later(self, model: Model) -> None:
-        """See to it that an idle model goes when its time is over, and at once if it is."""
-        at = model.residence.expires_at if model.residence else None
-        if at is None or self._closing:
-            return
-        if at <= self._clock():
-            self._expire()
-        else:
-            self._alarm.set(at)
-
-    def _expire(self) -> None:
-        """Unload the models whose time is over, and come back for the next."""
-        for place in list(self._placement):
-            residence = place.residence
-            at = residence.expires_at if residence else None
-            if residence is None or at is None:
-                continue
-            if at <= self._clock():
-                self._begin_unload(residence, UnloadReason.IDLE)
-            else:
-                self._alarm.set(at)
+        self._departures.expire_later(model)
 
 
 def _unloaded(ref: ModelRef) -> ModelUnloaded:

@@ -396,9 +396,9 @@ async def test_the_way_of_a_load_is_seen_as_a_fraction_of_its_bytes(
 ) -> None:
     async with open_house() as house:
         seen: list[float | None] = []
-        open_engine = house.manager._open
+        open_spec = house.open_spec
 
-        async def watch(ref, files, config, progress, share):  # type: ignore[no-untyped-def]
+        async def watch(spec, progress, share):  # type: ignore[no-untyped-def]
             over = progress.over
 
             def watched(*arguments):  # type: ignore[no-untyped-def]
@@ -407,11 +407,11 @@ async def test_the_way_of_a_load_is_seen_as_a_fraction_of_its_bytes(
                     seen.append(progress.fraction or 0.0)
 
             monkeypatch.setattr(progress, "over", watched)
-            engine = await open_engine(ref, files, config, progress, share)
+            engine = await open_spec(spec, progress, share)
             seen.append(progress.fraction)
             return engine
 
-        house.manager._open = watch
+        house.open_spec = watch
         await house.use(A)
     assert seen == sorted(seen)
     assert len(set(seen)) > 5

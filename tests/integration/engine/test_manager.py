@@ -196,7 +196,7 @@ async def test_a_closing_manager_loads_nothing_more(open_house) -> None:
 
 async def test_a_defect_in_a_load_is_internal_and_not_shown(open_house) -> None:
     async with open_house() as house:
-        house.manager._open = lambda *_: 1 / 0
+        house.open_spec = lambda *_: 1 / 0
         with pytest.raises(Exception, match="inside the gateway"):
             await house.use(A)
 
