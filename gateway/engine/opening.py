@@ -76,6 +76,7 @@ async def _open_embedder(
         spec.ref,
         loaded,
         max_queue=spec.max_queue,
+        memory=memory,
         compute=room.compute_on(str(loaded.model.device)),
     )
 

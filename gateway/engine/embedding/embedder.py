@@ -22,17 +22,22 @@ from gateway.core.embeddings import (
     pack_vector,
     require_dimensions,
 )
-from gateway.core.errors import EngineFailed, GatewayError, Overloaded
+from gateway.core.errors import EngineFailed, GatewayError, NoRoom, Overloaded
 from gateway.core.events import Usage
 from gateway.core.names import ModelRef
 from gateway.engine.decoding.bridge import LoopEvent
 from gateway.engine.decoding.fair_queue import FairQueue
+from gateway.engine.decoding.scheduler import RELIEF_S
 from gateway.engine.embedding.batching import choose_batch
 from gateway.engine.embedding.loader import LoadedEmbedder
+from gateway.engine.memory.memory import Memory, Unlimited
 from gateway.engine.weights.compute import SMALL_BYTES, Compute, Inline, run_aside
 from gateway.engine.weights.runtime import give_back_memory
 
 logger = logging.getLogger(__name__)
+
+_TRIES = 10
+"""How often memory is asked for, over `RELIEF_S`."""
 
 
 class _Job:
@@ -63,7 +68,8 @@ class _Job:
 class EmbeddingEngine:
     """A model behind its worker. Create it on the event loop; `max_queue` requests may wait.
 
-    `compute` is where its batches are computed (None: in a thread of its own).
+    Batches of long inputs take their bytes from `memory` (None: nobody counts them); `compute` is
+    where they are computed (None: in a thread of its own).
     """
 
     first_bytes = 0
@@ -76,6 +82,7 @@ class EmbeddingEngine:
         loaded: LoadedEmbedder,
         *,
         max_queue: int,
+        memory: Memory | None = None,
         compute: Compute | None = None,
     ) -> None:
         self._ref = ref
@@ -86,6 +93,7 @@ class EmbeddingEngine:
             str(ref),
             loaded,
             max_queue=max_queue,
+            memory=memory or Unlimited(),
             compute=partial((compute or Inline()).run, is_small=loaded.memory_bytes < SMALL_BYTES),
         )
 
@@ -152,8 +160,10 @@ class _Worker:
         loaded: LoadedEmbedder,
         *,
         max_queue: int,
+        memory: Memory,
         compute: Callable[[Callable[[], None]], None],
     ) -> None:
+        self._memory = memory
         self._model: LoadedEmbedder | None = loaded
         self._batch_tokens = loaded.batch_tokens
         self._max_queue = max_queue
@@ -194,7 +204,7 @@ class _Worker:
         reason = "The model was unloaded."
         try:
             while batch := self._next_batch():
-                self._do(partial(self._compute, batch))
+                self._answer(batch)
         except BaseException:
             # Not a fault of one input: those are caught in _compute.
             logger.exception("the engine's loop died")
@@ -217,6 +227,39 @@ class _Worker:
                     return [(job, index) for job, part in pairs for index in job.take(part)]
                 self._condition.wait()
         return []
+
+    def _answer(self, batch: Sequence[tuple[_Job, int]]) -> None:
+        """Compute a batch in memory that is taken before, or its inputs one by one where there is
+        too little; one for which there is too little alone fails."""
+        assert self._model is not None
+        longest = max(len(job.inputs[index]) for job, index in batch)
+        extra_bytes = self._model.extra_bytes(len(batch), longest)
+        if not extra_bytes:
+            self._do(partial(self._compute, batch))
+        elif self._borrow(extra_bytes):
+            try:
+                self._do(partial(self._compute, batch))
+            finally:
+                self._memory.release(extra_bytes)
+        elif len(batch) > 1:
+            for pair in batch:
+                self._answer([pair])
+        elif not self._closing:
+            batch[0][0].error = NoRoom(
+                f"There is no memory for an input of {longest} tokens: it takes {extra_bytes} "
+                "bytes while it is computed.",
+                hint="Send shorter texts, or let other models go.",
+            )
+
+    def _borrow(self, size_bytes: int) -> bool:
+        """Take memory for a while; other models that are idle have a moment to make room."""
+        for _ in range(_TRIES):
+            if self._memory.reserve(size_bytes):
+                return True
+            with self._condition:
+                if self._condition.wait_for(lambda: self._closing, RELIEF_S / _TRIES):
+                    break
+        return False
 
     def _compute(self, batch: Sequence[tuple[_Job, int]]) -> None:
         """Compute a batch; should it fail, find out whose fault it was, and let only him fail."""

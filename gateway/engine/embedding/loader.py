@@ -24,7 +24,7 @@ from gateway.core.pooling import (
 )
 from gateway.core.trust import Trust
 from gateway.engine.embedding.pooling import Pooler
-from gateway.engine.files.needs import EMBEDDER_TOKENS, batch_bytes
+from gateway.engine.files.batch_needs import EMBEDDER_TOKENS, BatchNeeds, read_batch_needs
 from gateway.engine.files.progress import LoadProgress, watched
 from gateway.engine.files.tokenizers import load_tokenizer
 from gateway.engine.files.trusted import (
@@ -59,8 +59,9 @@ _UNUSED = ("pooler.", "lm_head.")
 class LoadedEmbedder(msgspec.Struct, frozen=True):
     """A model in memory that makes vectors of `dimensions` numbers.
 
-    `memory_bytes` is what its weights, its buffers and a full batch take, `batch_tokens` what it is
-    given at once, padding counted; 0: one input at a time.
+    `memory_bytes` is what its weights and its buffers take, and `usual_bytes` of it what a batch of
+    inputs that are not too long does; `batch_tokens` is what it is given at once, padding counted;
+    0: one input at a time.
     """
 
     model: Any
@@ -69,7 +70,13 @@ class LoadedEmbedder(msgspec.Struct, frozen=True):
     pad_id: int
     dimensions: int
     memory_bytes: int
+    usual_bytes: int
+    needs: BatchNeeds
     batch_tokens: int
+
+    def extra_bytes(self, rows: int, longest: int) -> int:
+        """Return what so many inputs, padded to the longest, take beyond `usual_bytes`."""
+        return max(0, self.needs.bytes(rows * longest, longest) - self.usual_bytes)
 
     def run(self, inputs: Sequence[Sequence[int]]) -> Tensor:
         """Return the vectors (inputs x dimensions, float32, on the processor) of one batch."""
@@ -120,7 +127,12 @@ def _load(path: Path, dtype: str, device: str, trust: Trust) -> LoadedEmbedder:
     [[*numbers]] = _run(model, pooler, pad_id, _PROBE[:1]).tolist()
     weights = tensor_bytes(model) + sum(map(tensor_bytes, filter(_has_weights, steps)))
     most_tokens = _BATCH_TOKENS.get(device, _MANY_BATCH_TOKENS)
-    batch = batch_bytes(model.config.to_dict(), model.dtype.itemsize, most_tokens)
+    needs = read_batch_needs(
+        model.config.to_dict(),
+        model.dtype.itemsize,
+        is_eager=model.config._attn_implementation == "eager",
+    )
+    usual_bytes = needs.usual_bytes(most_tokens, max_tokens)
     return LoadedEmbedder(
         model=model,
         pooler=pooler,
@@ -132,7 +144,9 @@ def _load(path: Path, dtype: str, device: str, trust: Trust) -> LoadedEmbedder:
         ),
         pad_id=pad_id,
         dimensions=len(numbers),
-        memory_bytes=weights + batch,
+        memory_bytes=weights + usual_bytes,
+        usual_bytes=usual_bytes,
+        needs=needs,
         batch_tokens=_batch_tokens(model, pooler, pad_id, device),
     )
 

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.core.loading import LoadConfig, dtype_bytes, estimate_bytes
 from gateway.core.models import LocalModel
+from gateway.engine.files.batch_needs import EMBEDDER_TOKENS, read_batch_needs
 from gateway.engine.files.gguf_needs import context_bytes
 from gateway.engine.files.mapped import STEP_BYTES
 from gateway.engine.files.progress import read_tensor_sizes
@@ -20,9 +21,6 @@ from gateway.engine.memory.memory import FIRST_CAPACITY
 _JOINED = {name: "+".join(siblings) for siblings in SHARED_INPUT for name in siblings}
 """What a layer becomes one product with."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-EMBEDDER_TOKENS = 512
-"""What an embedder is given at once on a CPU: more makes no batch faster (6 layers of 384, 2
-cores), only others wait longer."""
 _READERS = 4
 """Threads by which transformers converts weights, each with one in both dtypes."""
 
@@ -58,15 +56,9 @@ def _estimate_embedder(files: LocalModel, config: LoadConfig) -> int:
     width = dtype_bytes(config.dtype) or dtype_bytes(files.card.dtype) or 4
     stored = read_tensor_sizes(Path(files.path))
     working = _converting_bytes(files, stored) if weights != files.size_bytes else 0
-    return weights + max(working, batch_bytes(_read_config(Path(files.path)), width))
-
-
-def batch_bytes(config: Mapping[str, Any], width: int, tokens: int = EMBEDDER_TOKENS) -> int:
-    """Return what a batch of an embedder takes while it is computed, in numbers of `width` bytes:
-    what flows between layers, and the widest layer's input and output."""
-    hidden = config.get("hidden_size") or config.get("dim") or 0
-    inner = config.get("intermediate_size") or config.get("hidden_dim") or 4 * hidden
-    return int(tokens * width * (8 * hidden + 2 * inner))
+    needs = read_batch_needs(_read_config(Path(files.path)), width)
+    most = files.card.context_length or EMBEDDER_TOKENS
+    return weights + max(working, needs.usual_bytes(EMBEDDER_TOKENS, most))
 
 
 def _converting_bytes(files: LocalModel, stored: Mapping[str, int]) -> int:

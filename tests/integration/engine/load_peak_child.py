@@ -20,7 +20,7 @@ from gateway.engine.loading.room import EngineRoom
 from gateway.engine.weights.runtime import give_back_memory, import_torch
 
 
-def resident_bytes(which: str) -> int:
+def status_bytes(which: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
 
@@ -37,7 +37,7 @@ def main(warm: Path, folder: Path, config: LoadConfig) -> None:
     # What torch and transformers take once and for all is no model's.
     _pack(load_model("warm", warm, replace(config, dtype="float32"), room=room))
     give_back_memory()
-    before = resident_bytes("VmRSS:")
+    before = status_bytes("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     dtype = json.loads((folder / "config.json").read_text())["dtype"]
     size = (folder / "model.safetensors").stat().st_size
@@ -45,9 +45,9 @@ def main(warm: Path, folder: Path, config: LoadConfig) -> None:
     estimated = estimate_load(files, config) + room.code_bytes(files, config)
     loaded = load_model("model", folder, config, room=room)
     _pack(loaded)
-    peak = resident_bytes("VmHWM:") - before
+    peak = status_bytes("VmHWM:") - before
     gc.collect()
-    kept = resident_bytes("VmRSS:") - before
+    kept = status_bytes("VmRSS:") - before
     report = {
         "peak": peak,
         "kept": kept,

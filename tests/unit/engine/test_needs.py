@@ -7,7 +7,8 @@ import pytest
 from gateway.core.cards import ModelCard
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
-from gateway.engine.files.needs import Setup, batch_bytes, estimate_load
+from gateway.engine.files.batch_needs import read_batch_needs
+from gateway.engine.files.needs import Setup, estimate_load
 from tests.gguf_bytes import write_gguf
 
 MIB = 2**20
@@ -76,12 +77,24 @@ def test_an_embedder_needs_a_batch_beside_its_weights(tmp_path: Path) -> None:
     card = ModelCard(architecture="BertModel", family="bert", dtype="float32")
     files = LocalModel("m", str(tmp_path), 90_000_000, card=card)
     assert card.embeds
-    assert estimate_load(files, LoadConfig()) == 90_000_000 + 512 * 4 * (8 * 384 + 2 * 1536)
+    batch_bytes = 512 * (4 * (16 * 384 + 4 * 1536) + 512 * 4)
+    assert estimate_load(files, LoadConfig()) == 90_000_000 + batch_bytes
 
 
 def test_a_config_that_names_no_sizes_is_no_reason_to_fail() -> None:
-    assert batch_bytes({}, 4) == 0
-    assert batch_bytes({"dim": 8, "hidden_dim": 32}, 2, tokens=1) == 2 * (64 + 64)
+    assert read_batch_needs({}, 4).token_bytes == 0
+    assert read_batch_needs({"dim": 8, "hidden_dim": 32}, 2).token_bytes == 2 * (128 + 128)
+
+
+def test_attention_with_scores_takes_bytes_for_each_head_and_pair_of_tokens() -> None:
+    config = {"hidden_size": 8, "num_attention_heads": 2}
+    without = read_batch_needs(config, 4)
+    eager = read_batch_needs(config, 4, is_eager=True)
+    assert eager.pair_bytes - without.pair_bytes == 2 * 4 * 4
+    assert read_batch_needs(config | {"relative_attention_num_buckets": 32}, 4) == eager
+    assert read_batch_needs(config | {"pos_att_type": ["c2p"]}, 4).pair_bytes > eager.pair_bytes
+    # Rows of a batch do not look at each other.
+    assert eager.bytes(40, 10) == 4 * eager.bytes(10, 10) < eager.bytes(40, 40)
 
 
 def test_a_process_of_its_own_is_counted(tmp_path: Path) -> None:
