@@ -40,13 +40,24 @@ def read_batch_needs(
 
     `is_eager`: attention is computed in steps, and not in one operator without scores.
     """
-    hidden = config.get("hidden_size") or config.get("dim") or config.get("d_model") or 0
-    inner = config.get("intermediate_size") or config.get("hidden_dim") or config.get("d_ff")
-    heads = config.get("num_attention_heads") or config.get("n_heads") or config.get("num_heads")
+    hidden = _read_size(config, "hidden_size", "dim", "d_model")
+    inner = _read_size(config, "intermediate_size", "hidden_dim", "d_ff") or 4 * hidden
+    heads = _read_size(config, "num_attention_heads", "n_heads", "num_heads") or 1
     has_window = config.get("local_attention") or config.get("sliding_window")
     masks = _MASK_BYTES + (_WINDOW_BYTES if has_window else 0)
-    scores = 4 * (heads or 1) * _score_copies(config, is_eager)
-    return BatchNeeds(width * (16 * hidden + 4 * (inner or 4 * hidden)), masks + scores)
+    scores = 4 * heads * _score_copies(config, is_eager)
+    return BatchNeeds(width * (16 * hidden + 4 * inner), masks + scores)
+
+
+def _read_size(config: Mapping[str, Any], *names: str) -> int:
+    """Return what the first of the names says that says a number, or the most of one a layer; 0
+    where none does: files may say anything."""
+    for name in names:
+        said = config.get(name)
+        sizes = [each for each in (said if isinstance(said, list) else [said]) if type(each) is int]
+        if sizes:
+            return max(sizes)
+    return 0
 
 
 def _score_copies(config: Mapping[str, Any], is_eager: bool) -> int:

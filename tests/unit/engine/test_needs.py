@@ -83,6 +83,9 @@ def test_an_embedder_needs_a_batch_beside_its_weights(tmp_path: Path) -> None:
 
 def test_a_config_that_names_no_sizes_is_no_reason_to_fail() -> None:
     assert read_batch_needs({}, 4).token_bytes == 0
+    assert read_batch_needs({"hidden_size": "8", "num_heads": {}}, 4).token_bytes == 0
+    layers = {"hidden_size": 8, "intermediate_size": [16, 32]}
+    assert read_batch_needs(layers, 1) == read_batch_needs(layers | {"intermediate_size": 32}, 1)
     assert read_batch_needs({"dim": 8, "hidden_dim": 32}, 2).token_bytes == 2 * (128 + 128)
 
 
