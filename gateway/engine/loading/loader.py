@@ -297,6 +297,7 @@ def choose_device(wanted: str) -> str:
     if is_missing:
         raise ModelLoadFailed(
             f"There is no device {wanted} that torch could use; it has {_describe_devices()}.",
+            hint="Name one of these, or auto.",
             param="device",
         )
     return f"cuda:{index or 0}" if kind == "cuda" else wanted

@@ -25,6 +25,7 @@ from gateway.core.messages import Options
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
 from gateway.engine.decoding.loaded import LoadedModel
+from gateway.engine.loading.loader import choose_device
 from tests.integration.engine.conftest import ask
 from tests.integration.engine.house import A, B, C, House, keeping_house
 
@@ -536,3 +537,9 @@ async def test_a_load_that_works_keeps_what_it_asked_for(open_house: OpenHouse) 
             await house.manager.load(A, torn, pinned=True)
         config = house.manager.config(A).config
         assert (config.load, config.pinned) == (wanted, False)
+
+
+def test_a_device_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(ModelLoadFailed, match=r"no device cuda:99 .* it has cpu") as caught:
+        choose_device("cuda:99")
+    assert caught.value.hint == "Name one of these, or auto."
