@@ -93,7 +93,7 @@ def test_attention_with_scores_takes_bytes_for_each_head_and_pair_of_tokens() ->
     config = {"hidden_size": 8, "num_attention_heads": 2}
     without = read_batch_needs(config, 4)
     eager = read_batch_needs(config, 4, is_eager=True)
-    assert eager.pair_bytes - without.pair_bytes == 2 * 4 * 4
+    assert eager.pair_bytes - without.pair_bytes == 2 * 4 * 5
     assert read_batch_needs(config | {"relative_attention_num_buckets": 32}, 4) == eager
     assert read_batch_needs(config | {"pos_att_type": ["c2p"]}, 4).pair_bytes > eager.pair_bytes
     # Rows of a batch do not look at each other.
