@@ -1,22 +1,24 @@
-"""Decode steps of few sequences in one call: the whole stack as a list of tasks for a team.
+"""Steps of few tokens in one call: the whole stack as a list of tasks for a team.
 
 Between the products of a layer are some twenty small operators, and starting each of them takes
-longer than what it computes. Here they are three, compiled (`layer_code.py`), and a step is a list
-of tasks that torch's OpenMP threads do one after the other (`gemv.py`). Everything else goes by
-`Stack.logits`, with which the first step of each size is compared. See ADR 25.
+longer than what it computes. Here they are four, compiled (`layer_code.py`), and a step is a list
+of tasks that torch's OpenMP threads do one after the other (`gemv.py`). A token is a token, be it
+of one who decodes or of a prompt. Everything else goes by `Stack.logits`, with which the first step
+of each kind is compared. See ADR 25.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gateway.engine.weights.gemv import MOST_ROWS, BoundGemv, Gemv, LayerCode
+from gateway.engine.weights.gemv import BoundGemv, Gemv, LayerCode
 from gateway.engine.weights.linear import PackedProduct, SharedProduct
+from gateway.engine.weights.tasks import ATTEND, GATE, NORM, PRODUCT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +31,13 @@ logger = logging.getLogger(__name__)
 
 WIDTH = 24
 """Fields that a task has room for."""
+NEAR = 512
+"""Tokens of a prompt up to here are looked at one by one; farther on torch's attention, which
+multiplies matrices, takes less than what is won between the products."""
 
 
 class FusedSteps:
-    """The steps of one model, each size of them built when it is first met. Used by one thread."""
+    """The steps of one model. Used by one thread."""
 
     def __init__(self, stack: Stack, cache: SlotCache, gemv: Gemv) -> None:
         """Compile what this model's heads need, if no other model had such.
@@ -45,93 +50,103 @@ class FusedSteps:
         self._gemv = gemv
         self._stack = stack
         self._cache = cache
-        self._buffers = _Buffers()
-        self._steps: dict[int, _Step] = {}
+        self._program: _Program | None = None
         self._works = True
+        self.tried: set[tuple[bool, bool]] = set()
+        """The kinds of steps that were compared: with prompts in them, over wide keys."""
 
     def logits(self, ids: Tensor, view: View, wanted: Tensor) -> Tensor | None:
         """Return what `Stack.logits` does; None for a step that must go that way."""
-        rows = len(view.single_rows)
-        if view.chunks or rows > MOST_ROWS or self._cache.capacity % 16 or not self._works:
+        if not self._works or not self._is_for(len(ids), view):
             return None
-        if (step := self._steps.get(rows)) is not None:
-            return step.run(ids, view)[wanted]
-        if not all(_is_packed(product) for product in self._stack.products()):
-            return None  # they are not packed yet
-        step = _Step(self._stack, self._cache, self._gemv, self._code, self._buffers, rows)
-        return self._try(step, ids, view, wanted)
+        if self._program is None:
+            if not all(_is_packed(product) for product in self._stack.products()):
+                return None  # they are not packed yet
+            self._program = _Program(self._stack, self._cache, self._gemv, self._code)
+        kind = bool(view.chunks), self._cache.is_wide
+        if kind in self.tried:
+            return self._program.run(ids, view, wanted)
+        return self._try(self._program, kind, ids, view, wanted)
 
-    def _try(self, step: _Step, ids: Tensor, view: View, wanted: Tensor) -> Tensor:
-        found = step.run(ids, view)[wanted].float()
+    def _is_for(self, tokens: int, view: View) -> bool:
+        is_few = tokens <= self._gemv.most_rows or self._gemv.has_dot
+        farthest = max((run.end for run in view.chunks), default=0)
+        return is_few and farthest <= NEAR and self._cache.capacity % 16 == 0
+
+    def _try(
+        self, program: _Program, kind: tuple[bool, bool], ids: Tensor, view: View, wanted: Tensor
+    ) -> Tensor:
+        found = program.run(ids, view, wanted).float()
         expected = self._stack.logits(ids, view, self._cache, wanted)
-        near = 5e-2 * float(expected.abs().max())
-        self._works = torch.allclose(found, expected.float(), rtol=5e-2, atol=near)
-        if self._works:
-            self._steps[len(view.single_rows)] = step
-        else:
+        if len(wanted):
+            near = 5e-2 * float(expected.abs().max())
+            self._works = torch.allclose(found, expected.float(), rtol=5e-2, atol=near)
+            self.tried.add(kind)
+        if not self._works:
             logger.warning("steps in one call say something else: they are left to torch")
         return expected
 
 
-class _Buffers:
-    """What tasks write for those that follow: all layers and all sizes of steps use the same."""
+class _Program:
+    """The tasks of a step, and what they read and write: for any count of tokens."""
 
-    def __init__(self) -> None:
-        self._tensors: dict[tuple[str, int], Tensor] = {}
-
-    def get(self, name: str, rows: int, size: int) -> Tensor:
-        if (name, size) not in self._tensors:
-            self._tensors[name, size] = torch.zeros(MOST_ROWS, size, dtype=torch.bfloat16)
-        return self._tensors[name, size][:rows]
-
-
-class _Step:
-    """The tasks of a step of so many tokens, and what they read and write."""
-
-    def __init__(
-        self,
-        stack: Stack,
-        cache: SlotCache,
-        gemv: Gemv,
-        code: LayerCode,
-        buffers: _Buffers,
-        rows: int,
-    ) -> None:
+    def __init__(self, stack: Stack, cache: SlotCache, gemv: Gemv, code: LayerCode) -> None:
         self._stack, self._cache, self._gemv, self._code = stack, cache, gemv, code
-        self._rows = rows
-        self._buffer = partial(buffers.get, rows=rows)
+        self._buffers: dict[tuple[str, int], Tensor] = {}
         self._list: list[tuple[int, list[int]]] = []
-        self._attentions: list[int] = []
-        self._counters: list[int] = []
+        self._heads: list[tuple[int, int]] = []
         self._kept: list[Any] = []
+        # Where in the tasks the count of tokens is, and what follows from it.
+        self._counts: list[int] = []
+        self._tiles: list[int] = []
+        self._shared_counts: list[int] = []
         self._allocations = -1
+        self._rows = 0
         first = stack.layers[0]
-        self._hidden = self._buffer("hidden", size=first.before_attention.weight.numel())
-        self._turns = [self._buffer(name, size=first.size) for name in ("cos", "sin")]
-        self._places = torch.zeros(2, rows, dtype=torch.long)
-        self._write()
+        self._shared = first.shared_heads
+        self._hidden = self._buffer("hidden", first.before_attention.weight.numel())
+        self._turns = [self._buffer(name, first.size) for name in ("cos", "sin")]
+        self._places = torch.zeros(2, gemv.most_rows, dtype=torch.long)
+        self._added = self._write()
         self._table = torch.zeros(len(self._list), WIDTH, dtype=torch.long)
         for index, (_, fields) in enumerate(self._list):
             self._table[index, : len(fields)] = torch.tensor(fields)
-        self._flat, self._resets = self._table.view(-1), torch.tensor(self._counters)
+        self._flat = self._table.view(-1)
+        self._taken = torch.tensor(
+            [index * WIDTH + len(fields) - 1 for index, (_, fields) in enumerate(self._list)]
+        )
         starts = [self._table[index].data_ptr() for index in range(len(self._list))]
         pairs = [[function, start] for (function, _), start in zip(self._list, starts, strict=True)]
         self._program = torch.tensor([*pairs, [0, 0]])
 
-    def run(self, ids: Tensor, view: View) -> Tensor:
-        """Return the logits of all tokens; they are overwritten by the next step."""
+    def run(self, ids: Tensor, view: View, wanted: Tensor) -> Tensor:
+        """Return the logits of the tokens that are wanted."""
         if self._allocations != self._cache.allocations:
             self._point()
         hidden = self._stack.embed(ids)
-        self._hidden.copy_(hidden)
-        for buffer, turn in zip(self._turns, self._stack.turns(hidden, view), strict=True):
-            buffer.copy_(turn[:, 0])
-        self._places[0], self._places[1] = view.rows, view.positions
-        self._flat[self._resets] = 0
-        self._gemv.run_team(self._code.run, self._program.data_ptr())
-        return self._logits
+        turns = self._stack.turns(hidden, view)
+        places = torch.stack([view.all_rows(), view.all_positions()])
+        # Whoever looks back finds in the cache what a part before has kept there.
+        for start in range(0, len(ids), self._gemv.most_rows):
+            part = slice(start, start + self._gemv.most_rows)
+            hidden[part] = self._run(hidden[part], [turn[part] for turn in turns], places[:, part])
+        return self._stack.head(self._stack.norm(hidden[wanted]))
 
-    def _write(self) -> None:
+    def _run(self, hidden: Tensor, turns: Sequence[Tensor], places: Tensor) -> Tensor:
+        """Return what the layers make of tokens: so many that the buffers hold them."""
+        rows = len(hidden)
+        if self._rows != rows:
+            self._count(rows)
+        self._hidden[:rows] = hidden
+        for buffer, turn in zip(self._turns, turns, strict=True):
+            buffer[:rows] = turn[:, 0]
+        self._places[:, :rows] = places
+        self._flat[self._taken] = 0
+        self._gemv.run_team(self._code.run, self._program.data_ptr())
+        return self._hidden[:rows] + self._added[:rows, : hidden.shape[1]]
+
+    def _write(self) -> Tensor:
+        """Write the tasks of all layers; return what the last one adds."""
         zeros = torch.zeros(1, self._hidden.shape[1], dtype=torch.bfloat16)
         self._kept.append(zeros)
         added, added_bytes = zeros, 0
@@ -143,74 +158,89 @@ class _Step:
             gated = self._gate(self._product("gate_up", normed, layer.gate_up), layer.inner)
             added = self._product("added", gated, layer.down)
             added_bytes = _row_bytes(added)
-        head = self._stack.head
-        logits = self._product("logits", self._norm(added, added_bytes, self._stack.norm), head)
-        self._logits = logits[:, : _bound(head).outputs]
+        return added
+
+    def _buffer(self, name: str, size: int) -> Tensor:
+        """Return what tasks write for those that follow: all layers use the same."""
+        if (name, size) not in self._buffers:
+            empty = torch.zeros(self._gemv.most_rows, size, dtype=torch.bfloat16)
+            self._buffers[name, size] = empty
+        return self._buffers[name, size]
 
     def _norm(self, added: Tensor, added_bytes: int, norm: Any) -> Tensor:
-        output = self._buffer("normed", size=self._hidden.shape[1])
+        output = self._buffer("normed", self._hidden.shape[1])
         self._kept.append(norm.weight)
-        self._add(
+        task = self._add(
             self._code.norm,
             [self._hidden.data_ptr(), added.data_ptr(), norm.weight.data_ptr(), output.data_ptr()],
             [_bits(norm.eps), output.shape[1], _row_bytes(output), added_bytes],
-            self._rows,
         )
+        self._counts.append(task + len(NORM))
         return output
 
     def _product(self, name: str, given: Tensor, shared: Any) -> Tensor:
         bound = _bound(shared)
-        output = self._buffer(name, size=bound.width)
+        output = self._buffer(name, bound.width)
         self._kept.append(bound)
-        *fields, units, _ = bound.fields(given.data_ptr(), output.data_ptr())
-        self._add(self._gemv.functions[self._rows - 1], fields, [], units)
+        *fields, units, _ = bound.fields(given.data_ptr(), output.data_ptr(), 1)
+        task = self._add(self._gemv.function, fields, [], units)
+        self._counts.append(task + PRODUCT.index("rows"))
+        self._tiles.append(task + PRODUCT.index("tile"))
         return output
 
     def _gate(self, given: Tensor, size: int) -> Tensor:
-        output = self._buffer("gated", size=size)
-        sizes = [self._rows, 2 * size, _row_bytes(given), _row_bytes(output)]
-        self._add(self._code.gate, [given.data_ptr(), output.data_ptr()], sizes, size // 16)
+        output = self._buffer("gated", size)
+        sizes = [1, 2 * size, _row_bytes(given), _row_bytes(output)]
+        addresses = [given.data_ptr(), output.data_ptr()]
+        task = self._add(self._code.gate, addresses, sizes, size // 16)
+        self._counts.append(task + GATE.index("rows"))
         return output
 
     def _attend(self, given: Tensor, layer: Layer) -> Tensor:
-        output = self._buffer("attended", size=layer.heads * layer.size)
+        output = self._buffer("attended", layer.heads * layer.size)
         query, key, eps = layer.head_norm or (zero := torch.zeros(0), zero, 0.0)
         self._kept += [query, key]
-        self._attentions.append(len(self._list))
         tensors = [*self._places, *self._turns, query, key]
-        self._add(
-            self._code.attend,
-            [given.data_ptr(), output.data_ptr(), 0, 0, *(each.data_ptr() for each in tensors)],
-            [
-                *(_bits(eps), _bits(layer.scaling), layer.window or 0),
-                *(layer.heads // layer.shared_heads, layer.shared_heads),
-                *(_row_bytes(given), _row_bytes(output), 0, 0, 0),
-            ],
-            self._rows * layer.shared_heads,
-        )
+        addresses = [given.data_ptr(), output.data_ptr(), 0, 0, *(t.data_ptr() for t in tensors)]
+        sizes = [
+            *(_bits(eps), _bits(layer.scaling), layer.window or 0),
+            *(layer.heads // layer.shared_heads, layer.shared_heads),
+            *(_row_bytes(given), _row_bytes(output), 0, 0, 0),
+        ]
+        tasks = [self._add(function, addresses, sizes) for function in self._code.narrow]
+        self._heads.append((tasks[0] // WIDTH, tasks[1] // WIDTH))
+        self._shared_counts += [task + len(ATTEND) for task in tasks]
         return output
+
+    def _count(self, rows: int) -> None:
+        """Have the tasks be for so many tokens."""
+        self._flat[self._counts] = rows
+        self._flat[self._tiles] = self._gemv.tile(rows)
+        self._flat[self._shared_counts] = rows * self._shared
+        self._rows = rows
 
     def _point(self) -> None:
         """Have the tasks look at the tensors that the cache has now."""
-        for layer, index in enumerate(self._attentions):
+        for layer, tasks in enumerate(self._heads):
             keys, values = self._cache.tensors(layer)
             row, head, _, inner = (stride * keys.element_size() for stride in keys.stride())
-            is_wide = keys.stride(3) != 1
-            self._program[index, 0] = self._code.attend_wide if is_wide else self._code.attend
-            for name, number in (
-                ("keys", keys.data_ptr()),
-                ("values", values.data_ptr()),
-                ("row_bytes", row),
-                ("head_bytes", head),
-                ("inner_bytes", inner),
-            ):
-                self._table[index, self._code.places[name]] = number
+            code = self._code.wide if self._cache.is_wide else self._code.narrow
+            for index, function in zip(tasks, code, strict=True):
+                self._program[index, 0] = function
+                for name, number in (
+                    ("keys", keys.data_ptr()),
+                    ("values", values.data_ptr()),
+                    ("row_bytes", row),
+                    ("head_bytes", head),
+                    ("inner_bytes", inner),
+                ):
+                    self._table[index, ATTEND.index(name)] = number
         self._allocations = self._cache.allocations
 
-    def _add(self, function: int, addresses: list[int], sizes: list[int], units: int) -> None:
-        fields = [*addresses, *sizes, units, 0]
-        self._counters.append(len(self._list) * WIDTH + len(fields) - 1)
-        self._list.append((function, fields))
+    def _add(self, function: int, addresses: list[int], sizes: list[int], units: int = 0) -> int:
+        """Add a task; return where in the table it begins."""
+        self._list.append((function, [*addresses, *sizes, units, 0]))
+        return (len(self._list) - 1) * WIDTH
 
 
 def _check(stack: Stack) -> None:

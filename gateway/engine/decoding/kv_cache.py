@@ -119,6 +119,11 @@ class SlotCache(Cache):  # type: ignore[misc]
     def memory_bytes(self) -> int:
         return self._rows * self._capacity * self.token_bytes
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the tokens of keys lie side by side, and not their numbers."""
+        return bool(self._keys) and self._keys[0].stride(3) != 1
+
     def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values of a layer, as they are until `allocations` grows."""
         return self._keys[layer], self._values[layer]

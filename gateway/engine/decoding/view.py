@@ -89,6 +89,11 @@ class View:
         runs = [torch.arange(run.start, run.end, device=self.device) for run in self.chunks]
         return torch.cat([self.positions, *runs])
 
+    def all_rows(self) -> Tensor:
+        """Return the cache's row of every token of the flat row."""
+        rows = [row for run in self.chunks for row in [run.row] * run.tokens]
+        return torch.tensor([*self.single_rows, *rows], dtype=torch.long, device=self.device)
+
     def single_mask(self, window: int | None, like: Tensor) -> Tensor | None:
         """Return what is added to the scores of the decoding rows, [span, 1, 1, width]."""
         if self._is_even and not self.apart and (window is None or window >= self.width):

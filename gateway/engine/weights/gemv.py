@@ -13,11 +13,12 @@ import ctypes
 import logging
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from gateway.engine.memory.overhead import Overhead
+from gateway.engine.weights.tasks import PRODUCT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,29 +28,39 @@ logger = logging.getLogger(__name__)
 HEADS_BYTES = 24 * 2**20
 """What compiling the code of one kind of heads takes at the most: 12 MB were measured."""
 
-MOST_ROWS = 4
-"""Tokens up to which it is faster than oneDNN. Figures: bench/README.md."""
+MOST_ROWS, MOST_ROWS_BY_DOT = 4, 128
+"""Tokens of one product. Without the processor's instruction for products of pairs of bfloat16,
+oneDNN is faster from there on; with it, more in one call would gain nothing. Figures:
+bench/README.md."""
 
 
 class Gemv:
-    """The compiled code, which any thread may run. What is bound to it keeps it."""
+    """The compiled code, which any thread may run. What is bound to it keeps it.
 
-    def __init__(self, overhead: Overhead | None = None) -> None:
-        """Compile: a tenth of a second. What is compiled later is counted in `overhead`.
+    `has_dot` tells whether it uses the processor's instruction for products of pairs of bfloat16.
+    """
+
+    def __init__(self, overhead: Overhead | None = None, *, has_dot: bool | None = None) -> None:
+        """Compile: a quarter of a second. What is compiled later is counted in `overhead`;
+        `has_dot` None: as the processor has it.
 
         Raises ImportError, AttributeError or RuntimeError where something is missing.
         """
-        from llvmlite import ir
+        from llvmlite import binding, ir
 
-        from gateway.engine.weights.gemv_code import FIELDS, name_of, write_product
+        from gateway.engine.weights.gemv_code import NAME, most_tile, write_product
 
         self._overhead = overhead or Overhead()
-        module, every = ir.Module("gemv"), range(1, MOST_ROWS + 1)
-        for rows in every:
-            write_product(module, rows)
+        if has_dot is None:
+            has_dot = bool(binding.get_host_cpu_features().get("avx512bf16"))
+        self.has_dot = has_dot
+        module = ir.Module("gemv")
+        write_product(module, has_dot=has_dot)
         self._code = compile_module(module)
-        self.functions = [self._code.get_function_address(name_of(rows)) for rows in every]
-        self._task = ctypes.c_int64 * (len(FIELDS) + 2)
+        self.function = self._code.get_function_address(NAME)
+        self.most_rows = MOST_ROWS_BY_DOT if has_dot else MOST_ROWS
+        self._most_tile = most_tile(has_dot=has_dot)
+        self._task = ctypes.c_int64 * (len(PRODUCT) + 2)
         self._layers: dict[tuple[int, bool], LayerCode] = {}
         self._lock = threading.Lock()
         # What of OpenMP is in the process before all else is torch's own.
@@ -59,10 +70,15 @@ class Gemv:
         self._run_team.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self._run_team.restype = None
 
-    def run(self, rows: int, fields: tuple[int, ...]) -> None:
+    def run(self, fields: tuple[int, ...]) -> None:
         """Do a task of `gemv_code`, with as many threads as torch would use here."""
         task = self._task(*fields)
-        self.run_team(self.functions[rows - 1], ctypes.addressof(task))
+        self.run_team(self.function, ctypes.addressof(task))
+
+    def tile(self, rows: int) -> int:
+        """Return how many rows are multiplied at a time: as few tiles as may be, of like sizes."""
+        tiles = -(-rows // self._most_tile)
+        return -(-rows // tiles)
 
     def run_team(self, function: int, task: int) -> None:
         """Have each thread of the team call a function with the address of a task."""
@@ -79,24 +95,30 @@ class Gemv:
             return self._layers[kind]
 
 
+class HeadCode(NamedTuple):
+    """The addresses of two functions: for keys whose numbers, or whose tokens, lie side by side."""
+
+    keep: int
+    attend: int
+
+
 class LayerCode:
-    """The addresses of the functions of `layer_code.write_layer`, which it keeps, and the places of
-    the fields of `attend`."""
+    """The addresses of the functions of `layer_code.write_layer`, which it keeps."""
 
     def __init__(self, barrier: Any, size: int, *, has_head_norm: bool) -> None:
         """`barrier` is the function by which the threads of a team wait for each other."""
         from llvmlite import binding, ir
 
-        from gateway.engine.weights.layer_code import ATTEND, write_layer
+        from gateway.engine.weights.layer_code import write_layer
 
-        self.places = {name: index for index, name in enumerate(ATTEND)}
         binding.add_symbol("GOMP_barrier", ctypes.cast(barrier, ctypes.c_void_p).value)
         module = ir.Module("layer")
         write_layer(module, size, has_head_norm=has_head_norm)
         self._code = compile_module(module)
-        self.norm, self.gate, self.attend, self.attend_wide, self.run = (
-            self._code.get_function_address(name)
-            for name in ("norm", "gate", "attend", "attend_wide", "run")
+        find = self._code.get_function_address
+        self.norm, self.gate, self.run = find("norm"), find("gate"), find("run")
+        self.narrow, self.wide = (
+            HeadCode(find(f"keep{end}"), find(f"attend{end}")) for end in ("", "_wide")
         )
 
 
@@ -127,21 +149,23 @@ class BoundGemv:
         bias_step = 0 if bias is None else BLOCK * self._bias.element_size()
         self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(weight), self._bias.data_ptr()
         output_bytes = self.width * weight.element_size()
-        self._sizes = inputs // 2, block_bytes, bias_step, output_bytes, blocks, 0
+        self._sizes = inputs // 2, block_bytes, bias_step, output_bytes
+        self._blocks = blocks
 
     def takes(self, tensor: Tensor) -> bool:
         """Tell whether there are few enough tokens."""
-        return 0 < tensor.numel() <= MOST_ROWS * self.inputs
+        return 0 < tensor.numel() <= self._gemv.most_rows * self.inputs
 
-    def fields(self, given: int, output: int) -> tuple[int, ...]:
+    def fields(self, given: int, output: int, rows: int) -> tuple[int, ...]:
         """Return the task that has its input at `given` and writes `output`, rows of `width`."""
-        return given, *self._addresses, output, *self._sizes
+        tile = self._gemv.tile(rows)
+        return given, *self._addresses, output, *self._sizes, rows, tile, self._blocks, 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
         given = tensor.contiguous()
         rows = given.numel() // self.inputs
         output = given.new_empty(rows, self.width)
-        self._gemv.run(rows, self.fields(given.data_ptr(), output.data_ptr()))
+        self._gemv.run(self.fields(given.data_ptr(), output.data_ptr(), rows))
         if self.width != self.outputs:
             output = output[:, : self.outputs]
         return output if tensor.dim() == 2 else output.reshape(*tensor.shape[:-1], self.outputs)
@@ -168,7 +192,7 @@ def find_gemv(overhead: Overhead | None = None) -> Gemv | None:
     """
     try:
         gemv = Gemv(overhead)
-        if _is_right(gemv):
+        if is_right(gemv):
             return gemv
         reason = "its output differs"
     except ImportError:
@@ -181,19 +205,19 @@ def find_gemv(overhead: Overhead | None = None) -> Gemv | None:
 
 
 @torch.inference_mode()
-def _is_right(gemv: Gemv) -> bool:
+def is_right(gemv: Gemv) -> bool:
     """Tell whether it says what float32 says: of whole blocks and a part of one, with a bias and
     without, for each count of tokens."""
     source = torch.Generator().manual_seed(0)
     for outputs, inputs, has_bias in ((128, 64, False), (100, 70, True)):
         weight, tokens, bias = (
             torch.randn(*sizes, generator=source).bfloat16()
-            for sizes in ((outputs, inputs), (MOST_ROWS, inputs), (outputs,))
+            for sizes in ((outputs, inputs), (gemv.most_rows, inputs), (outputs,))
         )
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         bound = BoundGemv(gemv, packed, weight.shape, bias if has_bias else None)
         expected = tokens.float() @ weight.float().T + (bias.float() if has_bias else 0)
-        for rows in range(1, MOST_ROWS + 1):
+        for rows in range(1, gemv.most_rows + 1):
             found = bound(tokens[:rows]).float()
             if not torch.allclose(found, expected[:rows], rtol=1e-2, atol=1e-2):
                 return False

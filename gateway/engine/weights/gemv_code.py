@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from gateway.engine.weights.tasks import PRODUCT
 from gateway.engine.weights.vectors import (
     LANES,
     VECTOR_BYTES,
@@ -25,57 +26,72 @@ BLOCK = 64
 """Outputs of a block: a unit of work."""
 PAD = 32
 """Inputs are padded to a multiple of this."""
-FIELDS = ("input", "weight", "bias", "output", "pairs", "block_bytes", "bias_step", "output_bytes")
-"""Of a task. `input` [rows, 2 * pairs] and `output` (rows `output_bytes` apart) are addresses of
-bfloat16, `bias` of float32: 64 for each block, `bias_step` bytes apart."""
-
+NAME = "multiply"
 _PARTS = BLOCK // LANES
 
 
-def name_of(rows: int) -> str:
-    """Return the name of the function for so many tokens."""
-    return f"multiply_{rows}"
+def most_tile(*, has_dot: bool) -> int:
+    """Return how many rows have room for their sums in the registers of a processor: of 32 vectors,
+    beside those of weights and inputs."""
+    return 6 if has_dot else 4
 
 
-def write_product(module: ir.Module, rows: int) -> None:
-    """Add the function for so many tokens."""
-    _Product(module, rows).write()
+def write_product(module: ir.Module, *, has_dot: bool) -> None:
+    """Add the function `NAME`; `has_dot` tells whether the processor multiplies pairs of bfloat16
+    by one instruction, else it is done in float32."""
+    _Product(module, has_dot=has_dot).write()
 
 
 class _Product(Writer):
-    def __init__(self, module: ir.Module, rows: int) -> None:
-        super().__init__(module, name_of(rows), FIELDS)
-        self._rows = range(rows)
+    def __init__(self, module: ir.Module, *, has_dot: bool) -> None:
+        super().__init__(module, NAME, PRODUCT)
+        self._has_dot = has_dot
 
     def write(self) -> None:
-        fields = self.fields
+        b, rows, tile = self.b, self.fields["rows"], self.fields["tile"]
         with self.units() as block:
-            start = self.at(fields["output"], (block, 2 * BLOCK))
-            for row, sums in enumerate(self._sums(block)):
-                for part, numbers in enumerate(sums):
-                    place = self.at(start, (fields["output_bytes"], row), (part, VECTOR_BYTES))
-                    self.store_floats(place, numbers)
+            tiles = b.sdiv(b.sub(b.add(rows, tile), i64(1)), tile)
+            # After the first tile the block is near: in the second level of the cache.
+            with self.loop(i64(0), tiles, 1) as loop:
+                first = b.mul(loop.index, tile)
+                left = b.sub(rows, first)
+                count = b.select(b.icmp_signed("<", left, tile), left, tile)
+                for size in range(1, most_tile(has_dot=self._has_dot) + 1):
+                    with self.when(b.icmp_signed("==", count, i64(size))):
+                        self._write_tile(block, first, size)
 
-    def _sums(self, block: Value) -> list[list[Value]]:
+    def _write_tile(self, block: Value, first: Value, rows: int) -> None:
+        apart = self.fields["output_bytes"]
+        start = self.at(self.fields["output"], (block, 2 * BLOCK), (apart, first))
+        for row, sums in enumerate(self._sums(block, first, rows)):
+            for part, numbers in enumerate(sums):
+                place = self.at(start, (apart, row), (part, VECTOR_BYTES))
+                self.store_floats(place, numbers)
+
+    def _sums(self, block: Value, first: Value, rows: int) -> list[list[Value]]:
         """Write the loop over the pairs of inputs; return the sums of each row, part by part."""
         fields = self.fields
         weights = self.at(fields["weight"], (block, fields["block_bytes"]))
+        inputs = self.at(fields["input"], (self.b.mul(fields["pairs"], first), 4))
         bias = self.at(fields["bias"], (block, fields["bias_step"]))
-        first = [self.load(self.at(bias, (part, 4 * LANES)), floats) for part in range(_PARTS)]
-        with self.loop(i64(0), fields["pairs"], 1, first * len(self._rows)) as loop:
-            inputs = [self._inputs(loop.index, row) for row in self._rows]
+        start = [self.load(self.at(bias, (part, 4 * LANES)), floats) for part in range(_PARTS)]
+        with self.loop(i64(0), fields["pairs"], 1, start * rows) as loop:
+            given = [self._given(inputs, loop.index, row) for row in range(rows)]
             place = self.at(weights, (loop.index, 4 * BLOCK))
-            parts = [
-                self.halves(self.load(self.at(place, (part, 4 * LANES)), ints))
-                for part in range(_PARTS)
-            ]
+            parts = [self.load(self.at(place, (part, 4 * LANES)), ints) for part in range(_PARTS)]
             for index, before in enumerate(loop.values):
                 row, part = divmod(index, _PARTS)
-                found = self.fma(parts[part][0], inputs[row][0], before)
-                loop.following.append(self.fma(parts[part][1], inputs[row][1], found))
-        return [loop.values[row * _PARTS : (row + 1) * _PARTS] for row in self._rows]
+                loop.following.append(self._added(parts[part], given[row], before))
+        return [loop.values[row * _PARTS : (row + 1) * _PARTS] for row in range(rows)]
 
-    def _inputs(self, pair: Value, row: int) -> tuple[Value, Value]:
-        """Return a row's two inputs of a pair, each in all lanes."""
-        start = self.at(self.fields["input"], (self.fields["pairs"], 4 * row), (pair, 4))
-        return self.halves(self.spread(self.load(start, i32)))
+    def _given(self, inputs: Value, pair: Value, row: int) -> Value:
+        """Return a row's two inputs of a pair, in all lanes."""
+        place = self.at(inputs, (self.fields["pairs"], 4 * row), (pair, 4))
+        return self.spread(self.load(place, i32))
+
+    def _added(self, weights: Value, given: Value, before: Value) -> Value:
+        if self._has_dot:
+            return self.dot(weights, given, before)
+        for weight, mine in zip(self.halves(weights), self.halves(given), strict=True):
+            before = self.fma(weight, mine, before)
+        return before

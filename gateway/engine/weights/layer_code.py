@@ -1,13 +1,15 @@
-"""The code of what lies between the products of a decoder's layer, for one new token of each of a
-few sequences: norms, attention over a SlotCache, the gate; and of a list of tasks, done in order.
+"""The code of what lies between the products of a decoder's layer, for a few new tokens: norms,
+attention over a SlotCache, the gate; and of a list of tasks, done in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from llvmlite import ir
 
+from gateway.engine.weights.tasks import ATTEND, GATE, NORM
 from gateway.engine.weights.vectors import (
     LANES,
     VECTOR_BYTES,
@@ -22,33 +24,27 @@ from gateway.engine.weights.vectors import (
     splat,
 )
 
-NORM = ("hidden", "added", "weight", "output", "eps", "size", "row_bytes", "added_bytes")
-"""`hidden` becomes `hidden` + `added`, `output` the root mean square norm of that, times `weight`:
-rows of `size` bfloat16, `row_bytes` (those of `added`: `added_bytes`) apart. A unit is a row."""
-GATE = ("input", "output", "rows", "half_bytes", "input_bytes", "output_bytes")
-"""`output` becomes SiLU of `input`, times what lies `half_bytes` behind it; rows lie `input_bytes`
-and `output_bytes` apart. A unit is 16 numbers of each row."""
-ATTEND = (
-    "input", "output", "keys", "values", "rows", "positions", "cos", "sin", "query_norm",
-    "key_norm", "eps", "scale", "window", "group", "shared", "input_bytes", "output_bytes",
-    "row_bytes", "head_bytes", "inner_bytes",
-)  # fmt: skip
-"""`input` are the queries, keys and values of each token, heads side by side; `group` queries look
-at each of `shared` keys. Tokens go to the cache's `rows` at `positions`, 64 bits each. A head there
-has `row_bytes` and `head_bytes` to the next, and `inner_bytes` from one number of a key to the next
-where its tokens lie side by side. `window` 0 is none. A unit is a shared head of one token.
-
-`eps` and `scale` are the bits of a float32, as in the other tasks."""
-
 
 def write_layer(module: ir.Module, size: int, *, has_head_norm: bool) -> None:
-    """Add `norm`, `gate`, `attend`, `attend_wide` (for keys whose tokens lie side by side) and
-    `run` for heads of `size` numbers, a multiple of 32."""
+    """Add `norm`, `gate`, `keep` and `attend`, both also as `_wide` (for keys whose tokens lie side
+    by side), and `run` for heads of `size` numbers, a multiple of 32."""
     _Norm(module, "norm", NORM).write()
     _Gate(module, "gate", GATE).write()
-    for is_wide, name in ((False, "attend"), (True, "attend_wide")):
-        _Attend(module, name, size, is_wide=is_wide, has_head_norm=has_head_norm).write()
+    for is_wide, end in ((False, ""), (True, "_wide")):
+        for kind, name in ((_Keep, "keep"), (_Attend, "attend")):
+            kind(module, name + end, size, is_wide=is_wide, has_head_norm=has_head_norm).write()
     _write_run(module)
+
+
+class _Place(NamedTuple):
+    """Of a unit of `keep` and `attend`; the last three are addresses."""
+
+    token: Value
+    head: Value
+    position: Value
+    keys: Value
+    values: Value
+    given: Value
 
 
 class _Norm(Writer):
@@ -89,7 +85,9 @@ class _Gate(Writer):
             self.store_floats(place, b.fmul(b.fdiv(gate, divisor), up))
 
 
-class _Attend(Writer):
+class _Heads(Writer):
+    """What `keep` and `attend` share: a unit's heads, in the input and in the cache."""
+
     def __init__(
         self, module: ir.Module, name: str, size: int, *, is_wide: bool, has_head_norm: bool
     ) -> None:
@@ -99,31 +97,19 @@ class _Attend(Writer):
         self._is_wide = is_wide
         self._has_head_norm = has_head_norm
 
-    def write(self) -> None:
+    def _place(self, unit: Value) -> _Place:
         b, fields = self.b, self.fields
-        with self.units() as unit:
-            token = b.udiv(unit, fields["shared"])
-            head = b.urem(unit, fields["shared"])
-            row = self.load(self.at(fields["rows"], (token, 8)), i64)
-            position = self.load(self.at(fields["positions"], (token, 8)), i64)
-            base = self.at(i64(0), (row, fields["row_bytes"]), (head, fields["head_bytes"]))
-            keys, values = b.add(fields["keys"], base), b.add(fields["values"], base)
-            given = self.at(fields["input"], (token, fields["input_bytes"]))
-            queries = b.mul(fields["group"], fields["shared"])
-            own_key = self.at(given, (b.add(queries, head), 2 * self._size))
-            own_value = self.at(own_key, (fields["shared"], 2 * self._size))
-            self._keep(keys, values, position, self._turned(own_key, token, "key_norm"), own_value)
-            end = b.add(position, i64(1))
-            start = self._start(end)
-            with self.loop(i64(0), fields["group"], 1) as loop:
-                query = b.add(b.mul(head, fields["group"]), loop.index)
-                asking = self._turned(self.at(given, (query, 2 * self._size)), token, "query_norm")
-                found = self._look(asking, keys, values, start, end)
-                place = self.at(
-                    fields["output"], (token, fields["output_bytes"]), (query, 2 * self._size)
-                )
-                for part in self._vectors:
-                    self.store_floats(self.at(place, (part, VECTOR_BYTES)), found[part])
+        token, head = b.udiv(unit, fields["shared"]), b.urem(unit, fields["shared"])
+        row = self.load(self.at(fields["rows"], (token, 8)), i64)
+        base = self.at(i64(0), (row, fields["row_bytes"]), (head, fields["head_bytes"]))
+        return _Place(
+            token=token,
+            head=head,
+            position=self.load(self.at(fields["positions"], (token, 8)), i64),
+            keys=b.add(fields["keys"], base),
+            values=b.add(fields["values"], base),
+            given=self.at(fields["input"], (token, fields["input_bytes"])),
+        )
 
     def _turned(self, place: Value, token: Value, norm: str) -> list[Value]:
         """Return a head, normed where heads are, and turned by its position."""
@@ -152,26 +138,53 @@ class _Attend(Writer):
     def _load_head(self, place: Value) -> list[Value]:
         return [self.load_floats(self.at(place, (part, VECTOR_BYTES))) for part in self._vectors]
 
-    def _keep(
-        self, keys: Value, values: Value, position: Value, key: Sequence[Value], value: Value
-    ) -> None:
-        """Write the new key and value to the cache."""
+
+class _Keep(_Heads):
+    def write(self) -> None:
+        b, fields = self.b, self.fields
+        with self.units() as unit:
+            at = self._place(unit)
+            queries = b.mul(fields["group"], fields["shared"])
+            key = self.at(at.given, (b.add(queries, at.head), 2 * self._size))
+            value = self.at(key, (fields["shared"], 2 * self._size))
+            place = self.at(at.values, (at.position, 2 * self._size))
+            for part in self._vectors:
+                offset = i64(part * VECTOR_BYTES)
+                self.store_floats(b.add(place, offset), self.load_floats(b.add(value, offset)))
+            self._keep_key(at, self._turned(key, at.token, "key_norm"))
+
+    def _keep_key(self, at: _Place, key: Sequence[Value]) -> None:
         b = self.b
-        place = self.at(values, (position, 2 * self._size))
-        for part in self._vectors:
-            offset = i64(part * VECTOR_BYTES)
-            self.store_floats(b.add(place, offset), self.load_floats(b.add(value, offset)))
         for part, numbers in enumerate(key):
             if not self._is_wide:
-                place = self.at(keys, (position, 2 * self._size), (part, VECTOR_BYTES))
+                place = self.at(at.keys, (at.position, 2 * self._size), (part, VECTOR_BYTES))
                 self.store_floats(place, numbers)
                 continue
             rounded = self.rounded(numbers)
             for lane in range(LANES):
                 inner = self.fields["inner_bytes"]
-                place = self.at(keys, (position, 2), (inner, part * LANES + lane))
+                place = self.at(at.keys, (at.position, 2), (inner, part * LANES + lane))
                 number = b.extract_element(rounded, i32(lane))
                 b.store(number, b.inttoptr(place, address), align=2)
+
+
+class _Attend(_Heads):
+    def write(self) -> None:
+        b, fields = self.b, self.fields
+        with self.units() as unit:
+            at = self._place(unit)
+            end = b.add(at.position, i64(1))
+            start = self._start(end)
+            with self.loop(i64(0), fields["group"], 1) as loop:
+                query = b.add(b.mul(at.head, fields["group"]), loop.index)
+                place = self.at(at.given, (query, 2 * self._size))
+                asking = self._turned(place, at.token, "query_norm")
+                found = self._look(asking, at.keys, at.values, start, end)
+                place = self.at(
+                    fields["output"], (at.token, fields["output_bytes"]), (query, 2 * self._size)
+                )
+                for part in self._vectors:
+                    self.store_floats(self.at(place, (part, VECTOR_BYTES)), found[part])
 
     def _start(self, end: Value) -> Value:
         """Return the first token that is looked at."""

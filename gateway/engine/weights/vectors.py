@@ -26,6 +26,19 @@ address = ir.PointerType()
 _NAN = 0x7FC0
 
 
+class _Bfloat(ir.Type):  # type: ignore[misc]
+    """LLVM's type, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
+
 @dataclass
 class Loop:
     """A loop under way: `index` counts, `values` are carried; `following` replaces them."""
@@ -71,6 +84,17 @@ class Writer:
         b.branch(take)
         b.position_at_end(end)
         b.ret_void()
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Write what is done only where `condition` holds; it carries no value out."""
+        b = self.b
+        body, after = (self.function.append_basic_block(name) for name in ("when", "after"))
+        b.cbranch(condition, body, after)
+        b.position_at_end(body)
+        yield
+        b.branch(after)
+        b.position_at_end(after)
 
     @contextmanager
     def loop(
@@ -140,6 +164,15 @@ class Writer:
 
     def fma(self, left: Value, right: Value, added: Value) -> Value:
         return self.call(f"llvm.fma.v{LANES}f32", floats, left, right, added)
+
+    def dot(self, left: Value, right: Value, added: Value) -> Value:
+        """Return `added` plus the products of pairs of bfloat16, given as 32 bits, by the one
+        instruction that processors with AVX-512 for bfloat16 have for it."""
+        pairs = ir.VectorType(_Bfloat(), 2 * LANES)
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        return self.call(
+            name, floats, added, self.b.bitcast(left, pairs), self.b.bitcast(right, pairs)
+        )
 
     def total(self, numbers: Value) -> Value:
         """Return the sum of all lanes."""

@@ -1,4 +1,4 @@
-"""Steps of few sequences in one call say what float32 says, as nearly as torch's operators do."""
+"""Steps of few tokens in one call say what float32 says, as nearly as torch's operators do."""
 
 import logging
 import random
@@ -55,6 +55,12 @@ def exact_model(folder: Path) -> Any:
     return lambda ids: model(torch.tensor([ids])).logits[0, -1]
 
 
+@pytest.fixture(params=["pairs", "float32"])
+def any_gemv(gemv: Gemv, request: pytest.FixtureRequest) -> Gemv:
+    """Code for processors with and without products of pairs of bfloat16."""
+    return gemv if request.param == "pairs" else Gemv(has_dot=False)
+
+
 def fused_of(loaded: LoadedModel) -> FusedSteps:
     runner: Any = loaded.runner
     assert runner._fused is not None
@@ -68,16 +74,16 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_come_as_near_to_float32_as_torch_s_operators(
-    gemv: Gemv, tmp_path: Path, family: str
+    any_gemv: Gemv, tmp_path: Path, family: str
 ) -> None:
     sizes = {**WIDE, **FAMILIES[family], "initializer_range": 0.1}
     folder = build_model(tmp_path / "m", family=family, dtype=torch.bfloat16, **sizes)
-    exact, ours, plain = exact_model(folder), load(folder, gemv), load(folder, None)
+    exact, ours, plain = exact_model(folder), load(folder, any_gemv), load(folder, None)
     rng = random.Random(0)
     errors: dict[str, list[float]] = {"ours": [], "plain": []}
     # Alone, and beside others of other lengths; four sequences have keys that lie the other way.
     with torch.inference_mode():
-        for count, length in ((1, 1), (1, 50), (2, 20), (3, 15), (4, 30)):
+        for count, length in ((1, 1), (1, 50), (2, 20), (3, 15), (4, 30), (9, 12)):
             prompts = [
                 [rng.randrange(3, 250) for _ in range(length + 7 * row)] for row in range(count)
             ]
@@ -99,7 +105,7 @@ def test_steps_come_as_near_to_float32_as_torch_s_operators(
             for name, loaded in (("ours", ours), ("plain", plain)):
                 for place in places[name]:
                     loaded.runner.release(place)
-    assert set(fused_of(ours)._steps) == {1, 2, 3, 4}
+    assert (False, False) in fused_of(ours).tried and fused_of(ours)._works
     mean = {name: sum(found) / len(found) for name, found in errors.items()}
     assert mean["ours"] < 1.1 * mean["plain"], mean
     assert max(errors["ours"]) < 2 * max(errors["plain"]), errors
@@ -137,7 +143,90 @@ def test_a_sequence_goes_on_as_the_cache_grows_and_others_come_and_go(
             feeds = [Feed(place, [token]), *(Feed(other, [4]) for other in others)]
             ids.append(token)
             near(loaded.runner.run(feeds)[0].float(), exact(ids))
-    assert set(fused_of(loaded)._steps) >= {1, 4}
+    assert fused_of(loaded).tried >= {(False, False), (False, True)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_beside_decoding_are_part_of_the_call(
+    any_gemv: Gemv, tmp_path: Path, family: str
+) -> None:
+    sizes = {**WIDE, **FAMILIES[family], "initializer_range": 0.1}
+    folder = build_model(tmp_path / "m", family=family, dtype=torch.bfloat16, **sizes)
+    exact, ours, plain = exact_model(folder), load(folder, any_gemv), load(folder, None)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, 250) for _ in range(length)] for length in (9, 40, 3, 70, 100)]
+    # Who decodes, who goes on with a prompt and who begins one, in all orders of rows.
+    steps = ((4, 1, 4, 0, 0), (1, 30, 1, 2, 0), (0, 2, 1, 40, 70), (2, 7, 0, 1, 30), (0, 0, 1, 4))
+    errors: dict[str, list[float]] = {"ours": [], "plain": []}
+    with torch.inference_mode():
+        for name, loaded in (("ours", ours), ("plain", plain)):
+            loaded.runner.run([Feed(first := loaded.runner.open(), [5])])
+            loaded.runner.release(first)
+            places = [loaded.runner.open() for _ in prompts]
+            fed = [0] * len(prompts)
+            for step in steps:
+                feeds, expected = [], []
+                for row, count in enumerate(step):
+                    ids = prompts[row][fed[row] : fed[row] + count]
+                    if ids:
+                        fed[row] += len(ids)
+                        feeds.append(Feed(places[row], ids))
+                        expected.append(exact(prompts[row][: fed[row]]))
+                found = loaded.runner.run(feeds)
+                errors[name] += [error(*pair) for pair in zip(found, expected, strict=True)]
+    fused = fused_of(ours)
+    if any_gemv.has_dot:
+        assert {has_prompts for has_prompts, _ in fused.tried} == {False, True}
+    assert fused._works
+    mean = {name: sum(found) / len(found) for name, found in errors.items()}
+    assert mean["ours"] < 1.1 * mean["plain"], mean
+    assert max(errors["ours"]) < 2 * max(errors["plain"]), errors
+
+
+def test_a_step_of_more_tokens_than_a_call_has_room_for_is_several(
+    gemv: Gemv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {**WIDE, "initializer_range": 0.1, "max_position_embeddings": 2048}
+    folder = build_model(tmp_path / "m", dtype=torch.bfloat16, **sizes)
+    exact, loaded = exact_model(folder), load(folder, gemv)
+    calls: list[int] = []
+    run_team = gemv.run_team
+    monkeypatch.setattr(gemv, "run_team", lambda *task: (calls.append(1), run_team(*task)))
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, 250) for _ in range(length)] for length in (300, 5, 200)]
+    said = []
+    for _ in range(2):  # the first step of its kind goes the other way, too
+        calls.clear()
+        places = [loaded.runner.open() for _ in prompts]
+        said.append(loaded.runner.run([Feed(*pair) for pair in zip(places, prompts, strict=True)]))
+        for place in places:
+            loaded.runner.release(place)
+    assert len(calls) == 5, "505 tokens in four parts, and the head"
+    with torch.inference_mode():
+        for found, prompt in zip(said[1], prompts, strict=True):
+            near(found.float(), exact(prompt))
+
+
+def test_what_lies_far_back_is_looked_at_by_torch(
+    gemv: Gemv, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_module, "NEAR", 8)
+    exact, loaded = exact_model(folder), load(folder, gemv)
+    calls: list[int] = []
+    run = fused_module._Program.run
+
+    def counted(self: Any, ids: torch.Tensor, *given: Any) -> torch.Tensor:
+        calls.append(len(ids))
+        return run(self, ids, *given)
+
+    monkeypatch.setattr(fused_module._Program, "run", counted)
+    place = loaded.runner.open()
+    for ids in ([5], [6], [3] * 6, [7] * 9, [8]):
+        say(loaded, place, ids)
+    assert calls == [1, 1, 6, 1]
+    with torch.inference_mode():
+        ids = [5, 6, *[3] * 6, *[7] * 9, 8, 9]
+        near(say(loaded, place, [9]), exact(ids))
 
 
 def test_only_whose_logits_are_asked_for_are_told(gemv: Gemv, folder: Path) -> None:
@@ -146,7 +235,7 @@ def test_only_whose_logits_are_asked_for_are_told(gemv: Gemv, folder: Path) -> N
     for row, place in enumerate(places):
         say(loaded, place, [5 + row, 3, 8])
     everything = loaded.runner.run([Feed(place, [7]) for place in places])
-    assert 3 in fused_of(loaded)._steps
+    assert fused_of(loaded).tried
     for place in places:
         place.length -= 1  # the same step again
     feeds = [Feed(places[2], [7]), Feed(places[0], [7], asks=False), Feed(places[1], [7])]
@@ -169,12 +258,12 @@ def test_until_the_model_is_packed_torch_computes(gemv: Gemv, folder: Path) -> N
     loaded = load(folder, gemv, packs=False)
     place = loaded.runner.open()
     say(loaded, place, [5])
-    assert not fused_of(loaded)._steps
+    assert not fused_of(loaded).tried
     rest = loaded.packing
     while rest is not None and not rest.is_done:
         rest.step()
     say(loaded, place, [6])
-    assert set(fused_of(loaded)._steps) == {1}
+    assert fused_of(loaded).tried == {(False, False)}
 
 
 def test_what_no_sequence_wrote_is_not_looked_at(gemv: Gemv, folder: Path) -> None:
@@ -195,11 +284,11 @@ def test_what_no_sequence_wrote_is_not_looked_at(gemv: Gemv, folder: Path) -> No
 def test_a_step_that_says_something_else_is_left_to_torch(
     gemv: Gemv, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Wrong(fused_module._Step):
+    class Wrong(fused_module._Program):
         def run(self, *given: Any) -> torch.Tensor:
             return super().run(*given) * 1.5
 
-    monkeypatch.setattr(fused_module, "_Step", Wrong)
+    monkeypatch.setattr(fused_module, "_Program", Wrong)
     ours, plain = load(folder, gemv), load(folder, None)
     places = [loaded.runner.open() for loaded in (ours, plain)]
     for ids in ([5, 3, 8], [4], [6]):
@@ -207,7 +296,7 @@ def test_a_step_that_says_something_else_is_left_to_torch(
             say(loaded, place, ids) for loaded, place in zip((ours, plain), places, strict=True)
         )
         near(found, expected)
-    assert not fused_of(ours)._steps
+    assert not fused_of(ours)._works
     assert "left to torch" in caplog.text
 
 

@@ -17,8 +17,9 @@ from gateway.engine.decoding.runner import Feed
 from gateway.engine.loading.loader import load_model
 from gateway.engine.loading.room import EngineRoom
 from gateway.engine.weights import gemv as gemv_module
-from gateway.engine.weights.gemv import MOST_ROWS, BoundGemv, Gemv, find_gemv
+from gateway.engine.weights.gemv import MOST_ROWS, BoundGemv, Gemv, find_gemv, is_right
 from gateway.engine.weights.linear import PackedProduct
+from gateway.engine.weights.tasks import PRODUCT
 from tests.tiny_models import build_model
 
 
@@ -53,7 +54,7 @@ def bound(gemv: Gemv, layer: nn.Linear) -> BoundGemv:
 @given(
     outputs=st.integers(1, 300),
     pairs=st.integers(1, 150),
-    rows=st.integers(1, MOST_ROWS),
+    rows=st.integers(1, 40),
     bias=st.booleans(),
     threads=st.sampled_from([1, 2]),
     seed=st.integers(0, 1000),
@@ -92,18 +93,29 @@ def test_what_is_no_number_stays_none(gemv: Gemv) -> None:
     assert torch.isfinite(found).sum() == 62
 
 
+def count_rows(gemv: Gemv, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each product adds how many tokens it was of."""
+    rows: list[int] = []
+    run = gemv.run
+
+    def counted(task: tuple[int, ...]) -> None:
+        rows.append(task[PRODUCT.index("rows")])
+        run(task)
+
+    monkeypatch.setattr(gemv, "run", counted)
+    return rows
+
+
 def test_few_tokens_go_by_it_and_more_by_onednn(
     gemv: Gemv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = layer_of(96, 64, bias=True)
     product = PackedProduct([layer], gemv)
-    rows: list[int] = []
-    run = gemv.run
-    monkeypatch.setattr(gemv, "run", lambda count, task: (rows.append(count), run(count, task)))
-    for count in (1, MOST_ROWS, MOST_ROWS + 1):
+    rows = count_rows(gemv, monkeypatch)
+    for count in (1, gemv.most_rows, gemv.most_rows + 1):
         tokens = torch.randn(count, 64).bfloat16()
         torch.testing.assert_close(product(tokens), exact(layer, tokens), rtol=5e-2, atol=5e-2)
-    assert rows == [1, MOST_ROWS]
+    assert rows == [1, gemv.most_rows]
 
 
 def test_a_layer_that_lies_in_another_way_is_left_to_onednn(gemv: Gemv) -> None:
@@ -125,6 +137,15 @@ def test_code_that_is_wrong_is_not_used(
     monkeypatch.setattr(gemv_module, "BoundGemv", Wrong)
     assert find_gemv() is None
     assert "its output differs" in caplog.text
+
+
+def test_a_processor_without_products_of_pairs_has_them_in_float32(gemv: Gemv) -> None:
+    plain = Gemv(has_dot=False)
+    assert is_right(plain) and plain.most_rows == MOST_ROWS
+    layer = layer_of(100, 64, bias=True)
+    for rows in (1, MOST_ROWS, MOST_ROWS + 3):
+        tokens = torch.randn(rows, 64).bfloat16()
+        torch.testing.assert_close(bound(plain, layer)(tokens), exact(layer, tokens))
 
 
 def test_without_llvm_onednn_computes(
@@ -169,9 +190,7 @@ def test_a_model_says_the_same_by_it_as_by_onednn(
     with_it, without = EngineRoom(), EngineRoom()
     monkeypatch.setattr(with_it, "gemv", lambda: gemv)
     monkeypatch.setattr(without, "gemv", lambda: None)
-    rows: list[int] = []
-    run = gemv.run
-    monkeypatch.setattr(gemv, "run", lambda count, task: (rows.append(count), run(count, task)))
+    rows = count_rows(gemv, monkeypatch)
     said = []
     for room in (with_it, without):
         runner = load(folder, room).runner
