@@ -23,7 +23,6 @@ from gateway.engine.decoding.serial_runner import SerialRunner
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loading.loader import load_model
 from gateway.engine.loading.room import EngineRoom
-from gateway.engine.weights import linear
 from gateway.engine.weights.compute import ComputeThread
 from gateway.engine.weights.runtime import import_torch
 
@@ -31,7 +30,10 @@ from gateway.engine.weights.runtime import import_torch
 def load(way: str, folder: Path, device: str, room: EngineRoom) -> LoadedModel:
     """`packed` is what the gateway runs, `plain` the same with torch's own linear layers, and
     `serial` has one forward pass for each sequence, by transformers' own attention."""
+    # Before all that imports torch: how long its threads wait awake is read once.
     import_torch()
+    from gateway.engine.weights import linear
+
     if way != "packed":
         linear.can_pack = lambda model: False
     loaded = load_model("bench", folder, LoadConfig(device=device), room=room)
