@@ -202,8 +202,9 @@ class Scheduler:
         counts = self._choose()
         self._advance(counts)
         if counts:
-            prompt_tokens = sum(count for count in counts.values() if count > 1)
-            self._pace.observe_step(prompt_tokens, self._clock() - began_at)
+            chunks = [count for count in counts.values() if count > 1]
+            decoding = len(counts) - len(chunks)
+            self._pace.observe_step(decoding, sum(chunks), self._clock() - began_at)
         gone = [sequence for sequence in self._active if sequence.cancelled or sequence.finished]
         for sequence in gone:
             self._release(sequence)
@@ -217,7 +218,7 @@ class Scheduler:
         # The places of an image must not be parted: such a prompt is computed whole, one a step.
         counts |= {s: s.remaining for s in [s for s in prompts if s.inputs][:1]}
         prompts = [sequence for sequence in prompts if not sequence.inputs]
-        budget = self._pace.prefill_tokens(decodes=bool(counts))
+        budget = self._pace.prefill_tokens(len(counts))
         shares = share_prefill(budget, [sequence.remaining for sequence in prompts])
         counts |= {s: share for s, share in zip(prompts, shares, strict=True) if share}
         return counts
