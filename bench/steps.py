@@ -1,8 +1,11 @@
-"""A bare decode step by compiled code and by torch's operators, in turns: no queue, no text.
+"""A bare step by compiled code and by torch's operators, in turns: no queue, no text.
 
-python -m bench.steps               # both shapes, 1 and 4 streams: about three minutes
+python -m bench.steps               # both shapes, 1, 4 and 16 streams: about five minutes
 python -m bench.steps --shape 135m --streams 1 --threads 1
+python -m bench.steps --shape 135m --streams 1,16 --chunks 32,96     # a part of a prompt beside
 """
+
+from __future__ import annotations
 
 import argparse
 import statistics
@@ -10,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import bandwidth, tables
 from bench.arguments import names, numbers
@@ -21,7 +25,10 @@ from gateway.engine.decoding.runner import Feed
 from gateway.engine.loading.loader import load_model
 from gateway.engine.loading.room import EngineRoom
 from gateway.engine.weights.compute import ComputeThread
-from gateway.engine.weights.gemv import Gemv
+
+if TYPE_CHECKING:
+    # With it torch would come before it is said how its threads wait.
+    from gateway.engine.weights.gemv import Gemv
 
 PROMPT = 150
 
@@ -40,20 +47,32 @@ def load(room: EngineRoom, folder: Path) -> LoadedModel:
     return loaded
 
 
-def stepper(loaded: LoadedModel, streams: int) -> Callable[[], object]:
-    """Return what does one step of sequences whose prompts are done."""
-    places = [loaded.runner.open() for _ in range(streams)]
+def stepper(loaded: LoadedModel, streams: int, chunk: int) -> Callable[[], object]:
+    """Return what does one step of sequences whose prompts are done, with so many first tokens of
+    another's prompt."""
+    runner = loaded.runner
+    places = [runner.open() for _ in range(streams)]
     for row, place in enumerate(places):
-        loaded.runner.run([Feed(place, [100 + row] * PROMPT)])
-    return lambda: loaded.runner.run([Feed(place, [5]) for place in places])
+        runner.run([Feed(place, [100 + row] * PROMPT)])
+
+    def step() -> None:
+        feeds = [Feed(place, [5]) for place in places]
+        if not chunk:
+            runner.run(feeds)
+            return
+        other = runner.open()
+        runner.run([*feeds, Feed(other, [7] * chunk)])
+        runner.release(other)
+
+    return step
 
 
-def measure(shape: str, streams: int, threads: int, rounds: int) -> list[list[str]]:
+def measure(shape: str, streams: int, chunk: int, threads: int, rounds: int) -> list[list[str]]:
     folder = ensure_model(shape, DATA / "models" / shape)
     size = bandwidth.weight_bytes(folder)
     compute = ComputeThread(threads)
     rooms = {"torch": PlainRoom(compute), "compiled": EngineRoom(compute)}
-    steps = {name: stepper(load(room, folder), streams) for name, room in rooms.items()}
+    steps = {name: stepper(load(room, folder), streams, chunk) for name, room in rooms.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 3):
         for name, step in steps.items():
@@ -65,7 +84,7 @@ def measure(shape: str, streams: int, threads: int, rounds: int) -> list[list[st
     middle = {name: statistics.median(found) for name, found in times.items()}
     return [
         [
-            TITLES[shape], str(streams), name, f"{middle[name] * 1e3:.1f}",
+            TITLES[shape], str(streams), str(chunk), name, f"{middle[name] * 1e3:.1f}",
             f"{min(times[name]) * 1e3:.1f}", f"{streams / middle[name]:.0f}",
             f"{size / middle[name] / 1e9:.1f}", f"{middle['torch'] / middle[name]:.2f}x",
         ]
@@ -75,12 +94,23 @@ def measure(shape: str, streams: int, threads: int, rounds: int) -> list[list[st
 
 def main() -> None:
     options = parse(sys.argv[1:])
-    head = ["shape", "streams", "way", "ms", "least ms", "tokens/s", "GB/s of weights", "is"]
+    head = [
+        "shape",
+        "streams",
+        "of a prompt",
+        "way",
+        "ms",
+        "least ms",
+        "tokens/s",
+        "GB/s of weights",
+        "is",
+    ]
     rows = [
         row
         for shape in options.shape
         for streams in options.streams
-        for row in measure(shape, streams, options.threads, options.rounds)
+        for chunk in options.chunks
+        for row in measure(shape, streams, chunk, options.threads, options.rounds)
     ]
     tables.out(tables.markdown(head, rows))
 
@@ -90,7 +120,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", type=names(SHAPES), default=["135m", "0.5b"])
-    parser.add_argument("--streams", type=numbers, default=[1, 4])
+    parser.add_argument("--streams", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--chunks", type=numbers, default=[0], help="tokens of a prompt beside")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--rounds", type=int, default=40)
     return parser.parse_args(arguments)
