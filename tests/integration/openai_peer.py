@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tests.integration.ollama_peer import Exchange, OllamaPeer, Script, Step, answer, chunks
+from tests.integration.ollama_peer import Exchange, PeerServer, Script, Step, answer, chunks
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MODELS = "/v1/models"
@@ -62,7 +62,7 @@ def vllm_error(status: int, message: str, kind: str = "BadRequestError") -> Scri
     return answer(status, json.dumps({"error": error}).encode())
 
 
-class OpenAIPeer(OllamaPeer):
+class OpenAIPeer(PeerServer):
     """The server. With a `key` it asks for it; `ids` are the models that it lists and serves."""
 
     def __init__(self, port: int = 0, *, ids: Sequence[str] = ("m",), key: str = "") -> None:
@@ -78,8 +78,6 @@ class OpenAIPeer(OllamaPeer):
 
     async def _dispatch(self, exchange: Exchange) -> None:
         seen = exchange.seen
-        if seen.path in self._routes:
-            return await self._routes[seen.path](exchange)
         if self.key and seen.headers.get("authorization") != f"Bearer {self.key}":
             return await answer(401, b'{"error":"Unauthorized"}')(exchange)
         if seen.path == MODELS:
