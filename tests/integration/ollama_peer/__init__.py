@@ -7,13 +7,14 @@ answers of one model's chat and generate, or of one route. By hand:
 """
 
 from tests.integration.ollama_peer.exchange import Do, Exchange, Seen, Step
-from tests.integration.ollama_peer.lines import chat_end, chat_line, line, tool_call
+from tests.integration.ollama_peer.lines import CREATED, chat_end, chat_line, line, tool_call
 from tests.integration.ollama_peer.models import Model
 from tests.integration.ollama_peer.peer import FOREVER, SOON, OllamaPeer
 from tests.integration.ollama_peer.scripts import Script, answer, chunks, raw
 from tests.integration.ollama_peer.server import PeerServer
 
 __all__ = [
+    "CREATED",
     "FOREVER",
     "SOON",
     "Do",
