@@ -153,7 +153,8 @@ class Mutation:
     )
     start_download: Download | None = strawberry.field(
         resolver=start_download,
-        description="Queue a download; the same one that has not ended yet is not begun twice. "
+        description="Queue a download; the same one that has not ended yet is not begun twice, and "
+        "one that failed goes on. "
         "`planDownload` is the same without doing it, downloadProgress tells how it goes.",
     )
     pause_download: Download | None = strawberry.field(

@@ -50,7 +50,8 @@ def pull(
     """Download REPO and wait until it is there.
 
     REPO is owner/name on the Hub, or ollama/NAME, which Ollama fetches. Ctrl-C leaves the download
-    running; the same command joins it again. Exits with 1 when it failed, was paused or cancelled.
+    running; the same command joins it again, and goes on with one that failed. Exits with 1 when
+    it failed, was paused or cancelled.
     """
     body = {"repo": repo, "revision": revision, "patterns": list(patterns), "force": force}
     gateway = client()

@@ -85,23 +85,21 @@ class DownloadService:
         return await self._runs.source(order).plan(order)
 
     async def start(self, order: DownloadOrder) -> Download:
-        """Queue a download and return it; one that is ordered already and not ended is that one."""
+        """Queue a download and return it. One that is ordered already and not ended is that one;
+        one that has failed goes on, with what its revision leads to now."""
         if self._runs.draining:
             raise ShuttingDown("The gateway is shutting down.")
         source = self._runs.source(order)
         await self._admit(order)
         async with self._runs.ordering:
             waiting = await self._store.newest(MAX_WAITING, ACTIVE)
-            for known in waiting:
-                if (known.order, known.place) == (order, source.place):
-                    return self._runs.renewed(known)
+            if known := _find_same(waiting, order, source.place):
+                return self._runs.renewed(known)
             if len(waiting) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} downloads are waiting already.")
-            at = self._now()
-            download = Download(
-                secrets.token_hex(8), order, source.place, DownloadState.QUEUED, at, at
-            )
-            await self._store.add(download)
+            download = await self._queue_failed(order, source.place)
+            if download is None:
+                download = await self._queue_new(order, source.place)
         self._runs.look_soon()
         self._runs.tell()
         return download
@@ -169,6 +167,21 @@ class DownloadService:
         """Take no more orders and give back what runs here, for the next start to go on with."""
         await self._runs.drain()
 
+    async def _queue_failed(self, order: DownloadOrder, place: str) -> Download | None:
+        """Queue the newest failure of this order again; None where there is no such one."""
+        failed = await self._store.newest(MAX_WAITING, (DownloadState.FAILED,))
+        known = _find_same(failed, order, place)
+        if known is None:
+            return None
+        change = DownloadChange(DownloadState.QUEUED, looks_up_anew=True)
+        return await self._store.move(known.id, change, sources=(DownloadState.FAILED,))
+
+    async def _queue_new(self, order: DownloadOrder, place: str) -> Download:
+        at = self._now()
+        download = Download(secrets.token_hex(8), order, place, DownloadState.QUEUED, at, at)
+        await self._store.add(download)
+        return download
+
     async def _stop(self, download_id: str, state: DownloadState) -> Download:
         stopped = await self._move(download_id, state)
         job = self._runs.jobs.get(download_id)
@@ -193,6 +206,10 @@ class DownloadService:
         self._runs.look_soon()
         self._runs.tell()
         return self._runs.renewed(moved)
+
+
+def _find_same(downloads: Sequence[Download], order: DownloadOrder, place: str) -> Download | None:
+    return next((each for each in downloads if (each.order, each.place) == (order, place)), None)
 
 
 def _describe_refusal(present: DownloadState, wanted: DownloadState) -> StaleTransition:

@@ -203,7 +203,7 @@ def _change_values(change: DownloadChange) -> dict[str, object]:
         values["place"] = change.place
     if change.path is not None:
         values["path"] = change.path
-    if change.commit is not None:
+    if change.commit is not None or change.looks_up_anew:
         values["commit_id"] = change.commit
     if change.progress is not None:
         values |= _progress_values(change.progress)

@@ -96,7 +96,7 @@ class MemoryDownloadStore:
             error=change.error,
             place=change.place or download.place,
             path=change.path or download.path,
-            commit=change.commit or download.commit,
+            commit=None if change.looks_up_anew else change.commit or download.commit,
             progress=replace(progress, rate=None, eta_s=None),
             updated_at=self._now(),
         )

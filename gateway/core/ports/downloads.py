@@ -71,7 +71,8 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class DownloadChange(msgspec.Struct, frozen=True):
-    """A transition; what is None stays, but for `message` and `error`."""
+    """A transition; what is None stays, but for `message` and `error`. `looks_up_anew`: the commit
+    that was found behind the revision is forgotten."""
 
     state: DownloadState
     message: str | None = None
@@ -80,6 +81,7 @@ class DownloadChange(msgspec.Struct, frozen=True):
     commit: str | None = None
     progress: Progress | None = None
     place: str | None = None
+    looks_up_anew: bool = False
 
 
 class DownloadStore(Protocol):

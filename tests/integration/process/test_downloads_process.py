@@ -358,6 +358,8 @@ def test_the_command_pulls_and_says_how_it_went(
     assert json.loads(lines[-1])["state"] == "SUCCEEDED"
     missing = run_gateway(at, "pull", "org/none")
     assert missing.returncode == 1 and "org/none" in missing.stderr
+    again = run_gateway(at, "pull", "org/none")
+    assert again.returncode == 1 and again.stdout.split()[0] == missing.stdout.split()[0]
     wrong = run_gateway(at, "pull", "../etc")
     assert wrong.returncode == 1 and "not the name of a repository" in wrong.stderr
     assert run_gateway(at, "pull").returncode == 2

@@ -159,6 +159,14 @@ async def test_a_change_keeps_what_it_does_not_name(download_store: DownloadStor
     assert (found.path, found.commit, found.progress) == ("/p", "c", Progress(1, 2, 3, 4))
 
 
+async def test_a_change_may_forget_what_the_revision_led_to(download_store: DownloadStore) -> None:
+    failed = replace(download(state=S.FAILED), commit="c", progress=Progress(1, 2, 3, 4))
+    await download_store.add(failed)
+    moved = await download_store.move("a", DownloadChange(S.QUEUED, looks_up_anew=True))
+    assert moved is not None
+    assert (moved.commit, moved.progress) == (None, Progress(1, 2, 3, 4))
+
+
 async def test_only_what_has_ended_is_removed(download_store: DownloadStore) -> None:
     for state in S:
         await download_store.add(download(state.name, state=state))

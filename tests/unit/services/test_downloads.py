@@ -220,6 +220,33 @@ async def test_a_failure_is_told_with_its_reason_and_can_be_resumed(queue: Queue
     assert done.error is None
 
 
+async def test_the_same_order_goes_on_with_one_that_failed(queue: Queue) -> None:
+    queue.source.fault = HubUnavailable("The Hub is away.")
+    queue.source.gate(A).set()
+    async with queue.working():
+        ordered = await queue.service.start(A)
+        await queue.until(ordered, S.FAILED)
+        queue.source.fault = None
+        again = await queue.service.start(A)
+        assert (again.id, again.error) == (ordered.id, None)
+        assert again.progress.bytes_done == 4
+        await queue.until(ordered, S.SUCCEEDED)
+    # A revision is looked up anew by whoever orders anew.
+    assert queue.source.begun == [("o/a", None), ("o/a", None)]
+    assert [each.id for each in await queue.service.newest()] == [ordered.id]
+
+
+async def test_another_order_does_not_go_on_with_one_that_failed(queue: Queue) -> None:
+    queue.source.fault = HubUnavailable("The Hub is away.")
+    queue.source.gate(A).set()
+    async with queue.working():
+        ordered = await queue.service.start(A)
+        await queue.until(ordered, S.FAILED)
+        assert (await queue.service.start(parse_order("o/a", force=True))).id != ordered.id
+        queue.source.place = "elsewhere"
+        assert (await queue.service.start(A)).id != ordered.id
+
+
 async def test_a_defect_shows_nothing_of_itself(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
