@@ -9,7 +9,7 @@ import msgspec
 import strawberry
 
 from gateway.core import collections as core
-from gateway.core.collections import read_bundle
+from gateway.core.collections import describe_bundle, read_bundle
 from schema.context import Info
 from schema.types import to_datetime
 
@@ -80,7 +80,8 @@ async def list_collections(info: Info, category: _Category = None) -> list[Colle
 
 
 async def export_library(info: Info) -> str | None:
-    return msgspec.json.encode(await info.context.gateway.collections.export()).decode()
+    bundle = await info.context.gateway.collections.export()
+    return msgspec.json.encode(describe_bundle(bundle)).decode()
 
 
 async def create_collection(info: Info, input: _Create) -> Collection | None:

@@ -2,7 +2,7 @@
 the routes of the database. Pure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,9 +12,11 @@ from gateway.core.messages import require_clean_text
 from gateway.core.names import MAX_NAME_LENGTH
 from gateway.core.options import require_in_range
 from gateway.core.rules import MAX_RULES, RuleDraft, check_draft
+from gateway.core.written_config import describe_config, read_config
 
-VERSION = 2
-"""Of the file as it is written; a newer one is refused whole."""
+VERSION = 3
+"""Of the file as it is written; a newer one is refused whole. Before 3 configs were spelled
+otherwise."""
 OLDEST = 1
 """Of the files that are read: it had no routes."""
 MAX_COLLECTION_NAME = 128
@@ -59,24 +61,38 @@ class CollectionChange(msgspec.Struct, frozen=True):
     description: str | None = None
 
 
-class SavedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SavedConfig(msgspec.Struct, frozen=True):
     """What is decided for one model, by its full name."""
 
     model: str
     config: ModelConfig
 
 
-class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of the file."""
+class Bundle(msgspec.Struct, frozen=True):
+    """What the file says."""
 
     version: int
-    collections: Annotated[tuple[CollectionOrder, ...], msgspec.Meta(max_length=MAX_COLLECTIONS)]
+    collections: tuple[CollectionOrder, ...]
     configs: tuple[SavedConfig, ...] = ()
-    routes: Annotated[tuple[RuleDraft, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
+    routes: tuple[RuleDraft, ...] = ()
 
 
 class _Versioned(msgspec.Struct):
     version: int
+
+
+class _WrittenConfig(msgspec.Struct, forbid_unknown_fields=True):
+    model: str
+    config: dict[str, Any]
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """A Bundle as it is written."""
+
+    version: int
+    collections: Annotated[tuple[CollectionOrder, ...], msgspec.Meta(max_length=MAX_COLLECTIONS)]
+    configs: tuple[_WrittenConfig, ...] = ()
+    routes: Annotated[tuple[RuleDraft, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
 
 
 class ImportPlan(msgspec.Struct, frozen=True):
@@ -99,7 +115,7 @@ def read_bundle(data: bytes) -> Bundle:
                 f"The file has version {version}; this gateway reads {OLDEST} to {VERSION}.",
                 param="version",
             )
-        bundle = msgspec.json.decode(data, type=Bundle)
+        bundle = _to_bundle(msgspec.json.decode(data, type=_File))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"The file is no export of a gateway: {error}.") from None
     for index, saved in enumerate(bundle.configs):
@@ -112,6 +128,19 @@ def read_bundle(data: bytes) -> Bundle:
     _require_once([saved.model for saved in bundle.configs], "configs")
     _require_once([draft.name for draft in bundle.routes], "routes")
     return bundle
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Return what the file says as `read_bundle` takes it, with configs in the terms of the API."""
+    configs = [
+        {"model": saved.model, "config": describe_config(saved.config)} for saved in bundle.configs
+    ]
+    return {**msgspec.to_builtins(bundle), "configs": configs}
+
+
+def _to_bundle(file: _File) -> Bundle:
+    configs = tuple(SavedConfig(each.model, read_config(each.config)) for each in file.configs)
+    return Bundle(file.version, file.collections, configs, file.routes)
 
 
 def plan_import(

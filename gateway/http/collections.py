@@ -13,6 +13,7 @@ from gateway.core.collections import (
     CollectionChange,
     CollectionOrder,
     ImportPlan,
+    describe_bundle,
     read_bundle,
 )
 from gateway.core.errors import InvalidRequest
@@ -102,7 +103,7 @@ class CollectionsFace:
     async def export(self, _request: Request) -> Response:
         bundle = await self._collections.export()
         return json_response(
-            msgspec.to_builtins(bundle),
+            describe_bundle(bundle),
             200,
             {"Content-Disposition": 'attachment; filename="gateway-export.json"'},
         )

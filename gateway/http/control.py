@@ -16,15 +16,15 @@ from gateway.core.loading import (
     Dtype,
     LoadConfig,
     LoadPlan,
-    ModelConfig,
     ModelStatus,
     Quantization,
 )
 from gateway.core.states import ModelState
+from gateway.core.written_config import describe_config
 from gateway.http.body import decode_body, read_request
 from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
-from gateway.http.options import describe_options, parse_keep_alive, to_options
+from gateway.http.options import parse_keep_alive, to_options
 from gateway.http.stream import NativeOptionsBody
 from gateway.problems import describe
 from gateway.services.gateway import Gateway
@@ -173,7 +173,7 @@ def describe_status(status: ModelStatus) -> dict[str, Any]:
     return {
         "model": str(status.ref),
         **described,
-        "config": _describe_config(status.config),
+        "config": describe_config(status.config),
         "expires_in_s": None if expires_in_s is None else round(expires_in_s, 3),
         "error": None if status.error is None else _describe_error(status.error),
     }
@@ -195,17 +195,8 @@ def describe_plan(plan: LoadPlan) -> dict[str, Any]:
 def describe_report(report: ConfigReport) -> dict[str, Any]:
     return {
         "model": str(report.ref),
-        "config": _describe_config(report.config),
+        "config": describe_config(report.config),
         "requires_reload": report.requires_reload,
-    }
-
-
-def _describe_config(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "load": msgspec.structs.asdict(config.load),
-        "defaults": describe_options(config.defaults),
-        "keep_alive": config.keep_alive_s,
-        "pinned": config.pinned,
     }
 
 

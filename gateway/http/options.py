@@ -1,7 +1,6 @@
 """Sampling options and keep_alive as they are written in bodies."""
 
 import re
-from typing import Any
 
 import msgspec
 
@@ -56,14 +55,6 @@ def to_options(body: OptionsBody | None, prefix: str = "") -> Options:
     )
     require_in_range(options, prefix)
     return options
-
-
-def describe_options(options: Options) -> dict[str, Any]:
-    """Return options in the terms that `OptionsBody` takes, without those that say nothing."""
-    described = msgspec.structs.asdict(options)
-    described["stop_token_ids"] = described.pop("stop_ids")
-    described["logit_bias"] = {str(token): bias for token, bias in options.logit_bias}
-    return {name: value for name, value in described.items() if value not in (None, (), {})}
 
 
 def first_of(*sources: OptionsBody | None) -> OptionsBody:

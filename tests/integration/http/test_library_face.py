@@ -13,6 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from gateway.core.collections import VERSION
 from gateway.core.errors import GatewayError, HubUnavailable, ModelRefused
 from gateway.core.library import FileRecord, Inventory
 from gateway.core.models import ModelInfo
@@ -341,7 +342,10 @@ async def test_what_is_exported_can_be_imported_elsewhere(tmp_path: Path) -> Non
         exported = await client.get("/api/v1/export")
     assert "attachment" in exported.headers["content-disposition"]
     data = exported.json()
-    assert (data["version"], [each["name"] for each in data["collections"]]) == (2, ["a", "b"])
+    assert (data["version"], [each["name"] for each in data["collections"]]) == (
+        VERSION,
+        ["a", "b"],
+    )
     assert [(each["name"], each["model"]) for each in data["routes"]] == [
         ("short", "scripted/echo")
     ]

@@ -23,6 +23,9 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CONFIG = "/api/v1/models/config"
+
+
 @pytest.fixture
 def models(environment: dict[str, str], models_folder: Path, tmp_path: Path) -> Path:
     """A models folder of one test alone."""
@@ -158,9 +161,11 @@ def test_collections_and_configs_outlive_the_gateway_and_move(
     exported = command("collections", "export")[1]
     [config] = json.loads(exported)["configs"]
     assert config["model"] == "huggingface/smol" and config["config"]["pinned"]
+    asked = {"model": "huggingface/smol"}
+    assert config["config"] == gateway.client.get(CONFIG, params=asked).json()["config"]
     gateway.close()
     again = serve()
-    shown = again.client.get("/api/v1/models/config", params={"model": "huggingface/smol"}).json()
+    shown = again.client.get(CONFIG, params=asked).json()
     assert shown["config"]["defaults"] == {"temperature": 0.5} and shown["config"]["pinned"]
     again.close()
     other = serve(GATEWAY_DATA_DIR=str(tmp_path / "other"))

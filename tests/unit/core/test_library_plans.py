@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from gateway.core.collections import (
@@ -11,6 +12,7 @@ from gateway.core.collections import (
     Collection,
     CollectionOrder,
     SavedConfig,
+    describe_bundle,
     plan_import,
     read_bundle,
 )
@@ -25,7 +27,8 @@ from gateway.core.library import (
     Verification,
     plan_cleanup,
 )
-from gateway.core.loading import ModelConfig
+from gateway.core.loading import LoadConfig, ModelConfig
+from gateway.core.messages import Options
 from gateway.core.models import LocalModel
 from gateway.core.rules import RuleDraft
 
@@ -106,6 +109,14 @@ def test_a_verdict_stands_for_the_same_files_and_no_more(
     assert Verification(verdict, went, "s", 1.0).covers(stamp, check) is covers
 
 
+CONFIG = ModelConfig(
+    LoadConfig(dtype="float32"),
+    Options(temperature=0.5, stop=("x",), stop_ids=(7, 9), logit_bias=((3, -1.5),)),
+    keep_alive_s=60.0,
+)
+TWO_SPELLINGS = {"keep_alive": 1, "keep_alive_s": 1}
+
+
 def bundle(**parts: object) -> bytes:
     return json.dumps({"version": VERSION, "collections": [], **parts}).encode()
 
@@ -123,6 +134,40 @@ def test_a_file_is_read() -> None:
     assert read_bundle(b'{"version": 1, "collections": []}').routes == ()
 
 
+def test_a_file_spells_configs_as_the_api_does_and_is_read_again() -> None:
+    written = Bundle(VERSION, (), (SavedConfig("huggingface/m", CONFIG),), (RuleDraft("r", "o/n"),))
+    described = describe_bundle(written)
+    assert described["configs"] == [
+        {
+            "model": "huggingface/m",
+            "config": {
+                "load": {
+                    "device": "auto",
+                    "dtype": "float32",
+                    "quantization": "none",
+                    "context_length": None,
+                },
+                "defaults": {
+                    "temperature": 0.5,
+                    "stop": ("x",),
+                    "stop_token_ids": (7, 9),
+                    "logit_bias": {"3": -1.5},
+                },
+                "keep_alive": 60.0,
+                "pinned": False,
+            },
+        }
+    ]
+    assert read_bundle(json.dumps(described).encode()) == written
+
+
+def test_a_file_that_spells_configs_as_older_gateways_did_is_read() -> None:
+    config = json.loads(msgspec.json.encode(CONFIG))
+    assert {"keep_alive_s", "stop_ids"} <= {*config, *config["defaults"]}
+    data = bundle(version=2, configs=[{"model": "huggingface/m", "config": config}])
+    assert read_bundle(data).configs == (SavedConfig("huggingface/m", CONFIG),)
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -131,7 +176,7 @@ def test_a_file_is_read() -> None:
         (b"[" * 10_000, "no export"),
         (b"[]", "no export"),
         (b"{}", "no export"),
-        (b'{"version": 3, "everything": "else"}', "has version 3; this gateway reads 1 to 2"),
+        (b'{"version": 4, "everything": "else"}', "has version 4; this gateway reads 1 to 3"),
         (b'{"version": 0, "everything": "else"}', "has version 0"),
         (bundle(routes=[{"name": "a", "model": "m"}] * 2), "'a' twice"),
         (bundle(routes=[{"name": "a"}]), "either 'model' or 'candidates'"),
@@ -145,6 +190,15 @@ def test_a_file_is_read() -> None:
         (bundle(collections=[{"name": "a", "models": [1]}]), "no export"),
         (bundle(configs=[{"model": "m", "config": {"load": {"device": "x"}}}]), "no export"),
         (bundle(configs=[{"model": "m", "config": {"defaults": {"top_p": 7}}}]), "'top_p' is 7"),
+        (bundle(configs=[{"model": "m", "config": {"keepalive": 7}}]), "unknown field `keepalive`"),
+        (bundle(configs=[{"model": "m", "config": {"defaults": {"tmp": 7}}}]), "field `tmp`"),
+        (bundle(configs=[{"model": "m", "config": {"defaults": 7}}]), "no export"),
+        (bundle(configs=[{"model": "m", "config": {"keep_alive": "x"}}]), "no export"),
+        (bundle(configs=[{"model": "m", "config": TWO_SPELLINGS}]), "are one thing"),
+        (
+            bundle(configs=[{"model": "m", "config": {"defaults": {"logit_bias": {"a": 1}}}}]),
+            "no export",
+        ),
     ],
 )
 def test_a_file_that_is_not_as_it_must_be_is_refused(data: bytes, says: str) -> None:
