@@ -86,6 +86,19 @@ class Handover:
                 raise AssertionError("whose step it is does that")
         return None
 
+    async def find_same(self, model: str, others: Collection[str]) -> str | None:
+        """Return the first of the others that means the same model, however it is written.
+
+        Raises what a request for the model would: ModelNotFound, AmbiguousModel, InvalidRequest.
+        """
+        wanted, _ = await self._resolve(model)
+        for other in others:
+            with suppress(GatewayError):
+                route, _ = await self._resolve(other)
+                if route.ref == wanted.ref:
+                    return other
+        return None
+
     async def _await_quiet(self, busy_streams: int, within_s: float) -> None:
         deadline = self._clock() + within_s
         while self._count_requests() > busy_streams and self._clock() < deadline:
@@ -165,7 +178,7 @@ class Handover:
     async def _unload(self, model: str, kept: Collection[str]) -> str | None:
         """Unload a model that is loaded and idle; others, and pinned ones, stay as they are."""
         try:
-            if await self._is_elsewhere(model) or await self._is_among(model, kept):
+            if await self._is_elsewhere(model) or await self.find_same(model, kept) is not None:
                 return None
             status = await self._control.status(model)
             if status.state is not ModelState.LOADED:
@@ -181,16 +194,6 @@ class Handover:
         except TimeoutError:
             return f"it was not gone within {UNLOAD_S:g} s."
         return None
-
-    async def _is_among(self, model: str, others: Collection[str]) -> bool:
-        """Tell whether one of the others means the same model, however it is written."""
-        wanted, _ = await self._resolve(model)
-        for other in others:
-            with suppress(GatewayError):
-                route, _ = await self._resolve(other)
-                if route.ref == wanted.ref:
-                    return True
-        return False
 
     async def _is_elsewhere(self, model: str) -> bool:
         route, _ = await self._resolve(model)

@@ -7,12 +7,13 @@ answered by what was known last. Here is what may be asked for; `RotationWorker`
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 
 from gateway.core.errors import (
     InvalidRequest,
+    ModelNotFound,
     RotationInConfig,
     RotationNotFound,
     ShuttingDown,
@@ -66,6 +67,7 @@ class ModelRotationService:
         `rules` is what the router follows for `rotation/...`: written here, and read there.
         `stepped` is told of each step that ended here."""
         self._store = store
+        self._handover = handover
         self._orders = orders
         self._aliases = aliases
         self._virtual = virtual
@@ -122,7 +124,8 @@ class ModelRotationService:
         return await self._relook(name)
 
     async def advance(self, name: str, to: str | None = None) -> Step:
-        """Queue a step to the next model, or to the one that is named; also of a paused rotation.
+        """Queue a step to the next model, or to the one that is named, as requests may name it;
+        also of a paused rotation.
 
         Raises InvalidRequest for a model that is not in it or answers already, StaleTransition
         while a step is queued or under way.
@@ -130,12 +133,8 @@ class ModelRotationService:
         if self._draining:
             raise ShuttingDown("The gateway is shutting down.")
         rotation = await self.find(name)
-        if to is not None and to not in rotation.order.models:
-            raise InvalidRequest(
-                f"'{to[:200]}' is not in rotation '{name}'.",
-                hint=f"It has: {', '.join(rotation.order.models)}.",
-                param="to",
-            )
+        if to is not None:
+            to = await self._spell(to, rotation)
         if to is not None and to == rotation.current:
             raise InvalidRequest(f"{to} answers already.", param="to")
         step = await self._store.ask(secrets.token_hex(8), name, Trigger.HAND, to)
@@ -189,6 +188,20 @@ class ModelRotationService:
         self._draining = True
         self._watch.close()
         await self._worker.drain()
+
+    async def _spell(self, model: str, rotation: Rotation) -> str:
+        """Return the model as the rotation names it; raises InvalidRequest unless it is in it."""
+        models = rotation.order.models
+        if model in models:
+            return model
+        with suppress(ModelNotFound, InvalidRequest):
+            if (same := await self._handover.find_same(model, models)) is not None:
+                return same
+        raise InvalidRequest(
+            f"'{model[:200]}' is not in rotation '{rotation.name}'.",
+            hint=f"It has: {', '.join(models)}.",
+            param="to",
+        )
 
     async def _relook(self, name: str) -> Rotation:
         await self._worker.look()

@@ -22,14 +22,15 @@ def build_rotations(
     streams: StreamService,
     embeddings: EmbeddingService,
     rules: dict[str, VirtualModel],
+    aliases: Mapping[str, str],
 ) -> ModelRotationService:
     """Return the service; no step is taken before `run`."""
     return ModelRotationService(
         MemoryRotationStore(),
-        Handover(providers, catalog, router, control, streams, embeddings, aliases={}),
+        Handover(providers, catalog, router, control, streams, embeddings, aliases=aliases),
         orders={},
         providers=tuple(providers),
-        aliases={},
+        aliases=aliases,
         virtual=(),
         rules=rules,
         node="test",

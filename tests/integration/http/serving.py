@@ -233,7 +233,16 @@ def build_gateway(
         downloads=build_downloads({}),
         rules=routing.rules,
         decisions=routing.decisions(sessions, router, "test"),
-        rotations=build_rotations(by_name, catalog, router, control, streams, embeddings, rules),
+        rotations=build_rotations(
+            by_name,
+            catalog,
+            router,
+            control,
+            streams,
+            embeddings,
+            rules,
+            routing.rules.aliases,
+        ),
         memory=memory,
     )
 

@@ -78,6 +78,21 @@ async def test_it_is_paused_resumed_and_advanced() -> None:
         assert code(await served.client.post(f"{URL}/r/advance")) == (409, "stale_transition")
 
 
+@pytest.mark.parametrize("name", ["short", "ollama/echo", "echo:latest", "ollama/echo:latest"])
+async def test_a_step_may_name_its_model_as_requests_do(name: str) -> None:
+    one, two = ScriptedProvider(name="one"), ScriptedProvider(name="ollama")
+    one.listed = [ModelInfo(ModelRef("one", "first"))]
+    two.listed = [ModelInfo(ModelRef("ollama", "echo:latest"))]
+    async with serving(one, two) as served:
+        await served.client.put("/api/v1/routes/short", json={"model": "ollama/echo"})
+        await put(served, models=["one/first", "ollama/echo:latest"])
+        for wrong in ("first", "ollama/other", "rotation/r", ""):  # the first answers already
+            reply = await served.client.post(f"{URL}/r/advance", json={"to": wrong})
+            assert code(reply) == (400, "invalid_request"), wrong
+        asked = await served.client.post(f"{URL}/r/advance", json={"to": name})
+        assert (asked.status_code, asked.json().get("wish")) == (202, "ollama/echo:latest")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -232,7 +232,14 @@ class GraphQLServer:
             rules=routing.rules,
             decisions=routing.decisions(self.sessions, router, NODE),
             rotations=build_rotations(
-                self.providers, catalog, router, control, streams, embeddings, rules
+                self.providers,
+                catalog,
+                router,
+                control,
+                streams,
+                embeddings,
+                rules,
+                routing.rules.aliases,
             ),
             memory=memory,
         )
