@@ -49,7 +49,9 @@ class Metadata:
 
 @strawberry.type(description="A model that can be used now, whether it is in memory or not.")
 class Model:
-    id: strawberry.ID = strawberry.field(description="Its full name: provider/name.")
+    id: strawberry.ID = strawberry.field(
+        description="The name that requests ask for: provider/name."
+    )
     provider: str = strawberry.field(description="The provider that has it.")
     name: str = strawberry.field(description="Its name at that provider.")
     state: ModelState = strawberry.field(description="Where its weights are.")
@@ -63,6 +65,10 @@ class Model:
     batched: bool | None = strawberry.field(
         description="Whether its requests share their steps, or are answered one at a time; null "
         "when unknown."
+    )
+    virtual: bool = strawberry.field(
+        description="Whether it is a name that stands for several models: of a rotation, or of a "
+        "virtual model, which has no provider before its name."
     )
     metadata: list[Metadata] = strawberry.field(description="What else its provider tells of it.")
     message: str | None = strawberry.field(description="Why it failed, if it did.")
@@ -78,6 +84,7 @@ class Model:
             context_length=info.context_length,
             capabilities=[Capability[capability.name] for capability in info.capabilities],
             batched=info.batched,
+            virtual=info.virtual,
             metadata=[Metadata(key=key, value=value) for key, value in info.metadata],
             message=info.message,
         )

@@ -63,9 +63,7 @@ _IN_MEMORY = frozenset({ModelState.LOADING, ModelState.LOADED, ModelState.UNLOAD
 async def list_models(
     info: Info, filter: _Filter = None, first: _First = 100, after: _After = None
 ) -> ModelPage:
-    services = info.context.gateway
-    listing = services.rotations.joined(await services.catalog.listing())
-    return choose_page(listing, filter, first, after)
+    return choose_page(await info.context.gateway.listing(), filter, first, after)
 
 
 async def list_providers(info: Info) -> list[Provider] | None:

@@ -28,7 +28,8 @@ class Capability(StrEnum):
 class ModelInfo(msgspec.Struct, frozen=True):
     """One line of a listing. Sizes are bytes; `context_length` is tokens; None is unknown.
 
-    `batched` tells whether requests share the model's steps, or are answered one at a time.
+    `batched` tells whether requests share the model's steps, or are answered one at a time. One
+    that is `virtual` stands for others; requests ask for it by `listed_as` where that is there.
     """
 
     ref: ModelRef
@@ -39,10 +40,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
     metadata: tuple[tuple[str, str], ...] = ()
     batched: bool | None = None
     message: str | None = None
+    virtual: bool = False
+    listed_as: str | None = None
 
     @property
     def id(self) -> str:
-        return str(self.ref)
+        return self.listed_as or str(self.ref)
 
 
 class ProviderStatus(msgspec.Struct, frozen=True):

@@ -1,15 +1,19 @@
 """Names that stand for several models: rules as data. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from gateway.core.errors import InvalidRequest
-from gateway.core.names import MAX_NAME_LENGTH
+from gateway.core.models import ModelInfo
+from gateway.core.names import MAX_NAME_LENGTH, ModelRef
+from gateway.core.states import ModelState
 
 Order = Literal["listed", "weighted", "warm_first"]
 MAX_CANDIDATES = 64
+LISTED_UNDER = "virtual"
+"""What stands in listings where a model has its provider; no part of a name."""
 
 
 class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +39,24 @@ class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     continue_on_failure: bool = False
     max_continuations: int | None = None
     version: int = 0
+
+
+def describe_virtual(rule: VirtualModel, candidates: Sequence[ModelInfo]) -> ModelInfo:
+    """Return a virtual model as a line of a listing, from those lines of its candidates that there
+    are: it can do what any of them can, and is in memory when one of them is."""
+    capabilities = (each for info in candidates for each in info.capabilities)
+    states = {info.state for info in candidates}
+    lengths = [info.context_length for info in candidates if info.context_length is not None]
+    names = ", ".join(candidate.model for candidate in rule.candidates)
+    return ModelInfo(
+        ModelRef(LISTED_UNDER, rule.name),
+        ModelState.LOADED if ModelState.LOADED in states else ModelState.NOT_LOADED,
+        context_length=max(lengths, default=None),
+        capabilities=tuple(dict.fromkeys(capabilities)),
+        metadata=(("candidates", names), ("order", rule.order)),
+        virtual=True,
+        listed_as=rule.name,
+    )
 
 
 def check_rules(

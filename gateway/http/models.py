@@ -1,4 +1,5 @@
-"""`GET /api/v1/models`: every provider's models, and what is wrong with the silent ones."""
+"""`GET /api/v1/models`: every provider's models, the names that stand for several, and what is
+wrong with the silent ones."""
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -31,7 +32,7 @@ class ModelsFace:
 
     async def models(self, request: Request) -> Response:
         wanted = parse_filter(request.query_params)
-        listing = self._gateway.rotations.joined(await self._gateway.catalog.listing())
+        listing = await self._gateway.listing()
         return json_response(
             {
                 "models": [_describe(model) for model in select_models(listing.models, wanted)],
@@ -98,6 +99,7 @@ def _describe(model: ModelInfo) -> dict[str, Any]:
         "context_length": model.context_length,
         "capabilities": list(model.capabilities),
         "batched": model.batched,
+        "virtual": model.virtual,
         "metadata": dict(model.metadata),
     }
     if model.message is not None:

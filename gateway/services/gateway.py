@@ -6,7 +6,7 @@ import anyio
 import msgspec
 
 from gateway.core.ports import ModelStateStore, ProviderStore, SessionStore
-from gateway.services.catalog import Catalog
+from gateway.services.catalog import Catalog, Listing
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
 from gateway.services.control import ModelControlService
@@ -58,6 +58,11 @@ class Gateway(msgspec.Struct, frozen=True):
     rules: RuleService
     rotations: ModelRotationService
     memory: MemoryService
+
+    async def listing(self) -> Listing:
+        """Return what requests may ask for: the models of all providers, and the names that stand
+        for several of them."""
+        return self.rules.joined(self.rotations.joined(await self.catalog.listing()))
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new work, end the subscriptions at once; let what else runs finish for

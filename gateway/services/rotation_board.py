@@ -113,5 +113,5 @@ class RotationBoard:
         except GatewayError:
             found = None
         if found is None:
-            return ModelInfo(ref, ModelState.NOT_LOADED, metadata=metadata)
-        return msgspec.structs.replace(found, ref=ref, metadata=metadata)
+            return ModelInfo(ref, ModelState.NOT_LOADED, metadata=metadata, virtual=True)
+        return msgspec.structs.replace(found, ref=ref, metadata=metadata, virtual=True)

@@ -7,9 +7,12 @@ holds everywhere within a second. While the database is away, those that are kno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping, Sequence
+from contextlib import suppress
 
 import anyio
+import msgspec
 
+from gateway.core.catalogue import Catalogue
 from gateway.core.errors import (
     DatabaseUnavailable,
     GatewayError,
@@ -17,9 +20,10 @@ from gateway.core.errors import (
     RouteNotFound,
     RouteReadOnly,
 )
+from gateway.core.models import ModelInfo
 from gateway.core.ports import RuleStore
 from gateway.core.rotation import PREFIX
-from gateway.core.routing import resolve_route
+from gateway.core.routing import Route, resolve_route
 from gateway.core.rules import (
     MAX_RULES,
     Rule,
@@ -31,8 +35,8 @@ from gateway.core.rules import (
     drafts_of,
     require_agreeing,
 )
-from gateway.core.virtual import VirtualModel
-from gateway.services.catalog import Catalog
+from gateway.core.virtual import VirtualModel, describe_virtual
+from gateway.services.catalog import Catalog, Listing
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +166,26 @@ class RuleService:
         await self.load()
         return removed
 
+    def joined(self, listing: Listing) -> Listing:
+        """Return the listing with the virtual models in it, to be shown."""
+        described = (
+            describe_virtual(rule, self._find_candidates(rule, listing.catalogue))
+            for rule in self.virtual.values()
+        )
+        return msgspec.structs.replace(listing, models=(*listing.models, *described))
+
+    def _find_candidates(self, rule: VirtualModel, catalogue: Catalogue) -> list[ModelInfo]:
+        found = []
+        for candidate in rule.candidates:
+            with suppress(GatewayError):
+                found.append(self._resolve(candidate.model, catalogue).info)
+        return [info for info in found if info is not None]
+
+    def _resolve(self, name: str, catalogue: Catalogue) -> Route:
+        return resolve_route(
+            name, providers=self._providers, catalogue=catalogue, aliases=self.aliases
+        )
+
     async def warnings(self, draft: RuleDraft) -> list[str]:
         """Return what may be wrong with a rule and does not keep it from holding: names that
         nobody is known to have now."""
@@ -173,12 +197,7 @@ class RuleService:
                     found.append(f"There is no rotation '{target.removeprefix(PREFIX)}' now.")
                 continue
             try:
-                route = resolve_route(
-                    target,
-                    providers=self._providers,
-                    catalogue=catalogue,
-                    aliases=self.aliases,
-                )
+                route = self._resolve(target, catalogue)
             except GatewayError as error:
                 found.append(f"{error.message} {error.hint}" if error.hint else error.message)
             else:

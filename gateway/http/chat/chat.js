@@ -10,11 +10,14 @@ const WAITING = {
   prefill: "Reading the messages",
 };
 
-// All that outlives a reload, and nothing outlives the tab.
-const kept = {
-  get: (name, otherwise) => JSON.parse(sessionStorage.getItem(name)) ?? otherwise,
-  set: (name, value) => sessionStorage.setItem(name, JSON.stringify(value)),
-};
+const OPTIONS = ["temperature", "max-tokens", "system"];
+
+const keeping = (storage) => ({
+  get: (name, otherwise) => JSON.parse(storage.getItem(name)) ?? otherwise,
+  set: (name, value) => storage.setItem(name, JSON.stringify(value)),
+});
+const kept = keeping(sessionStorage); // the key and what is said: outlives a reload, not the tab
+const chosen = keeping(localStorage); // the model and the options: as they were the last time
 const conversation = kept.get("conversation", []);
 let running = null; // {id, abort} of the answer that comes now
 
@@ -23,14 +26,23 @@ const gateway = () => new Gateway(address, kept.get("key", ""));
 async function listModels() {
   try {
     const { models } = await gateway().models();
-    const chosen = kept.get("model", "");
-    $("model").replaceChildren(
-      ...models.map(({ id }) => new Option(id, id, id === chosen, id === chosen)),
-    );
+    const last = chosen.get("model", "");
+    const choice = ({ id }) => new Option(id, id, id === last, id === last);
+    const single = models.filter(({ virtual }) => !virtual).map(choice);
+    const several = models.filter(({ virtual }) => virtual).map(choice);
+    const groups = [group("Models", single), group("Names for several models", several)];
+    $("model").replaceChildren(...(several.length ? groups : single));
     say(models.length ? "" : "No model here can chat.");
   } catch (error) {
     refuse(error);
   }
+}
+
+function group(label, choices) {
+  const made = document.createElement("optgroup");
+  made.label = label;
+  made.append(...choices);
+  return made;
 }
 
 async function ask(text) {
@@ -213,7 +225,11 @@ $("new").addEventListener("click", () => {
   $("log").replaceChildren($("hello"));
   $("hello").hidden = false;
 });
-$("model").addEventListener("change", () => kept.set("model", $("model").value));
+$("model").addEventListener("change", () => chosen.set("model", $("model").value));
+for (const id of OPTIONS) {
+  $(id).value = chosen.get(id, "");
+  $(id).addEventListener("input", () => chosen.set(id, $(id).value));
+}
 $("key").value = kept.get("key", "");
 await listModels();
 restore();

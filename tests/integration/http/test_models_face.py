@@ -42,12 +42,43 @@ async def test_a_model_is_described_whole() -> None:
                 "context_length": 2048,
                 "capabilities": ["chat"],
                 "batched": None,
+                "virtual": False,
                 "metadata": {"family": "parrot"},
                 "message": "out of memory",
             }
         ],
         "provider_errors": [],
     }
+
+
+async def test_a_virtual_model_is_listed_with_what_its_candidates_can() -> None:
+    one, two = ScriptedProvider(name="one"), ScriptedProvider(name="two")
+    one.listed = [ModelInfo(ModelRef("one", "echo"), capabilities=(Capability.CHAT,))]
+    can = (Capability.CHAT, Capability.TOOLS)
+    two.listed = [ModelInfo(ModelRef("two", "big"), ModelState.LOADED, None, 8192, can)]
+    rules = {"virtual_models": {"any": ["one/echo", "big", "nobody/x"], "none": ["nobody/x"]}}
+    async with serving(one, two, **rules, aliases={"big": "two/big"}) as served:
+        listed = (await served.client.get(URL, params={"provider": "virtual"})).json()["models"]
+        assert listed[0] == {
+            "id": "any",
+            "provider": "virtual",
+            "name": "any",
+            "state": "LOADED",
+            "size_bytes": None,
+            "context_length": 8192,
+            "capabilities": ["chat", "tools"],
+            "batched": None,
+            "virtual": True,
+            "metadata": {"candidates": "one/echo, big, nobody/x", "order": "listed"},
+        }
+        assert (listed[1]["id"], listed[1]["state"]) == ("none", "NOT_LOADED")
+        assert await _ids(served, text="two/big") == ["two/big"]
+        assert await _ids(served, capability="tools") == ["two/big", "any"]
+        await served.client.put("/api/v1/rotations/r", json={"models": ["nobody/x", "two/big"]})
+        await served.client.put("/api/v1/routes/turns", json={"candidates": ["rotation/r"]})
+        shown = (await served.client.get(URL)).json()["models"]
+        marked = {model["id"] for model in shown if model["virtual"]}
+        assert marked == {"any", "none", "rotation/r", "turns"}
 
 
 async def test_filters_narrow_the_listing() -> None:

@@ -135,13 +135,13 @@ async def test_graphiql_is_named_where_it_is_there() -> None:
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
 
-async def open_chat(page: Page, served: Served, key: str) -> None:
+async def open_chat(page: Page, served: Served, key: str, chosen: str = "scripted/echo") -> None:
     """Open the page, which asks for a key and gets one."""
     await page.open(f"{served.url}/chat")
     await page.until("document.activeElement.id === 'key'")
     await page.type("#key", key)
     await page.press_enter()
-    await page.until("document.querySelector('#model').value === 'scripted/echo'")
+    await page.until(f"document.querySelector('#model').value === '{chosen}'")
     page.complaints.clear()  # the 401 that made it ask
 
 
@@ -167,6 +167,31 @@ async def test_a_browser_chats_with_a_key_under_the_page_s_policy() -> None:
     assert json.loads(kept) == [0, ""]
     said = [message.role for message in provider.requests[1].messages]
     assert said == ["user", "assistant", "user"]
+
+
+@needs_chromium
+async def test_a_browser_keeps_what_was_chosen_and_offers_names_for_several_models() -> None:
+    provider = ScriptedProvider(answer("hi"))
+    rules = {"virtual_models": {"any": ["scripted/echo"]}}
+    async with serving(provider, **rules) as served, browsing() as page:
+        await open_chat(page, served, await make(served, "infer"))
+        grouped = "document.querySelector('optgroup[label^=Names] option').value"
+        assert await page.run(grouped) == "any"
+        change = "document.querySelector('#model').dispatchEvent(new Event('change'))"
+        await page.run(f"document.querySelector('#model').value = 'any'; {change}")
+        await page.click("#settings summary")
+        await page.type("#temperature", "0.5")
+        await page.type("#max-tokens", "7")
+        await page.type("#system", "Be brief.")
+        await page.run("sessionStorage.removeItem('key')")  # as in another tab
+        await open_chat(page, served, await make(served, "infer"), chosen="any")
+        await say(page, "go")
+        await page.until("document.querySelector('.note')")
+        kept = await page.run("Object.keys(localStorage).sort().join()")
+    [request] = provider.requests
+    assert (request.model, request.options.temperature) == ("any", 0.5)
+    assert (request.options.max_tokens, request.messages[0].text) == (7, "Be brief.")
+    assert kept == "max-tokens,model,system,temperature"
 
 
 @needs_chromium

@@ -66,6 +66,13 @@ async def generate(url: str, model: str) -> list[dict[str, Any]]:
         return [event["generate"] async for event in session.subscribe(query)]
 
 
+async def test_virtual_models_are_among_those_that_are_available(http: httpx.AsyncClient) -> None:
+    query = "{ availableModels { models { id provider name virtual } } }"
+    models = (await ask(http, query))["availableModels"]["models"]
+    assert {"id": "any", "provider": "virtual", "name": "any", "virtual": True} in models
+    assert {each["id"] for each in models if not each["virtual"]} == {"full/echo", "scripted/echo"}
+
+
 async def test_a_stream_names_its_decision_which_tells_the_chain(
     http: httpx.AsyncClient, graphql_url: str
 ) -> None:
