@@ -3,6 +3,7 @@
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ PREFIX = "GATEWAY_"
 CONFIG_DIR = PREFIX + "CONFIG_DIR"
 RESERVED = frozenset({CONFIG_DIR})
 OUR_PREFIXES = (PREFIX, "OLLAMA_", "HF_", "HUGGING_FACE_")
+LIKENESS = 0.7
+"""Of two names, 0 to 1, from which on one may be meant by the other."""
 VENDOR_NAMES = {
     "ollama_host": "OLLAMA_HOST",
     "hf_model_path": "HF_MODEL_PATH",
@@ -99,7 +102,7 @@ class _Sources:
             if name in Settings.model_fields:
                 self._set(name, value, f"{name} in {file}")
             else:
-                self._mistakes.append(f"{name} in {file}: there is no such setting")
+                self._add_unknown(f"{name} in {file}", name, str)
 
     def add_environment(self, environ: Mapping[str, str], origin: str) -> None:
         self._environ |= environ
@@ -110,7 +113,14 @@ class _Sources:
             if name in by_name:
                 self._set(by_name[name], value, f"{name} in {origin}")
             elif name.startswith(PREFIX) and name not in RESERVED:
-                self._mistakes.append(f"{name} in {origin}: there is no such setting")
+                setting = name.removeprefix(PREFIX).lower()
+                self._add_unknown(f"{name} in {origin}", setting, environment_name)
+
+    def _add_unknown(self, label: str, name: str, spell: Callable[[str], str]) -> None:
+        """Note a name that is no setting's, with the one that looks most like it."""
+        nearest = get_close_matches(name, Settings.model_fields, n=1, cutoff=LIKENESS)
+        guess = f"; did you mean {spell(nearest[0])}?" if nearest else ""
+        self.add_mistake(f"{label}: there is no such setting{guess}")
 
     def add_mistake(self, mistake: str) -> None:
         self._mistakes.append(mistake)

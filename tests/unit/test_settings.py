@@ -35,7 +35,7 @@ def test_every_mistake_is_reported_at_once_with_the_name_of_its_setting(tmp_path
         {
             "GATEWAY_PORT": "eighty",
             "GATEWAY_LOG_LEVEL": "loud",
-            "GATEWAY_PROT": "80",
+            "GATEWAY_XYZZY": "80",
             "OLLAMA_HOST": "ftp://there",
             "GATEWAY_DATABASE_URL": "mysql://u:hunter2@h/d",
             "GATEWAY_SEND_TIMEOUT_S": "nan",
@@ -45,7 +45,7 @@ def test_every_mistake_is_reported_at_once_with_the_name_of_its_setting(tmp_path
     for name in (
         "GATEWAY_PORT",
         "GATEWAY_LOG_LEVEL",
-        "GATEWAY_PROT",
+        "GATEWAY_XYZZY",
         "OLLAMA_HOST",
         "GATEWAY_DATABASE_URL",
         "GATEWAY_SEND_TIMEOUT_S",
@@ -57,6 +57,30 @@ def test_every_mistake_is_reported_at_once_with_the_name_of_its_setting(tmp_path
         assert sum(name in mistake for mistake in found) == 1, name
     assert len(found) == 10
     assert not any("hunter2" in mistake for mistake in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("GATEWAY_PROT", "; did you mean GATEWAY_PORT?"),
+        ("GATEWAY_MAX_STREAM", "; did you mean GATEWAY_MAX_STREAMS?"),
+        ("GATEWAY_OLLAMA_HOST", "; did you mean OLLAMA_HOST?"),
+        ("GATEWAY_XYZZY", ""),
+    ],
+)
+def test_a_name_that_is_no_settings_is_told_with_the_nearest(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    (tmp_path / "a.toml").write_text("max_body_byte = 1\n")
+    with pytest.raises(Misconfigured) as error:
+        load(tmp_path, {name: "1"}, f"{name}=1\n")
+    said = f"there is no such setting{meant}"
+    assert list(error.value.mistakes) == [
+        f"max_body_byte in {tmp_path}/a.toml: there is no such setting; "
+        "did you mean max_body_bytes?",
+        f"{name} in {tmp_path}/.env: {said}",
+        f"{name} in the environment: {said}",
+    ]
 
 
 def test_the_environment_wins_over_dotenv_and_dotenv_over_toml(tmp_path: Path) -> None:
