@@ -1,8 +1,7 @@
 """Says who sent a request and whether he may go on: keys are checked against memory.
 
-The keys in memory follow the database by a look every half second, so a key that is made or
-revoked anywhere counts everywhere within a second. While the database is away, those that are
-known go on. Owns who is inside with which key; makes and stores no keys.
+A key that is made or revoked anywhere counts everywhere within a second (`stamped`). Owns who is
+inside with which key; makes and stores no keys.
 """
 
 import hashlib
@@ -20,11 +19,11 @@ from gateway.core.errors import DatabaseUnavailable, KeyRevoked, Unauthenticated
 from gateway.core.keys import Caller, Peppers, StoredKey, read_key_id
 from gateway.core.ports import KeyStore
 from gateway.core.rate import Allowance, Bucket, spend
+from gateway.services.stamped import Stamped
 from gateway.services.wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.5
 MAX_RECOGNISED = 4096
 LEAVE_S = 0.5
 """How long whoever is inside with a revoked key may take to be told, before he is cut."""
@@ -34,7 +33,7 @@ _REVOKED = "The key was revoked."
 Cut = Callable[[], None]
 
 
-class Gatekeeper:
+class Gatekeeper(Stamped[StoredKey]):
     """Knows every key and who uses it now. All of it happens on the event loop."""
 
     def __init__(
@@ -49,22 +48,17 @@ class Gatekeeper:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         """`end_streams` is told the id of each key that is revoked, and why its streams end."""
-        self._store = store
+        super().__init__(store, "keys", sleep=sleep)
         self._peppers = peppers
         self._tasks = task_group
         self._end_streams = end_streams
         self._wrong_keys = wrong_keys
         self._clock = clock
-        self._sleep = sleep
         self._keys: Mapping[str, StoredKey] = {}
-        self._stamp: tuple[int, int] | None = None
-        self._looking = anyio.Lock()
         self._inside: defaultdict[str, list[Cut]] = defaultdict(list)
         self._buckets: dict[str, Bucket] = {}
         self._recognised: dict[bytes, Caller] = {}
         self._secret = secrets.token_bytes(32)
-        self.healthy = True
-        """Whether the last look at the database succeeded."""
 
     @property
     def needs_keys(self) -> bool:
@@ -72,37 +66,7 @@ class Gatekeeper:
 
         Until the keys were read for the first time there may be some.
         """
-        return self._stamp is None or bool(self._keys)
-
-    async def load(self) -> None:
-        """Read the keys; raises DatabaseUnavailable."""
-        async with self._looking:
-            stamp = await self._store.stamp()
-            if stamp != self._stamp:
-                # The stamp is the older of the two: a change between them is found next time.
-                self._take(await self._store.all())
-                self._stamp = stamp
-
-    async def look(self) -> None:
-        """Read the keys if they changed; a database that is away is noted, and tried again."""
-        try:
-            await self.load()
-        except DatabaseUnavailable as error:
-            if self.healthy:
-                logger.warning("keys cannot be read, those that are known go on: %s", error)
-            self.healthy = False
-        else:
-            self.healthy = True
-
-    async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            await self._sleep(LOOK_EVERY_S)
-            try:
-                await self.look()
-            except Exception:
-                self.healthy = False
-                logger.exception("keys cannot be read")
+        return not self.was_read or bool(self._keys)
 
     def authenticate(self, text: str, address: str) -> Caller:
         """Return whose key `text` is, which came from `address`.

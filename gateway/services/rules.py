@@ -1,7 +1,6 @@
 """RuleService: the aliases and virtual models that hold, of the configuration and the database.
 
-Rules in memory follow the database by a look every half second, so one that is changed anywhere
-holds everywhere within a second. While the database is away, those that are known hold on.
+A rule that is changed anywhere holds everywhere within a second (`stamped`).
 """
 
 import logging
@@ -14,7 +13,6 @@ import msgspec
 
 from gateway.core.catalogue import Catalogue
 from gateway.core.errors import (
-    DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
     RouteNotFound,
@@ -37,13 +35,12 @@ from gateway.core.rules import (
 )
 from gateway.core.virtual import VirtualModel, describe_virtual
 from gateway.services.catalog import Catalog, Listing
+from gateway.services.stamped import Stamped
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.5
 
-
-class RuleService:
+class RuleService(Stamped[StoredRule]):
     """`aliases` and `virtual` stay the same mappings; what is in them is what holds now."""
 
     def __init__(
@@ -60,50 +57,16 @@ class RuleService:
     ) -> None:
         """`aliases` and `virtual` are those of the configuration, `rotations` the full names of
         the rotations there are now."""
+        super().__init__(store, "rules", sleep=sleep)
         self._store = store
         self._catalog = catalog
         self._config = drafts_of(aliases, virtual)
         self._providers = providers
         self._rotations = rotations
         self._now = now
-        self._sleep = sleep
-        self._stamp = 0
-        self._looking = anyio.Lock()
         self._rules = self._assemble(())
         self.aliases: dict[str, str] = dict(self._rules.aliases)
         self.virtual: dict[str, VirtualModel] = dict(self._rules.virtual)
-        self.healthy = True
-        """Whether the last look at the database succeeded."""
-
-    async def load(self) -> None:
-        """Read the rules if they changed; raises DatabaseUnavailable."""
-        async with self._looking:
-            stamp = await self._store.stamp()
-            if stamp != self._stamp:
-                # The stamp is the older of the two: a change between them is found next time.
-                self._take(await self._store.all())
-                self._stamp = stamp
-
-    async def look(self) -> None:
-        """Do as `load`; a database that is away is noted, and tried again."""
-        try:
-            await self.load()
-        except DatabaseUnavailable as error:
-            if self.healthy:
-                logger.warning("rules cannot be read, those that are known hold on: %s", error)
-            self.healthy = False
-        else:
-            self.healthy = True
-
-    async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            await self._sleep(LOOK_EVERY_S)
-            try:
-                await self.look()
-            except Exception:
-                self.healthy = False
-                logger.exception("rules cannot be read")
 
     def all(self) -> list[Rule]:
         """Return every rule, by name."""

@@ -171,7 +171,7 @@ async def test_hostile_credentials_are_not_judged_while_the_database_is_away(
 
     async with serving(ScriptedProvider(answer("hi"))) as served:
         key = await make(served, "infer")
-        monkeypatch.setattr(served.gateway.gatekeeper._store, "stamp", away)
+        monkeypatch.setattr(served.gateway.gatekeeper._followed, "stamp", away)
         await served.gateway.gatekeeper.look()
         for text in HOSTILE:
             raw = {"x-api-key": text.encode()}

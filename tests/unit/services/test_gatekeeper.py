@@ -15,8 +15,9 @@ from gateway.core.errors import (
     Unauthenticated,
 )
 from gateway.core.keys import Caller, KeyOrder, KeyScope, Peppers
-from gateway.services.gatekeeper import LEAVE_S, LOOK_EVERY_S, Gatekeeper
+from gateway.services.gatekeeper import LEAVE_S, Gatekeeper
 from gateway.services.keys import KeyService
+from gateway.services.stamped import LOOK_EVERY_S
 from gateway.services.wrong_keys import WrongKeys
 from gateway.testing import MemoryKeyStore
 from tests.hand_clock import HandClock
