@@ -2,7 +2,7 @@
 
 import secrets
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -52,6 +52,24 @@ class Requests:
     rotations: ModelRotationService
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What all of these are built on."""
+
+    settings: Settings
+    stores: Stores
+    models: Models
+    meter: Meter
+    log: DecisionLog
+    boot: str
+    tracer: Tracer | None
+    tasks: TaskGroup
+
+    @property
+    def node(self) -> str:
+        return self.settings.resolved_node
+
+
 def assemble(
     settings: Settings,
     stores: Stores,
@@ -70,17 +88,12 @@ def assemble(
     place = name_place(settings.resolved_hub_cache)
     restored = anyio.Event()
     models = build_models(settings, stores, hub.service, place, meter, log, restored, tasks)
-    requests = _build_requests(settings, stores, journal, models, meter, log, boot, tracer, tasks)
-    gatekeeper = Gatekeeper(
-        stores.keys,
-        peppers,
-        tasks,
-        end_streams=requests.streams.end_of,
-        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
-    )
+    ground = _Ground(settings, stores, models, meter, log, boot, tracer, tasks)
+    requests = _build_requests(ground, journal)
+    gatekeeper = _build_gatekeeper(ground, peppers, requests.streams)
     configs = ConfigService(stores.collections, models.control, restored=restored)
     gateway = Gateway(
-        node=settings.resolved_node,
+        node=ground.node,
         provider_names=tuple(settings.provider_kinds),
         catalog=models.catalog,
         router=requests.router,
@@ -110,54 +123,89 @@ def assemble(
     return gateway, models.providers
 
 
-def _build_requests(
-    settings: Settings,
-    stores: Stores,
-    journal: FileJournal,
-    models: Models,
-    meter: Meter,
-    log: DecisionLog,
-    boot: str,
-    tracer: Tracer | None,
-    tasks: TaskGroup,
-) -> Requests:
-    node = settings.resolved_node
-    openings = FileOpenLog(journal.folder, boot)
-    recorder = SessionRecorder(stores.sessions, journal, openings, node=node, boot=boot)
-    router = ModelRouterService(
+def _build_requests(ground: _Ground, journal: FileJournal) -> Requests:
+    recorder = _build_recorder(ground, journal)
+    router = _build_router(ground, asked=lambda model: rotations.asked(model))
+    slots = CallerSlots()
+    streams = _build_streams(ground, router, recorder, slots)
+    embeddings = _build_embeddings(ground, router, slots)
+    decisions = DecisionService(ground.log, ground.stores.decisions, router, node=ground.node)
+    handover = _build_handover(ground, router, streams, embeddings)
+    rotations = _build_rotations(ground, handover)
+    return Requests(recorder, router, streams, embeddings, decisions, rotations)
+
+
+def _build_gatekeeper(ground: _Ground, peppers: Peppers, streams: StreamService) -> Gatekeeper:
+    return Gatekeeper(
+        ground.stores.keys,
+        peppers,
+        ground.tasks,
+        end_streams=streams.end_of,
+        wrong_keys=WrongKeys(ground.settings.wrong_keys_per_minute),
+    )
+
+
+def _build_recorder(ground: _Ground, journal: FileJournal) -> SessionRecorder:
+    openings = FileOpenLog(journal.folder, ground.boot)
+    return SessionRecorder(
+        ground.stores.sessions, journal, openings, node=ground.node, boot=ground.boot
+    )
+
+
+def _build_router(ground: _Ground, *, asked: Callable[[str], None]) -> ModelRouterService:
+    settings, models = ground.settings, ground.models
+    return ModelRouterService(
         models.providers,
         models.catalog,
         aliases=models.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
         rules=ChainMap(models.rotations, models.rules.virtual),
-        asked=lambda model: rotations.asked(model),
+        asked=asked,
         max_continuations=settings.max_continuations,
-        meter=meter,
+        meter=ground.meter,
     )
-    slots = CallerSlots()
-    streams = StreamService(
+
+
+def _build_streams(
+    ground: _Ground, router: ModelRouterService, recorder: SessionRecorder, slots: CallerSlots
+) -> StreamService:
+    settings = ground.settings
+    return StreamService(
         router,
         recorder,
-        tasks,
-        node=node,
+        ground.tasks,
+        node=ground.node,
         limits=choose_limits(settings),
         tokens=StreamTokens(secrets.token_bytes(32), lifetime_s=settings.stream_token_s),
         slots=slots,
-        meter=meter,
-        decisions=log,
-        tracer=tracer,
+        meter=ground.meter,
+        decisions=ground.log,
+        tracer=ground.tracer,
     )
-    embeddings = EmbeddingService(
+
+
+def _build_embeddings(
+    ground: _Ground, router: ModelRouterService, slots: CallerSlots
+) -> EmbeddingService:
+    return EmbeddingService(
         router,
-        max_open=settings.max_embeds,
+        max_open=ground.settings.max_embeds,
         slots=slots,
-        meter=meter,
-        decisions=log,
-        tracer=tracer,
-        node=node,
+        meter=ground.meter,
+        decisions=ground.log,
+        tracer=ground.tracer,
+        node=ground.node,
     )
-    decisions = DecisionService(log, stores.decisions, router, node=node)
-    handover = Handover(
+
+
+def _build_handover(
+    ground: _Ground,
+    router: ModelRouterService,
+    streams: StreamService,
+    embeddings: EmbeddingService,
+) -> Handover:
+    models = ground.models
+    return Handover(
         models.providers,
         models.catalog,
         router,
@@ -165,23 +213,26 @@ def _build_requests(
         streams,
         embeddings,
         aliases=models.rules.aliases,
-        elsewhere=settings.openai,
+        elsewhere=ground.settings.openai,
     )
-    rotations = ModelRotationService(
-        stores.rotations,
+
+
+def _build_rotations(ground: _Ground, handover: Handover) -> ModelRotationService:
+    settings, models = ground.settings, ground.models
+    return ModelRotationService(
+        ground.stores.rotations,
         handover,
         orders=settings.rotations,
         providers=tuple(settings.provider_kinds),
         aliases=models.rules.aliases,
         virtual=models.rules.virtual,
         rules=models.rotations,
-        node=node,
-        boot=boot,
+        node=ground.node,
+        boot=ground.boot,
         max_watchers=settings.max_subscriptions,
         lease_s=min(LEASE_S, settings.lease_s),
-        stepped=meter.stepped,
+        stepped=ground.meter.stepped,
     )
-    return Requests(recorder, router, streams, embeddings, decisions, rotations)
 
 
 def _build_metrics(models: Models, requests: Requests, meter: Meter) -> MetricsService:

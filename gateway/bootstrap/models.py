@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,16 +67,7 @@ def build_models(
     built: dict[str, Provider] = {}
     catalog = Catalog(built, timeout_s=settings.catalog_timeout_s, ttl_s=settings.catalog_ttl_s)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
-    tracker = ModelStateTracker(
-        catalog,
-        stores.models,
-        stores.providers,
-        feed,
-        provider_names=tuple(settings.provider_kinds),
-        node=settings.resolved_node,
-        interval_s=settings.reconcile_interval_s,
-        kinds=settings.provider_kinds,
-    )
+    tracker = _build_tracker(settings, stores, catalog, feed)
 
     def observe(change: ModelStateChange) -> None:
         if change.state is ModelState.LOADING and not meter.transitions:
@@ -85,14 +76,7 @@ def build_models(
         tracker.observe(change)
 
     rotations: dict[str, VirtualModel] = {}
-    rules = RuleService(
-        stores.rules,
-        catalog,
-        aliases=settings.aliases,
-        virtual=settings.virtual_models,
-        providers=(*settings.provider_kinds, RESERVED),
-        rotations=rotations,
-    )
+    rules = _build_rules(settings, stores, catalog, rotations)
     control = ModelControlService(
         built, catalog, tasks, aliases=rules.aliases, look_again=tracker.look_again
     )
@@ -104,6 +88,34 @@ def build_models(
     built |= _build_providers(settings, files, observe, library.note_used, memory, restored, tasks)
     removers |= {name: each for name, each in built.items() if isinstance(each, ModelRemover)}
     return Models(built, catalog, feed, tracker, control, library, rules, rotations, memory)
+
+
+def _build_tracker(
+    settings: Settings, stores: Stores, catalog: Catalog, feed: ModelFeed
+) -> ModelStateTracker:
+    return ModelStateTracker(
+        catalog,
+        stores.models,
+        stores.providers,
+        feed,
+        provider_names=tuple(settings.provider_kinds),
+        node=settings.resolved_node,
+        interval_s=settings.reconcile_interval_s,
+        kinds=settings.provider_kinds,
+    )
+
+
+def _build_rules(
+    settings: Settings, stores: Stores, catalog: Catalog, rotations: Container[str]
+) -> RuleService:
+    return RuleService(
+        stores.rules,
+        catalog,
+        aliases=settings.aliases,
+        virtual=settings.virtual_models,
+        providers=(*settings.provider_kinds, RESERVED),
+        rotations=rotations,
+    )
 
 
 def _build_library(
