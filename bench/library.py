@@ -1,12 +1,13 @@
 """How long the library takes: a cold scan of cached models, one again, the look of a request, and
 the whole listing of a gateway (`/api/v1/models/available`, but for its JSON).
 
-    python -m bench.library [MODELS]
+    python -m bench.library             # 200 models; a number chooses how many
 
 Builds a cache of the Hub as downloads leave it (blobs, links, refs), of models with the files and
 the sizes of headers that a 7B model has, and removes it again.
 """
 
+import argparse
 import hashlib
 import json
 import statistics
@@ -35,7 +36,9 @@ CONFIG = {
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if sys.argv[1:] else 200
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="?", type=int, default=200)
+    count = parser.parse_args().models
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "hub"
         for number in range(count):
