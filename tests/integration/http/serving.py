@@ -4,6 +4,7 @@ import socket
 from collections import ChainMap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -51,7 +52,7 @@ from gateway.testing import (
 from tests.integration.downloads import build_downloads
 from tests.integration.hub_services import hub_services
 from tests.integration.rotations import build_rotations
-from tests.integration.routing_services import build_routing
+from tests.integration.routing_services import Routing, build_routing
 from tests.ledgers import open_memory
 from tests.libraries import build_library
 
@@ -126,6 +127,22 @@ async def serving(
             tasks.cancel_scope.cancel()
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What the services of one gateway are built on."""
+
+    settings: Settings
+    tasks: TaskGroup
+    providers: dict[str, Provider]
+    catalog: Catalog
+    routing: Routing
+    meter: Meter
+    slots: CallerSlots
+    rotations: dict[str, VirtualModel]
+    """What each rotation means now."""
+    tracer: Tracer | None
+
+
 def build_gateway(
     settings: Settings,
     tasks: TaskGroup,
@@ -135,70 +152,45 @@ def build_gateway(
     ledger: MemoryLedger | None = None,
 ) -> Gateway:
     """Return the real services over `providers`, with stores in memory."""
-    sessions, models, statuses = (
-        MemorySessionStore(),
-        MemoryModelStateStore(),
-        MemoryProviderStore(),
-    )
-    by_name = {provider.name: provider for provider in providers}
-    catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
-    slots, meter = CallerSlots(), Meter()
+    sessions, models = MemorySessionStore(), MemoryModelStateStore()
+    statuses, key_store = MemoryProviderStore(), MemoryKeyStore()
+    peppers = Peppers([b"pepper of the tests, 32 characters"])
+    ground = _lay_ground(settings, tasks, providers, tracer)
+    by_name, catalog, routing = ground.providers, ground.catalog, ground.routing
     recorder = SessionRecorder(sessions, MemoryJournal(), node="test", boot="b")
-    rules: dict[str, VirtualModel] = {}
-    routing = build_routing(settings, catalog, tuple(by_name), rules)
-    router = ModelRouterService(
-        by_name,
-        catalog,
-        aliases=routing.rules.aliases,
-        images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=ChainMap(rules, routing.rules.virtual),
-        max_continuations=settings.max_continuations,
-        meter=meter,
-        sleep=retry_sleep,
-    )
-    streams = StreamService(
-        router,
-        recorder,
-        tasks,
-        node="test",
-        limits=choose_limits(settings),
-        tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
-        slots=slots,
-        meter=meter,
-        decisions=routing.log,
-        tracer=tracer,
-    )
-    embeddings = EmbeddingService(
-        router,
-        max_open=settings.max_embeds,
-        slots=slots,
-        meter=meter,
-        decisions=routing.log,
-        tracer=tracer,
-        node="test",
-    )
-    key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
-    gatekeeper = Gatekeeper(
-        key_store,
-        peppers,
-        tasks,
-        end_streams=streams.end_of,
-        wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
-    )
+    router = _build_router(ground, retry_sleep)
+    streams = _build_streams(ground, router, recorder)
+    embeddings = _build_embeddings(ground, router)
+    gatekeeper = _build_gatekeeper(ground, key_store, peppers, streams)
     feed = ModelFeed(max_subscribers=settings.max_subscriptions)
-    tracker = ModelStateTracker(
-        catalog,
-        models,
-        statuses,
-        feed,
-        provider_names=settings.providers,
-        node="test",
-        interval_s=settings.reconcile_interval_s,
-    )
+    tracker = _build_tracker(ground, models, statuses, feed)
     control = ModelControlService(
         by_name, catalog, tasks, aliases=routing.rules.aliases, look_again=tracker.look_again
     )
     memory = open_memory(settings.providers, ledger)
+    metrics = MetricsService(
+        ground.meter,
+        Stalls(),
+        providers=by_name,
+        streams=streams,
+        embeddings=embeddings,
+        feed=feed,
+        recorder=recorder,
+        health=router.health,
+        tracker=tracker,
+        memory=memory,
+        decisions=routing.log,
+    )
+    rotations = build_rotations(
+        by_name,
+        catalog,
+        router,
+        control,
+        streams,
+        embeddings,
+        ground.rotations,
+        routing.rules.aliases,
+    )
     return Gateway(
         node="test",
         provider_names=settings.providers,
@@ -217,33 +209,102 @@ def build_gateway(
         gatekeeper=gatekeeper,
         **build_library(settings, catalog, control, by_name, "test", routing),
         **hub_services(settings, tasks),
-        metrics=MetricsService(
-            meter,
-            Stalls(),
-            providers=by_name,
-            streams=streams,
-            embeddings=embeddings,
-            feed=feed,
-            recorder=recorder,
-            health=router.health,
-            tracker=tracker,
-            memory=memory,
-            decisions=routing.log,
-        ),
+        metrics=metrics,
         downloads=build_downloads({}),
         rules=routing.rules,
         decisions=routing.decisions(sessions, router, "test"),
-        rotations=build_rotations(
-            by_name,
-            catalog,
-            router,
-            control,
-            streams,
-            embeddings,
-            rules,
-            routing.rules.aliases,
-        ),
+        rotations=rotations,
         memory=memory,
+    )
+
+
+def _lay_ground(
+    settings: Settings,
+    tasks: TaskGroup,
+    providers: tuple[Provider, ...],
+    tracer: Tracer | None,
+) -> _Ground:
+    by_name = {provider.name: provider for provider in providers}
+    catalog = Catalog(by_name, timeout_s=settings.catalog_timeout_s, ttl_s=0)
+    rotations: dict[str, VirtualModel] = {}
+    routing = build_routing(settings, catalog, tuple(by_name), rotations)
+    return _Ground(
+        settings, tasks, by_name, catalog, routing, Meter(), CallerSlots(), rotations, tracer
+    )
+
+
+def _build_router(
+    ground: _Ground, retry_sleep: Callable[[float], Awaitable[None]]
+) -> ModelRouterService:
+    settings, rules = ground.settings, ground.routing.rules
+    return ModelRouterService(
+        ground.providers,
+        ground.catalog,
+        aliases=rules.aliases,
+        images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
+        rules=ChainMap(ground.rotations, rules.virtual),
+        max_continuations=settings.max_continuations,
+        meter=ground.meter,
+        sleep=retry_sleep,
+    )
+
+
+def _build_streams(
+    ground: _Ground, router: ModelRouterService, recorder: SessionRecorder
+) -> StreamService:
+    settings = ground.settings
+    return StreamService(
+        router,
+        recorder,
+        ground.tasks,
+        node="test",
+        limits=choose_limits(settings),
+        tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
+        slots=ground.slots,
+        meter=ground.meter,
+        decisions=ground.routing.log,
+        tracer=ground.tracer,
+    )
+
+
+def _build_embeddings(ground: _Ground, router: ModelRouterService) -> EmbeddingService:
+    return EmbeddingService(
+        router,
+        max_open=ground.settings.max_embeds,
+        slots=ground.slots,
+        meter=ground.meter,
+        decisions=ground.routing.log,
+        tracer=ground.tracer,
+        node="test",
+    )
+
+
+def _build_gatekeeper(
+    ground: _Ground, store: MemoryKeyStore, peppers: Peppers, streams: StreamService
+) -> Gatekeeper:
+    return Gatekeeper(
+        store,
+        peppers,
+        ground.tasks,
+        end_streams=streams.end_of,
+        wrong_keys=WrongKeys(ground.settings.wrong_keys_per_minute),
+    )
+
+
+def _build_tracker(
+    ground: _Ground,
+    models: MemoryModelStateStore,
+    statuses: MemoryProviderStore,
+    feed: ModelFeed,
+) -> ModelStateTracker:
+    return ModelStateTracker(
+        ground.catalog,
+        models,
+        statuses,
+        feed,
+        provider_names=ground.settings.providers,
+        node="test",
+        interval_s=ground.settings.reconcile_interval_s,
     )
 
 
