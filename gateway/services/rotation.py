@@ -127,8 +127,8 @@ class ModelRotationService:
         """Queue a step to the next model, or to the one that is named, as requests may name it;
         also of a paused rotation.
 
-        Raises InvalidRequest for a model that is not in it or answers already, StaleTransition
-        while a step is queued or under way.
+        Raises InvalidRequest for a model that is not in it or answers already, AmbiguousModel for
+        a name of several, StaleTransition while a step is queued or under way.
         """
         if self._draining:
             raise ShuttingDown("The gateway is shutting down.")
