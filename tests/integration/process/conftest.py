@@ -132,14 +132,14 @@ def serve(environment: dict[str, str]) -> Iterator[Callable[..., GatewayProcess]
     started: list[GatewayProcess] = []
     migrated: set[tuple[str, str]] = set()
 
-    def start(**extra: str) -> GatewayProcess:
+    def start(*, wrapper: Sequence[str] = (), **extra: str) -> GatewayProcess:
         chosen = environment | extra
         database = chosen.get("GATEWAY_DATABASE_URL", ""), chosen["GATEWAY_DATA_DIR"]
         if database not in migrated:
             upgraded = run_gateway(chosen, "db", "upgrade")
             assert upgraded.returncode == 0, upgraded.stderr
             migrated.add(database)
-        started.append(GatewayProcess(chosen))
+        started.append(GatewayProcess(chosen, wrapper=wrapper))
         return started[-1]
 
     yield start

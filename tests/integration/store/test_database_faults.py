@@ -347,6 +347,23 @@ async def test_a_query_that_is_cancelled_lets_go_at_once(postgres_url: str) -> N
         assert database.connections_in_use == 0
 
 
+async def test_who_is_cancelled_between_two_queries_costs_no_connection(postgres_url: str) -> None:
+    """F38"""
+    async with Database(postgres_url) as database:
+        made: list[object] = []
+        assert database._engine is not None
+        event.listen(database._engine.sync_engine, "connect", lambda *_: made.append(_))
+        for _ in range(10):
+            with anyio.CancelScope() as scope:
+                async with database.reading() as connection:
+                    await connection.execute(text("SELECT 1"))
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            assert scope.cancelled_caught
+            assert database.connections_in_use == 0
+    assert made == []
+
+
 async def test_closing_leaves_no_thread_behind(sqlite_url: str) -> None:
     migrate.upgrade(sqlite_url)
     before = set(threading.enumerate())
