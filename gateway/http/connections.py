@@ -19,6 +19,7 @@ from gateway.core.hosts import is_loopback
 from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
+from gateway.http.turns import Turns
 from gateway.problems import describe
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ConnectionGuard:
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.count = 0
+        self.turns = Turns()
         self._of_peer: Counter[str] = Counter()
         self._is_full = False
 
@@ -102,7 +104,7 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
                 return
             self._peer = peer
             super().connection_made(transport)
-            self._connection = Connection(self.flow.resume_reading)
+            self._connection = Connection(self.flow.resume_reading, guard.turns)
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -9,6 +9,8 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope
 
+from gateway.http.turns import Turns
+
 T = TypeVar("T")
 
 
@@ -29,11 +31,14 @@ class Connection:
         "is_body_here",
         "is_full",
         "is_lost",
+        "turns",
     )
 
-    def __init__(self, resume_reading: Callable[[], None]) -> None:
-        """`resume_reading` has the end of the connection looked for, whatever it sends."""
+    def __init__(self, resume_reading: Callable[[], None], turns: Turns) -> None:
+        """`resume_reading` has the end of the connection looked for, whatever it sends; `turns` is
+        what it shares with the others of its server."""
         self._resume_reading = resume_reading
+        self.turns = turns
         self.is_lost = False
         self.is_full = False
         """Whether a send would wait for the client to take what was sent before."""

@@ -15,6 +15,7 @@ from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Waiting
 from gateway.http.disconnect import Connection
 from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder, start_message
+from gateway.http.turns import LARGE_BYTES
 from gateway.problems import describe
 from gateway.services.live import Run, StreamReader
 from gateway.settings import Settings
@@ -89,6 +90,7 @@ class SseFlow:
         finally:
             self._connection.flow_changed = None
             self._reader.listen(None)
+            self._over.cancel()  # what is yet to be called finds that it is over
             for timer in (self._pinger, self._patience):
                 if timer is not None:
                     timer.cancel()
@@ -117,7 +119,11 @@ class SseFlow:
 
     def _flush(self) -> None:
         """Write what is ready to be read, as far as the client takes it."""
-        if self._connection.is_full or self._over.done():
+        connection = self._connection
+        if connection.is_full or self._over.done():
+            return
+        size = self._reader.stream.unread_bytes
+        if size > LARGE_BYTES and not connection.turns.admit(size, self._flush):
             return
         try:
             events = self._reader.take()

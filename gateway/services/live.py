@@ -111,6 +111,11 @@ class LiveStream:
         return self._buffer.last_id > self._buffer.position
 
     @property
+    def unread_bytes(self) -> int:
+        """About how many bytes a read would return."""
+        return self._buffer.unread_bytes
+
+    @property
     def last_id(self) -> int:
         """The number of the last event; an error that ends the stream has one, too."""
         return self._buffer.last_id + (self.error is not None and self.is_ended)

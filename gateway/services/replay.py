@@ -29,7 +29,7 @@ class ReplayBuffer:
         # An empty deque takes more memory than all else here, and most streams keep nothing.
         self._read: deque[_Held] | None = deque() if keeps else None
         self._unread: list[_Held] = []
-        self._unread_bytes = 0
+        self.unread_bytes = 0
         self.unread_tokens = 0
         self.size_bytes = 0
         self.position = 0
@@ -41,12 +41,12 @@ class ReplayBuffer:
         return self.position + len(self._unread)
 
     def has_room(self, most_unread: int) -> bool:
-        return len(self._unread) < most_unread and self._unread_bytes < self._max_bytes
+        return len(self._unread) < most_unread and self.unread_bytes < self._max_bytes
 
     def append(self, event: Event) -> None:
         size, tokens = weigh(event), count_tokens(event)
         self._unread.append((event, size, tokens))
-        self._unread_bytes += size
+        self.unread_bytes += size
         self.unread_tokens += tokens
         self.size_bytes += size
         if self._read:
@@ -78,7 +78,7 @@ class ReplayBuffer:
         del self._unread[: len(held)]
         self.position += len(held)
         size = sum([size for _, size, _ in held])
-        self._unread_bytes -= size
+        self.unread_bytes -= size
         self.unread_tokens -= sum([tokens for _, _, tokens in held])
         if self._read is None:
             self.size_bytes -= size
@@ -90,7 +90,7 @@ class ReplayBuffer:
         assert self._read is not None, "there is a gap where nothing is kept"
         for _ in range(count):
             held = self._read.pop()
-            self._unread_bytes += held[1]
+            self.unread_bytes += held[1]
             self.unread_tokens += held[2]
             self._unread.insert(0, held)
             self.position -= 1

@@ -1,17 +1,21 @@
 """Clients that send or read slowly, or not at all, and many of them: nobody else notices."""
 
+import asyncio
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core.events import Started, TextDelta
 from gateway.core.states import StreamEnd
 from gateway.http import body as http_body
+from gateway.http.turns import TURN_BYTES
 from tests.integration.http.loop_turns import LoopTurns
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
@@ -152,6 +156,51 @@ async def test_many_idle_streams_leave_the_gateway_quick(quick_turns: LoopTurns)
         assert b"event: finished" in quick.content
         assert served.gateway.streams.live_count == MANY
     # All of them left.
+
+
+@asynccontextmanager
+async def taking(served: Served, count: int) -> AsyncIterator[None]:
+    """Clients that ask for a stream and take all that comes."""
+    body = json.dumps(HELLO).encode()
+    async with connected(served, count) as streams, anyio.create_task_group() as tasks:
+        for stream in streams:
+            await stream.send(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            tasks.start_soon(read_to_end, stream)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def test_readers_that_are_sent_large_pieces_at_once_share_turns_of_the_loop() -> None:
+    """F11: whoever has nothing large to say is served between them."""
+    gate, size = anyio.Event(), 20_000
+    turns = LoopTurns(asyncio.get_running_loop())
+    written: Counter[int] = Counter()
+
+    def counting(app: ASGIApp) -> ASGIApp:
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            async def note(message: Message) -> None:
+                written[turns.count] += len(message.get("body", b""))
+                await send(message)
+
+            await app(scope, receive, note)
+
+        return counted
+
+    class Each(ScriptedProvider):
+        async def stream(self, request, ref):  # type: ignore[no-untyped-def]
+            self.script = [Started(ECHO), gate, TextDelta("x" * size), gate, anyio.Event()]
+            async for event in super().stream(request, ref):
+                yield event
+
+    async with serving(Each(), wrap=counting) as served, taking(served, MANY):
+        while served.gateway.streams.live_count < MANY:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        with turns.measured():
+            gate.set()
+            while sum(written.values()) < MANY * size:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert max(written.values()) < TURN_BYTES + 2 * size
+    assert sum(each > size for each in written.values()) >= MANY * size // (TURN_BYTES + 2 * size)
 
 
 async def test_readers_that_take_nothing_hold_a_bounded_part_of_the_answer() -> None:

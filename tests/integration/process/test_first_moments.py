@@ -84,8 +84,8 @@ async def ends_after_a_start(start: Callable[[], GatewayProcess], rows: Rows) ->
     """Return how every stream ended that the next run knows of."""
     await anyio.to_thread.run_sync(start)
     with anyio.fail_after(30):
-        while None in (ends := dict(rows(ENDS))).values():
-            await anyio.sleep(0.01)
+        while None in (ends := dict(await anyio.to_thread.run_sync(rows, ENDS))).values():
+            pass
     return ends
 
 

@@ -14,6 +14,7 @@ from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse import StreamReply
 from gateway.http.sse_events import PING
+from gateway.http.turns import Turns
 from gateway.services.live import LiveStream
 from gateway.services.streams import choose_limits
 from gateway.settings import Settings
@@ -68,7 +69,7 @@ def any_server() -> Scope:
 
 def our_server() -> Scope:
     """The scope of a server that tells how full a connection is."""
-    return {"type": "http", CONNECTION: Connection(lambda: None)}
+    return {"type": "http", CONNECTION: Connection(lambda: None, Turns())}
 
 
 SERVERS = pytest.mark.parametrize("scope", [any_server(), our_server()], ids=["any", "ours"])

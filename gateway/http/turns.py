@@ -1,0 +1,43 @@
+"""How much is written in one turn of the event loop: who is served after it waits for the turn.
+
+An upstream, or a machine that wakes up, may have a large piece for each of many readers at once. To
+encode and send all of it takes longer than anybody else should wait.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+LARGE_BYTES = 4 * 2**10
+"""Who has less to write, as with nearly every token, is not worth the counting."""
+TURN_BYTES = 256 * 2**10
+"""What is written in one turn, and the last of it beyond: some milliseconds."""
+
+
+class Turns:
+    """Shares the turns of one event loop among those who write large pieces, in their order."""
+
+    def __init__(self) -> None:
+        self._left = TURN_BYTES
+        self._waiting: dict[Callable[[], None], None] = {}
+        self._is_spent = False
+
+    def admit(self, size: int, later: Callable[[], None]) -> bool:
+        """Tell whether so many bytes may be written now; else `later` is called in one of the next
+        turns, once, and asks again."""
+        if self._left <= 0:
+            self._waiting[later] = None
+            return False
+        self._left -= size
+        if not self._is_spent:
+            self._is_spent = True
+            asyncio.get_running_loop().call_soon(self._begin)
+        return True
+
+    def _begin(self) -> None:
+        """Begin a turn: those who waited go first, the longest waiting of them foremost."""
+        self._left = TURN_BYTES
+        self._is_spent = False
+        while self._waiting and self._left > 0:
+            later = next(iter(self._waiting))
+            del self._waiting[later]
+            later()
