@@ -303,6 +303,7 @@ class _Connection(asyncio.Protocol):
                 raise self._fault
             while self._wait_before is not None or not parser.is_complete:
                 if self._wait_before is None:
+                    self._resume()  # what came before anybody took it may have been too much
                     await self._wait()
                 else:
                     await self._wait_before()

@@ -273,16 +273,21 @@ def flooding(server: Server) -> Serve:
     return serve
 
 
+async def until_held_back(server: Server) -> None:
+    """Wait until nothing moves any more, whatever the kernel's buffers hold."""
+    sent, stalls = -1, 0
+    while stalls < 10:
+        stalls = stalls + 1 if server.sent == sent else 0
+        sent = server.sent
+        await anyio.sleep(0.02)
+    assert sent < 32 * 2**20
+
+
 async def test_who_does_not_read_holds_the_server_back() -> None:
     async with serving(flooding) as (server, client):
         reply = await client.post("/", b"", 60.0)
         await anyio.wait_all_tasks_blocked()
-        sent, stalls = -1, 0
-        while stalls < 10:  # until nothing moves any more, whatever the kernel's buffers hold
-            stalls = stalls + 1 if server.sent == sent else 0
-            sent = server.sent
-            await anyio.sleep(0.02)
-        assert sent < 32 * 2**20
+        await until_held_back(server)
         first = await reply.read()
         assert len(first) <= MAX_HELD_BYTES + 2**18
         assert len(first) + len(await read_all(reply)) == 2**26
@@ -458,15 +463,25 @@ async def test_who_takes_holds_the_server_back_until_it_was_waited_for() -> None
         reply = await client.post("/", b"", 60.0)
         tasks.start_soon(reply.pour, take)
         await anyio.wait_all_tasks_blocked()
-        sent, stalls = -1, 0
-        while stalls < 10:  # until nothing moves any more, whatever the kernel's buffers hold
-            stalls = stalls + 1 if server.sent == sent else 0
-            sent = server.sent
-            await anyio.sleep(0.02)
-        assert sent < 32 * 2**20
+        await until_held_back(server)
         assert calls == 1
         gate.set()
     assert size == 2**26
+
+
+async def test_who_takes_late_gets_all_of_a_body_that_was_held_back_until_then() -> None:
+    taken = 0
+
+    def take(data: bytes) -> None:
+        nonlocal taken
+        taken += len(data)
+
+    async with serving(flooding) as (server, client):
+        reply = await client.post("/", b"", 60.0)
+        await until_held_back(server)
+        with anyio.fail_after(30):
+            await reply.pour(take)
+    assert taken == 2**26
 
 
 async def test_a_wait_is_waited_for_also_where_the_body_has_ended() -> None:
