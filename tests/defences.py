@@ -328,7 +328,7 @@ DEFENCES = (
         "http/server.py",
         "tasks.start_soon(self._cut_frozen)",
         "pass",
-        "integration/process/test_exit.py::once",
+        "integration/process/test_exit.py",
     ),
     Defence(
         "F44",
