@@ -9,7 +9,7 @@ _SELECTOR = re.compile(r"([a-z_:][a-z0-9_:]*)\s*\{([^}]*)\}")
 _GROUPING = re.compile(r"\b(?:by|on|ignoring|without|group_left|group_right)\s*\(([^)]*)\)")
 _WORD = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _KEYWORDS = frozenset({"by", "on", "ignoring", "without", "group_left", "group_right", "and", "or"})
-FUNCTIONS = frozenset({"sum", "max", "rate", "increase", "histogram_quantile"})
+FUNCTIONS = frozenset({"sum", "max", "rate", "increase", "histogram_quantile", "max_over_time"})
 """Those that the queries use. One that is not here is a new one, or a typing error."""
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,22 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
     known = {each["name"] for each in DASHBOARD["templating"]["list"]} | {"__rate_interval"}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels)))
     assert used <= known
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool comes with Prometheus")
+def test_the_alerts_fire_when_they_should_and_not_else() -> None:
+    command = ["promtool", "test", "rules", "rules_test.yml"]
+    told = subprocess.run(
+        command, cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_nobody_is_told_for_ever_of_a_provider_that_was_never_there() -> None:
+    """What promtool tries, for machines that have none: the one alert looks back, too."""
+    [away] = [alert["expr"] for alert in ALERTS if alert["alert"] == "GatewayProviderAway"]
+    assert parse(away).functions == {"max_over_time"}
+    assert " and " in away
 
 
 def test_each_alert_says_what_it_is_and_how_bad() -> None:
