@@ -50,6 +50,7 @@ format: $(VENV)/.installed-dev  ## style, mended
 bench: $(VENV)/.installed-dev  ## measure; see bench/README.md
 	$(BIN)/python -m bench.upstream
 	$(BIN)/python -m bench.gateway
+	$(BIN)/python -m bench.bursts
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.steps
 	$(BIN)/python -m bench.swap
