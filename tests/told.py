@@ -53,5 +53,5 @@ async def collect(events: AsyncIterable[Event]) -> Generation:
     what `Collector.whole` does."""
     collector = Collector()
     async for event in events:
-        collector.add(event)
+        collector.add_all((event,))
     return collector.whole()

@@ -154,7 +154,7 @@ class Generation(msgspec.Struct, frozen=True):
 
 
 class Collector:
-    """Makes one answer of the events of a stream, told one by one."""
+    """Makes one answer of the events of a stream."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -165,11 +165,17 @@ class Collector:
         self._ref: ModelRef | None = None
         self._finished: Finished | None = None
 
-    def add(self, event: Event) -> None:
-        match event:
-            case TextDelta():
+    def add_all(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if type(event) is TextDelta:  # nearly all are
                 self._text.append(event.text)
-                self._logprobs += event.logprobs
+                if event.logprobs:
+                    self._logprobs += event.logprobs
+            else:
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        match event:
             case ReasoningDelta():
                 self._reasoning.append(event.text)
             case ToolCallDelta():
@@ -181,12 +187,6 @@ class Collector:
                 self._switches.append(event)
             case Finished():
                 self._finished = event
-            case Routed() | Waiting():
-                pass
-
-    def add_all(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self.add(event)
 
     def whole(self) -> Generation:
         """Return the answer; raises StreamCancelled for one that was cancelled, or that has no

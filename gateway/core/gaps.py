@@ -22,3 +22,7 @@ class Gaps:
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(GAP_BOUNDS, seconds)] += 1
         self.total_s += seconds
+
+    def add_none(self, count: int) -> None:
+        """Add gaps of no time: of pieces that came together."""
+        self.counts[0] += count

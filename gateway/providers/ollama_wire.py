@@ -4,7 +4,8 @@ Source: Ollama's docs/api.md, api/types.go and server/routes.go; where they diff
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -135,7 +136,7 @@ class _Line(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Line).decode
+_LINES = msgspec.json.Decoder(_Line)
 
 
 def encode_request(
@@ -200,15 +201,13 @@ class AnswerReader:
         Raises what an error line means, and ProviderProtocolError for rubbish, each after the
         events before it.
         """
-        *lines, rest = chunk.split(b"\n")
-        if lines and self._rest:
-            lines[0] = bytes(self._rest + lines[0])
+        cut = chunk.rfind(b"\n") + 1
+        if cut:
+            yield from self._read(bytes(self._rest) + chunk[:cut] if self._rest else chunk[:cut])
             self._rest.clear()
-        for line in lines:
-            yield from self._read(line)
             if self.finished is not None:
                 return
-        self._rest += rest
+        self._rest += chunk[cut:]
         self._require_bounded(self._rest)
 
     def end(self) -> Iterator[Event]:
@@ -219,15 +218,19 @@ class AnswerReader:
         if self.finished is None:
             raise IncompleteStream(PROVIDER, "Ollama's answer ended without its end.")
 
-    def _read(self, line: bytes) -> list[Event]:
-        if not line or line.isspace():
-            return []
-        self._require_bounded(line)
-        part = self._decode(line)
-        if self.lines and (text := _only_text(part)):
-            self.lines += 1
-            self._tokens += 1
-            return [TextDelta(text)]
+    def _read(self, lines: bytes) -> Iterator[Event]:
+        """Yield the events of whole lines."""
+        for part in self._decode(lines):
+            if self.lines and (text := _only_text(part)):
+                self.lines += 1
+                self._tokens += 1
+                yield TextDelta(text)
+                continue
+            yield from self._read_one(part)
+            if self.finished is not None:
+                return
+
+    def _read_one(self, part: _Line) -> list[Event]:
         if (error := bytes(part.error)) and error != b"null":
             raise describe_error_line(error, self._ref)
         events: list[Event] = [] if self.lines else [Started(self._ref)]
@@ -243,9 +246,19 @@ class AnswerReader:
                 PROVIDER, f"A line of Ollama's answer is longer than {self._max_line_bytes} bytes."
             )
 
-    def _decode(self, line: bytes) -> _Line:
+    def _decode(self, lines: bytes) -> Iterable[_Line]:
+        if len(lines) <= self._max_line_bytes:
+            with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                parts = _LINES.decode_lines(lines)
+                if len(parts) == lines.count(b"\n"):  # it does not mind where the line ends are
+                    return parts
+        # What is before a mistake counts: one by one.
+        return map(self._decode_one, filter(bytes.strip, lines.split(b"\n")))
+
+    def _decode_one(self, line: bytes) -> _Line:
+        self._require_bounded(line)
         try:
-            return _decode(line)
+            return _LINES.decode(line)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             said = clean_text(line[:80].decode("utf-8", "replace"))
             raise ProviderProtocolError(

@@ -167,21 +167,19 @@ class LiveStream:
 
     def observe(self, events: Sequence[Event]) -> None:
         """Count events that no reader sees."""
-        at = self._clock()
-        for event in events:
-            self.tally.observe(event, at)
+        self.tally.observe(events, self._clock())
 
     def _append(self, events: Sequence[Event]) -> Sequence[Event]:
         """Add events as far as there is room; return the others."""
-        at, most = self._clock(), self._most_unread
+        most = self._most_unread
         left: Sequence[Event] = ()
         for place, event in enumerate(events):
             if not self._buffer.has_room(most):
-                left = events[place:]
+                events, left = events[:place], events[place:]
                 break
             self._buffer.append(event)
-            # Only now: what was cut off before the reader could have it does not count.
-            self.tally.observe(event, at)
+        # Only now: what was cut off before the reader could have it does not count.
+        self.tally.observe(events, self._clock())
         self._show()
         return left
 

@@ -1,5 +1,7 @@
 """Counts what a stream says as it says it: usage and timings are true for cut streams, too."""
 
+from collections.abc import Sequence
+
 from gateway.core.events import (
     Event,
     Finished,
@@ -31,15 +33,28 @@ class Tally:
         self._started: Started | None = None
         self._switches: list[Switched] = []
 
-    def observe(self, event: Event, at: float) -> None:
-        match event:
-            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+    def observe(self, events: Sequence[Event], at: float) -> None:
+        """Count events that came together."""
+        pieces = 0
+        for event in events:
+            if type(event) is TextDelta or isinstance(event, (ReasoningDelta, ToolCallDelta)):
                 self.said_tokens += event.tokens
-                if self._first_at is None:
-                    self._first_at = at
-                else:
-                    self.gaps.add(at - self._last_at)
-                self._last_at = at
+                pieces += 1
+            else:
+                self._note(event, at)
+        if pieces:
+            self._note_pieces(pieces, at)
+
+    def _note_pieces(self, count: int, at: float) -> None:
+        if self._first_at is None:
+            self._first_at = at
+        else:
+            self.gaps.add(at - self._last_at)
+        self.gaps.add_none(count - 1)
+        self._last_at = at
+
+    def _note(self, event: Event, at: float) -> None:
+        match event:
             case Started():
                 self._started = event
                 self.ref = event.ref

@@ -202,6 +202,17 @@ def test_many_short_lines_in_one_chunk_are_no_long_line() -> None:
     assert len(list(reader(100).feed(b'{"response":"a"}\n' * 1000))) == 1001
 
 
+@pytest.mark.parametrize(
+    "lines", [b'{"response":\n"a"}\n', b'{"response":"a"} {"response":"b"}\n']
+)
+def test_a_line_is_one_value_also_among_others(lines: bytes) -> None:
+    good = b'{"response":"a"}\n'
+    answer, seen = reader(), list[Event]()
+    with pytest.raises(ProviderProtocolError):
+        seen.extend(answer.feed(good * 2 + lines + good))
+    assert [event for event in seen if isinstance(event, TextDelta)] == [TextDelta("a")] * 2
+
+
 def test_the_end_needs_no_line_end_but_must_be_there() -> None:
     answer = reader()
     assert list(answer.feed(b'{"done":true,"response":"a"}')) == []
