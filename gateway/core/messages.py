@@ -48,11 +48,11 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The text parts, joined as they stand."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        return "".join([part.text for part in self.parts if isinstance(part, TextPart)])
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
-        return tuple(part for part in self.parts if isinstance(part, ImagePart))
+        return tuple([part for part in self.parts if isinstance(part, ImagePart)])
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -87,9 +87,14 @@ class Options(msgspec.Struct, frozen=True):
 
     def over(self, defaults: "Options") -> "Options":
         """Return these options, with those of `defaults` where nothing is said."""
+        if defaults == NO_OPTIONS:
+            return self
         given = msgspec.structs.asdict(self)
         said = {name: value for name, value in given.items() if value not in (None, ())}
         return msgspec.structs.replace(defaults, **said)
+
+
+NO_OPTIONS = Options()
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
@@ -146,7 +151,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     raw: bool = False
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     tools: tuple[Tool, ...] = ()
     tool_choice: str | None = None
     parallel_tool_calls: bool = True
@@ -161,7 +166,11 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
     @property
     def has_images(self) -> bool:
-        return any(message.images for message in self.messages)
+        for message in self.messages:
+            for part in message.parts:
+                if isinstance(part, ImagePart):
+                    return True
+        return False
 
     @property
     def max_tokens_left(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -50,6 +51,7 @@ def parse_ref(provider: str, name: str) -> ModelRef:
     return ModelRef(provider, model, revision or None)
 
 
+@lru_cache(maxsize=1024)  # of pure text, and asked for by nearly every request
 def normalise_ollama_name(name: str) -> str:
     """Return the short form in which Ollama lists `name`: defaults dropped, the tag always there.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.core.errors import InvalidRequest
-from gateway.core.messages import Options
+from gateway.core.messages import NO_OPTIONS, Options
 
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
@@ -30,6 +30,8 @@ _NOT_ZERO = frozenset({"top_p"})
 def require_in_range(options: Options, prefix: str = "") -> None:
     """Raise InvalidRequest with the range of the first option that is outside; `prefix` is what
     stands before its name in the request."""
+    if options == NO_OPTIONS:
+        return
     for name, (low, high) in _RANGES.items():
         value = getattr(options, name)
         if value is None or (low <= value <= high and not (value == 0 and name in _NOT_ZERO)):

@@ -115,14 +115,16 @@ def find_needs(request: GenerateRequest | EmbedRequest) -> tuple[Capability, ...
     """Return what a model must be able to do to serve `request`, beside writing text."""
     if isinstance(request, EmbedRequest):
         return (Capability.EMBEDDING,)
-    asked = {
-        Capability.VISION: request.has_images,
-        Capability.TOOLS: bool(request.tools),
-        Capability.THINKING: bool(request.think),
-        Capability.STRUCTURED: request.response_format is not None
-        and request.response_format.type != "text",
-    }
-    return tuple(capability for capability, is_asked in asked.items() if is_asked)
+    needs: list[Capability] = []
+    if request.has_images:
+        needs.append(Capability.VISION)
+    if request.tools:
+        needs.append(Capability.TOOLS)
+    if request.think:
+        needs.append(Capability.THINKING)
+    if request.response_format is not None and request.response_format.type != "text":
+        needs.append(Capability.STRUCTURED)
+    return tuple(needs)
 
 
 def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInfo) -> None:

@@ -6,7 +6,6 @@ What the fields mean is for the faces; see `wire.py`.
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -17,8 +16,7 @@ from starlette.requests import Request
 
 from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
 from gateway.core.messages import require_clean_text
-from gateway.http.disconnect import CONNECTION, Connection
-from gateway.http.headers import find_header
+from gateway.http.disconnect import BODY
 
 OFF_LOOP_BYTES = 32 * 2**10
 """Bodies above it are decoded in a thread: the loop must not stall for their many values."""
@@ -55,19 +53,36 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     What is left of a body that is too large is discarded by the server, so that the client gets
     the reply and may go on using its connection.
     """
-    media_type = (
-        (find_header(request.scope, b"content-type") or "").partition(";")[0].strip().lower()
-    )
+    media_type, declared = _read_headers(request)
     if media_type.startswith("multipart/") or media_type == "application/x-www-form-urlencoded":
         raise HTTPException(415, f"The body is {media_type}; send JSON as application/json.")
-    declared = find_header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         await _discard(request)
         raise _too_large(max_bytes)
+    whole: bytearray | None = request.scope.pop(BODY, None)
+    if whole is not None and len(whole) <= max_bytes:
+        data = bytes(whole)
+        whole.clear()  # the server has it, too
+        return data
+    return await _collect(request, max_bytes)
+
+
+def _read_headers(request: Request) -> tuple[str, str]:
+    """Return the media type and the length that the client says the body has."""
+    media_type = length = b""
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            media_type = media_type or value
+        elif name == b"content-length":
+            length = length or value
+    return media_type.partition(b";")[0].strip().lower().decode("latin-1"), length.decode("latin-1")
+
+
+async def _collect(request: Request, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        with _deadline(request):
+        with anyio.fail_after(BODY_DEADLINE_S):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > max_bytes:
@@ -78,15 +93,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         message = f"The body did not arrive within {BODY_DEADLINE_S:g} s."
         raise HTTPException(408, message, {"Connection": "close"}) from None
     return b"".join(chunks)
-
-
-def _deadline(request: Request) -> AbstractContextManager[object]:
-    """Return what bounds the wait for a body; nothing for one that is here, as most are: it would
-    take longer than the reading."""
-    connection: Connection | None = request.scope.get(CONNECTION)
-    if connection is not None and connection.is_body_here:
-        return nullcontext()
-    return anyio.fail_after(BODY_DEADLINE_S)
 
 
 async def _discard(request: Request) -> None:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.errors import Overloaded
 from gateway.core.hosts import is_loopback
-from gateway.http.disconnect import CONNECTION, Connection
+from gateway.http.disconnect import BODY, CONNECTION, Connection
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
 from gateway.http.turns import Turns
@@ -136,8 +136,6 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            if self._connection is not None:
-                self._connection.is_body_here = False
             self._expect_head()
 
         def on_headers_complete(self) -> None:
@@ -147,8 +145,8 @@ def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
-            if self._connection is not None:
-                self._connection.is_body_here = True
+            if self.cycle is not None and self.cycle.scope is self.scope:
+                self.scope[BODY] = self.cycle.body  # type: ignore[literal-required]
 
         def handle_websocket_upgrade(self) -> None:
             # From here on it is no connection of this protocol; sockets have limits of their own.

@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 CONNECTION = "gateway.connection"
 """Where in the ASGI scope the server of ours puts the Connection."""
+BODY = "gateway.body"
+"""Where in the ASGI scope the server of ours puts the body of a request that came whole before
+anybody asked for it, as most do."""
 WORK = "gateway.work"
 """Where in the ASGI scope the CancelScope is that all of the request runs in."""
 
@@ -28,7 +31,6 @@ class Connection:
         "_resume_reading",
         "_watches",
         "flow_changed",
-        "is_body_here",
         "is_full",
         "is_lost",
         "turns",
@@ -44,8 +46,6 @@ class Connection:
         """Whether a send would wait for the client to take what was sent before."""
         self.flow_changed: Callable[[], None] | None = None
         """Is called whenever `is_full` changes."""
-        self.is_body_here = False
-        """Whether the newest request has come whole: then reading it waits for nothing."""
         self._watches: tuple[Callable[[], None], ...] = ()
 
     def watch(self, lost: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ Sources: the OpenAI API reference; vLLM's documentation of what its server takes
 """
 
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 from gateway.core.errors import UnsupportedCapability
@@ -41,6 +42,8 @@ class UnsupportedBody(OptionsBody, kw_only=True):
 
 
 _NAMES = tuple(UnsupportedBody.__annotations__)
+_read_all = attrgetter(*_NAMES)
+_NOTHING = (None,) * len(_NAMES)
 _SAYS_NOTHING: Collection[Any] = (None, False, "", [], {})
 
 # What a field may say without changing anything.
@@ -67,8 +70,10 @@ _HINTS: Mapping[str, str] = {
 
 def require_supported(body: UnsupportedBody) -> None:
     """Raise UnsupportedCapability for the first field that asks for something."""
-    for name in _NAMES:
-        value = getattr(body, name)
+    values = _read_all(body)
+    if values == _NOTHING:  # as nearly always
+        return
+    for name, value in zip(_NAMES, values, strict=True):
         if value in _SAYS_NOTHING or value == _DEFAULTS.get(name):
             continue
         hint = _HINTS.get(name, "Leave it out.")

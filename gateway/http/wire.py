@@ -97,7 +97,7 @@ def to_messages(bodies: Sequence[MessageBody]) -> tuple[Message, ...]:
         )
     if len(bodies) > MAX_MESSAGES:
         raise InvalidRequest(f"There are more than {MAX_MESSAGES} messages.", param="messages")
-    return tuple(_to_message(body, f"messages[{index}]") for index, body in enumerate(bodies))
+    return tuple([_to_message(body, f"messages[{index}]") for index, body in enumerate(bodies)])
 
 
 def to_user_message(text: str, images: Sequence[str]) -> Message:
@@ -153,7 +153,7 @@ def _to_message(body: MessageBody, path: str) -> Message:
         role=role,
         parts=parts,
         reasoning=body.reasoning_content or body.reasoning,
-        tool_calls=tuple(_to_tool_call(call) for call in body.tool_calls or ()),
+        tool_calls=tuple([_to_tool_call(call) for call in body.tool_calls or ()]),
         tool_call_id=body.tool_call_id,
         tool_name=body.tool_name or (body.name if role == "tool" else None),
     )
@@ -162,6 +162,8 @@ def _to_message(body: MessageBody, path: str) -> Message:
 def _to_parts(body: MessageBody, path: str) -> tuple[TextPart | ImagePart, ...]:
     parts: list[TextPart | ImagePart] = []
     if isinstance(body.content, str):
+        if not body.images:
+            return (TextPart(body.content),)
         parts.append(TextPart(body.content))
     else:
         for index, part in enumerate(body.content or ()):

@@ -20,6 +20,9 @@ from gateway.providers.ollama_listing_wire import Running, name_key, read_ref, r
 _FOREVER_S = 10 * 365 * 24 * 3600.0  # Ollama writes "for ever" as a date in the year 2318
 
 
+_NONE = ModelConfig()
+
+
 class ModelConfigs:
     """The configs of one server's models; they end with the gateway."""
 
@@ -29,8 +32,8 @@ class ModelConfigs:
         self._decisions: dict[str, Decisions] = {}
 
     def of(self, ref: ModelRef) -> ModelConfig:
-        known = self._decisions.get(name_key(ref))
-        return ModelConfig() if known is None else known.config
+        known = self._decisions.get(name_key(ref)) if self._decisions else None
+        return _NONE if known is None else known.config
 
     @contextmanager
     def changed(self, ref: ModelRef, change: ConfigChange) -> Iterator[None]:
@@ -62,6 +65,8 @@ class ModelConfigs:
     def apply(self, request: GenerateRequest, ref: ModelRef) -> GenerateRequest:
         """Return the request with the model's defaults where it says nothing."""
         config = self.of(ref)
+        if config is _NONE:
+            return request
         keep_alive_s = request.keep_alive_s
         return replace(
             request,
