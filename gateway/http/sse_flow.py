@@ -34,8 +34,8 @@ class SseFlow:
         "_connection",
         "_encoder",
         "_has_begun",
-        "_is_confirming",
         "_is_to_begin",
+        "_is_to_flush",
         "_loop",
         "_opening",
         "_over",
@@ -46,6 +46,7 @@ class SseFlow:
         "_settings",
         "_work",
         "_wrote_at",
+        "_wrote_in",
     )
 
     def __init__(
@@ -68,15 +69,17 @@ class SseFlow:
         self._has_begun = False
         self._opening = encoder.preamble
         self._wrote_at = 0.0
+        self._wrote_in = -1
         self._pinger: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._is_confirming = False
         self._is_to_begin = False
+        self._is_to_flush = False
 
     async def run(self, run: Run | None, *, awaits_first: bool) -> None:
         """Write all that is read, until the stream or this reading of it ends; `run` is what makes
         the stream, if nobody else does. Raises what fails before anything was written."""
         self._connection.flow_changed = self._note_flow
+        self._connection.watch(self._note_loss)
         self._reader.listen(self._heed)
         try:
             if awaits_first:
@@ -89,6 +92,7 @@ class SseFlow:
             await self._over
         finally:
             self._connection.flow_changed = None
+            self._connection.unwatch(self._note_loss)
             self._reader.listen(None)
             self._over.cancel()  # what is yet to be called finds that it is over
             for timer in (self._pinger, self._patience):
@@ -114,17 +118,26 @@ class SseFlow:
 
     def _heed(self) -> None:
         """Write what came at once, and what else comes in this turn together."""
-        if not self._is_confirming:
+        if self._wrote_in != self._connection.turns.number():
             self._flush()
+        else:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._is_to_flush:
+            self._is_to_flush = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Write what is ready to be read, as far as the client takes it."""
+        self._is_to_flush = False
         connection = self._connection
-        if connection.is_full or self._over.done():
+        if connection.is_full or connection.is_lost or self._over.done():
             return
         size = self._reader.stream.unread_bytes
         if size > LARGE_BYTES and not connection.turns.admit(size, self._flush):
             return
+        self._reader.confirm()  # what was written before: there is room again
         try:
             events = self._reader.take()
         except GatewayError as error:
@@ -147,8 +160,8 @@ class SseFlow:
             self._write(frames)
         if not events:
             self._end(b"")
-        elif not self._is_confirming and (stream.has_unread or stream.is_ended):
-            self._loop.call_soon(self._flush)  # not at once: there are others
+        elif stream.has_unread or stream.is_ended:
+            self._flush_soon()  # not at once: there are others
 
     def _is_worth_beginning(self, frames: bytes, events: Sequence[Event]) -> bool:
         """Tell whether the reply begins with `frames`, or later failures still have a status."""
@@ -174,10 +187,8 @@ class SseFlow:
     def _write(self, frames: bytes, *, is_last: bool = False) -> None:
         if frames or is_last:
             self._wrote_at = self._loop.time()
+            self._wrote_in = self._connection.turns.number()
             self._send_now({"type": "http.response.body", "body": frames, "more_body": not is_last})
-        if not self._is_confirming:
-            self._is_confirming = True
-            self._loop.call_soon(self._confirm)
 
     def _send_now(self, message: Message) -> None:
         """Send what has nothing to wait for: the connection is not full."""
@@ -188,13 +199,10 @@ class SseFlow:
             return
         raise RuntimeError("a server that was not full had a send wait")
 
-    def _confirm(self) -> None:
-        """Let what was written count as taken, unless the client turns out to have left by now, or
-        has still to take it; and write what came meanwhile."""
-        self._is_confirming = False
-        if not (self._work.cancel_called or self._connection.is_full):
+    def _note_loss(self) -> None:
+        """Let what was written count as taken, unless the client had still to take it."""
+        if not self._connection.is_full:
             self._reader.confirm()
-            self._flush()
 
     def _note_flow(self) -> None:
         if self._patience is not None:
@@ -206,7 +214,7 @@ class SseFlow:
             return
         if self._is_to_begin:
             self._begin()
-        self._confirm()
+        self._flush()
 
     def _lose_patience(self) -> None:
         logger.info("stream %s: its reader took nothing for long", self._reader.stream.id)

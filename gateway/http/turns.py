@@ -1,4 +1,5 @@
-"""How much is written in one turn of the event loop: who is served after it waits for the turn.
+"""The turns of one event loop, as those see them who write in them: what comes in the same one can go
+together, and how much is written in one is bounded.
 
 An upstream, or a machine that wakes up, may have a large piece for each of many readers at once. To
 encode and send all of it takes longer than anybody else should wait.
@@ -14,12 +15,21 @@ TURN_BYTES = 256 * 2**10
 
 
 class Turns:
-    """Shares the turns of one event loop among those who write large pieces, in their order."""
+    """Numbers the turns in which somebody asks, and shares them among those who write large pieces,
+    in their order. One callback of the loop for each, however many ask."""
 
     def __init__(self) -> None:
+        self._number = 0
         self._left = TURN_BYTES
         self._waiting: dict[Callable[[], None], None] = {}
-        self._is_spent = False
+        self._is_noticed = False
+
+    def number(self) -> int:
+        """Return the number of this turn."""
+        if not self._is_noticed:
+            self._is_noticed = True
+            asyncio.get_running_loop().call_soon(self._begin)
+        return self._number
 
     def admit(self, size: int, later: Callable[[], None]) -> bool:
         """Tell whether so many bytes may be written now; else `later` is called in one of the next
@@ -28,15 +38,14 @@ class Turns:
             self._waiting[later] = None
             return False
         self._left -= size
-        if not self._is_spent:
-            self._is_spent = True
-            asyncio.get_running_loop().call_soon(self._begin)
+        self.number()
         return True
 
     def _begin(self) -> None:
         """Begin a turn: those who waited go first, the longest waiting of them foremost."""
+        self._number += 1
         self._left = TURN_BYTES
-        self._is_spent = False
+        self._is_noticed = False
         while self._waiting and self._left > 0:
             later = next(iter(self._waiting))
             del self._waiting[later]

@@ -50,3 +50,11 @@ async def test_one_piece_that_is_more_than_a_turn_is_written_all_the_same() -> N
     assert log == ["a"]
     while len(log) < 2:
         await anyio.lowlevel.checkpoint()
+
+
+async def test_a_turn_has_one_number_and_the_next_another() -> None:
+    turns = Turns()
+    first = turns.number()
+    assert turns.number() == first
+    await anyio.lowlevel.checkpoint()
+    assert turns.number() != first
