@@ -17,10 +17,10 @@ from gateway.http import app as http
 from gateway.http.connections import (
     ConnectionGuard,
     ConnectionLimits,
-    guarded_protocol,
     most_connections,
     raise_file_limit,
 )
+from gateway.http.protocol import guarded_protocol
 from gateway.http.server import VANISHED_S, DrainingServer, listen
 from gateway.http.stream import read_stream_values
 from gateway.services.gateway import Gateway

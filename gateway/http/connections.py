@@ -5,18 +5,14 @@ Every connection takes a file descriptor, and so may the request on it, upstream
 none left can neither serve nor record: so it refuses before that, and says so.
 """
 
-import asyncio
 import logging
 import resource
 from collections import Counter
-from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.core.errors import Overloaded
 from gateway.core.hosts import is_loopback
-from gateway.http.disconnect import BODY, CONNECTION, Connection
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
 from gateway.http.turns import Turns
@@ -85,95 +81,8 @@ def most_connections() -> int:
     return max(16, (files - RESERVED_FILES) // 2)
 
 
-def guarded_protocol(guard: ConnectionGuard) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol, with `guard` at its door: for `uvicorn.Config(http=...)`."""
-
-    class Guarded(HttpToolsProtocol):
-        _peer: str | None = None
-        _deadline: asyncio.TimerHandle | None = None
-        _head_bytes = 0
-        _in_head = True
-        _connection: Connection | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            peername = transport.get_extra_info("peername")
-            peer = str(peername[0]) if peername else ""
-            if not guard.enter(peer):
-                transport.write(_refusal())
-                transport.close()
-                return
-            self._peer = peer
-            super().connection_made(transport)
-            self._connection = Connection(self.flow.resume_reading, guard.turns)
-            self._expect_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._connection is not None:
-                self._connection.lose()
-            if self._peer is not None:
-                self._leave()
-                super().connection_lost(exc)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            if self._connection is not None:
-                self._connection.set_full(True)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._connection is not None:
-                self._connection.set_full(False)
-
-        def data_received(self, data: bytes) -> None:
-            if self._peer is None:
-                return
-            if self._in_head:
-                if self._head_bytes > HEAD_BYTES:
-                    self.transport.abort()
-                    return
-                self._head_bytes += len(data)
-            super().data_received(data)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._expect_head()
-
-        def on_headers_complete(self) -> None:
-            self._forget_head()
-            self.scope[CONNECTION] = self._connection  # type: ignore[literal-required]
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            if self.cycle is not None and self.cycle.scope is self.scope:
-                self.scope[BODY] = self.cycle.body  # type: ignore[literal-required]
-
-        def handle_websocket_upgrade(self) -> None:
-            # From here on it is no connection of this protocol; sockets have limits of their own.
-            self._leave()
-            super().handle_websocket_upgrade()
-
-        def _expect_head(self) -> None:
-            self._forget_head()
-            self._in_head, self._head_bytes = True, 0
-            self._deadline = self.loop.call_later(guard.limits.head_s, self.transport.abort)
-
-        def _forget_head(self) -> None:
-            self._in_head = False
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None  # a timer is a kilobyte
-
-        def _leave(self) -> None:
-            self._forget_head()
-            if self._peer is not None:
-                guard.leave(self._peer)
-                self._peer = None
-
-    return Guarded
-
-
-def _refusal() -> bytes:
+def refusal() -> bytes:
+    """Return the reply for a connection that is one too many."""
     problem = describe(Overloaded("Too many connections are open."))
     body = encode_json({"error": native_error(problem)})
     return (

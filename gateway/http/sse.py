@@ -59,6 +59,8 @@ class StreamReply(Response):
             encoder = self._make_encoder(reader.stream)
             with cancelled_on_disconnect(scope, receive) as work:
                 if connection is not None:
+                    # Thousands of these wait at once: nobody needs what their clients said first.
+                    scope["headers"].clear()
                     flow = SseFlow(reader, encoder, send, connection, work, self._settings)
                     await flow.run(run, awaits_first=self._awaits_first)
                 else:

@@ -21,7 +21,8 @@ from gateway.core.sessions import Session
 from gateway.core.virtual import VirtualModel
 from gateway.engine.memory.ledger import MemoryLedger
 from gateway.http.app import create_app
-from gateway.http.connections import ConnectionGuard, ConnectionLimits, guarded_protocol
+from gateway.http.connections import ConnectionGuard, ConnectionLimits
+from gateway.http.protocol import guarded_protocol
 from gateway.http.server import VANISHED_S, listen
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService

@@ -69,7 +69,7 @@ def any_server() -> Scope:
 
 def our_server() -> Scope:
     """The scope of a server that tells how full a connection is."""
-    return {"type": "http", CONNECTION: Connection(lambda: None, Turns())}
+    return {"type": "http", "headers": [], CONNECTION: Connection(lambda: None, Turns())}
 
 
 SERVERS = pytest.mark.parametrize("scope", [any_server(), our_server()], ids=["any", "ours"])

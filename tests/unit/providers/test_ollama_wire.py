@@ -202,9 +202,7 @@ def test_many_short_lines_in_one_chunk_are_no_long_line() -> None:
     assert len(list(reader(100).feed(b'{"response":"a"}\n' * 1000))) == 1001
 
 
-@pytest.mark.parametrize(
-    "lines", [b'{"response":\n"a"}\n', b'{"response":"a"} {"response":"b"}\n']
-)
+@pytest.mark.parametrize("lines", [b'{"response":\n"a"}\n', b'{"response":"a"} {"response":"b"}\n'])
 def test_a_line_is_one_value_also_among_others(lines: bytes) -> None:
     good = b'{"response":"a"}\n'
     answer, seen = reader(), list[Event]()
