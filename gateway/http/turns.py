@@ -1,4 +1,4 @@
-"""The turns of one event loop, as those see them who write in them: what comes in the same one can go
+"""The turns of one event loop, for those who write in them: what comes in the same one can go
 together, and how much is written in one is bounded.
 
 An upstream, or a machine that wakes up, may have a large piece for each of many readers at once. To
