@@ -44,7 +44,7 @@ class _Guarded(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._connection = Connection(self.flow.resume_reading, self.guard.turns)
-        self._expect_head()
+        self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
@@ -72,10 +72,13 @@ class _Guarded(HttpToolsProtocol):
                 return
             self._head_bytes += len(data)
         super().data_received(data)
+        if self._in_head and self._deadline is None:
+            self._set_deadline()  # only now: nearly every head comes whole
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expect_head()
+        self._forget_head()
+        self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
         self._forget_head()
@@ -98,9 +101,7 @@ class _Guarded(HttpToolsProtocol):
         """Tell whether the request that is being read is one that is answered here."""
         return self.cycle is not None and self.cycle.scope is self.scope
 
-    def _expect_head(self) -> None:
-        self._forget_head()
-        self._in_head, self._head_bytes = True, 0
+    def _set_deadline(self) -> None:
         self._deadline = self.loop.call_later(self.guard.limits.head_s, self.transport.abort)
 
     def _forget_head(self) -> None:

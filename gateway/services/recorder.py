@@ -71,7 +71,7 @@ class SessionRecorder:
         self._pending: deque[SessionRecord] = deque()
         self._unlogged: list[SessionRecord] = []
         self._lost: set[str] = set()
-        self._work = anyio.Event()
+        self._work = Bell()
         self._settled = Bell()
         self._hurry = Bell()
         self._recovered = anyio.Event()
@@ -170,7 +170,7 @@ class SessionRecorder:
                 await self._gather()
                 went_well = await self._store_pending()
             else:
-                await self._wait_for_work()
+                await self._work.wait()
                 continue
             if not went_well:
                 await self._sleep(RETRY_S)
@@ -184,7 +184,7 @@ class SessionRecorder:
     async def _spool_for_ever(self) -> None:
         while True:
             if not self._pending:
-                await self._wait_for_work()
+                await self._work.wait()
             elif not await self._is_database_coming():
                 await self._spool()
 
@@ -286,11 +286,6 @@ class SessionRecorder:
         self.journal_healthy = self.journal_healthy or not self._pending
         self._settled.ring()
 
-    async def _wait_for_work(self) -> None:
-        if self._work.is_set():
-            self._work = anyio.Event()
-        await self._work.wait()
-
     def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
         self._added_count += 1
@@ -300,7 +295,7 @@ class SessionRecorder:
                 asyncio.get_running_loop().call_soon(self._write_log)
         if self._log is None or len(self._pending) == MAX_BATCH:
             self._hurry.ring()
-        self._work.set()
+        self._work.ring()
         return self._added_count
 
     def _write_log(self) -> None:
