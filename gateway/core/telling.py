@@ -17,6 +17,13 @@ Tell = Callable[[Sequence[Event]], Wait | None]
 a Wait, nothing may be told before that was awaited. What it raises ends the answer, and is for who
 asked for it: it passes who tells."""
 
+Rest = Callable[[], Awaitable[None]]
+"""What is left to be done of an answer that began without a task, in one: to wait, to ask again, or
+to raise why it failed."""
+
+Over = Callable[[Rest | None], None]
+"""Is told once that all of an answer was told, or what is left to be done of it."""
+
 EVENTS_A_TURN = 16
 
 

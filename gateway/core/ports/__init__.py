@@ -19,6 +19,7 @@ from gateway.core.ports.library import (
 )
 from gateway.core.ports.providers import (
     Continuer,
+    Eager,
     ModelObserver,
     ModelRemover,
     Provider,
@@ -45,6 +46,7 @@ __all__ = [
     "DownloadObserver",
     "DownloadSource",
     "DownloadStore",
+    "Eager",
     "FileStore",
     "HubCache",
     "HubRevisions",

@@ -1,6 +1,6 @@
 """Sources of models, and who is told of what they do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
@@ -9,7 +9,7 @@ from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, ModelStateChange, Resident
 from gateway.core.names import ModelRef
 from gateway.core.states import ModelState
-from gateway.core.telling import Tell
+from gateway.core.telling import Over, Tell
 
 
 class Provider(Protocol):
@@ -78,6 +78,24 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections, threads and models. Called once, last."""
+        ...
+
+
+@runtime_checkable
+class Eager(Protocol):
+    """A provider that answers without a task of its own as long as all goes well: of what a request
+    costs, a task and what it awaits is the most."""
+
+    def begin(
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, over: Over
+    ) -> Callable[[], None] | None:
+        """Begin to do as `answer`, and return what cancels it. None, and nothing was begun, where
+        something is to be waited for first, or `answer` would fail.
+
+        `over` is called once, and not before this has returned: when all was told, with Finished as
+        the last, or with what is left to be done; that ends as `answer` would have. Who was
+        cancelled calls neither `tell` nor `over` any more.
+        """
         ...
 
 
