@@ -32,7 +32,7 @@ from gateway.http.sse import StreamReply
 from gateway.http.sse_events import EventEncoder
 from gateway.services.catalog import Listing
 from gateway.services.gateway import Gateway
-from gateway.services.live import LiveStream, Run, StreamReader
+from gateway.services.live import LiveStream, StreamReader
 from gateway.services.streams import StreamService
 from gateway.settings import Settings
 
@@ -97,9 +97,7 @@ class OpenAIFace:
         caller = caller_of(request)
         if wanted.is_stream:
             asked = _Asked(streams, wanted, caller, chunks)
-            return StreamReply(
-                asked.open, asked.encode, self._settings, attach_here=asked.open_here
-            )
+            return StreamReply(asked.open, asked.encode, self._settings)
         generate = partial(
             streams.generate,
             wanted.request,
@@ -152,9 +150,6 @@ class _Asked:
 
     def open(self) -> StreamReader:
         return self._streams.open(self._wanted.request, face="openai", caller=self._caller)
-
-    def open_here(self) -> tuple[StreamReader, Run]:
-        return self._streams.open_here(self._wanted.request, face="openai", caller=self._caller)
 
     def encode(self, stream: LiveStream) -> EventEncoder:
         return self._chunks(stream, includes_usage=self._wanted.includes_usage)

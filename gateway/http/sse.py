@@ -14,7 +14,7 @@ from gateway.http.disconnect import CONNECTION, Connection, cancelled_on_disconn
 from gateway.http.sse_events import EventEncoder
 from gateway.http.sse_flow import SseFlow
 from gateway.http.sse_pull import pull
-from gateway.services.live import LiveStream, Run, StreamReader
+from gateway.services.live import LiveStream, StreamReader
 from gateway.settings import Settings
 
 
@@ -36,25 +36,17 @@ class StreamReply(Response):
         make_encoder: Callable[[LiveStream], EventEncoder],
         settings: Settings,
         *,
-        attach_here: Callable[[], tuple[StreamReader, Run]] | None = None,
         awaits_first: bool = True,
     ) -> None:
-        """`attach_here` is there for a stream that may run in the task of its reply."""
         super().__init__()
         self._attach = attach
-        self._attach_here = attach_here
         self._make_encoder = make_encoder
         self._settings = settings
         self._awaits_first = awaits_first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection | None = scope.get(CONNECTION)
-        run: Run | None = None
-        if connection is not None and self._attach_here is not None:
-            reader, run = self._attach_here()
-        else:
-            reader = self._attach()
-        async with reader:
+        async with self._attach() as reader:
             note_decision(scope, reader.stream.id)
             encoder = self._make_encoder(reader.stream)
             with cancelled_on_disconnect(scope, receive) as work:
@@ -62,7 +54,7 @@ class StreamReply(Response):
                     # Thousands of these wait at once: nobody needs what their clients said first.
                     scope["headers"].clear()
                     flow = SseFlow(reader, encoder, send, connection, work, self._settings)
-                    await flow.run(run, awaits_first=self._awaits_first)
+                    await flow.run(awaits_first=self._awaits_first)
                 else:
                     awaits = self._awaits_first
                     await pull(reader, encoder, send, work, self._settings, awaits_first=awaits)

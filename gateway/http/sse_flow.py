@@ -17,7 +17,7 @@ from gateway.http.disconnect import Connection
 from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder, start_message
 from gateway.http.turns import LARGE_BYTES
 from gateway.problems import describe
-from gateway.services.live import Run, StreamReader
+from gateway.services.live import StreamReader
 from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ class SseFlow:
         self._is_to_begin = False
         self._is_to_flush = False
 
-    async def run(self, run: Run | None, *, awaits_first: bool) -> None:
-        """Write all that is read, until the stream or this reading of it ends; `run` is what makes
-        the stream, if nobody else does. Raises what fails before anything was written."""
+    async def run(self, *, awaits_first: bool) -> None:
+        """Write all that is read, until the stream or this reading of it ends. Raises what fails
+        before anything was written."""
         self._connection.flow_changed = self._note_flow
         self._connection.watch(self._note_loss)
         self._reader.listen(self._heed)
@@ -87,8 +87,6 @@ class SseFlow:
             else:
                 self._begin()
             self._flush()
-            if run is not None:
-                await run()
             await self._over
         finally:
             self._connection.flow_changed = None

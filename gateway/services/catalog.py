@@ -58,7 +58,8 @@ class Catalog:
         self._ttl_s = ttl_s
         self._clock = clock
         self._lock = anyio.Lock()
-        self._latest: Listing | None = None
+        self.latest: Listing | None = None
+        """The last listing, whatever its age."""
         self._is_stale = False
         self._looks_begun = 0
         self._looks_done = 0
@@ -69,23 +70,23 @@ class Catalog:
         `fresh` asks for a look that began after this call.
         """
         begun_before, done_before = self._looks_begun, self._looks_done
-        if not fresh and self._latest and self._is_recent(self._latest):
-            return self._latest
+        if not fresh and self.latest and self._is_recent(self.latest):
+            return self.latest
         async with self._lock:
-            latest = self._latest
+            latest = self.latest
             # Who came during a look takes what it found, even if a model changed meanwhile:
             # two looks in a row could take longer than a listing may.
             shared = self._looks_begun > begun_before if fresh else self._looks_done > done_before
             if latest and (shared or (not fresh and self._is_recent(latest))):
                 return latest
             self._looks_begun += 1
-            self._latest = await self._ask_all()
+            self.latest = await self._ask_all()
             self._looks_done += 1
-            return self._latest
+            return self.latest
 
     async def known(self) -> Listing:
         """Return the last listing whatever its age: a request must not wait for a dead provider."""
-        return self._latest or await self.listing()
+        return self.latest or await self.listing()
 
     def forget(self) -> None:
         """Take the kept listing for old: a model changed."""

@@ -96,6 +96,10 @@ class HealthBoard:
             if name in self._breakers and self._breakers[name].state(now) != "closed"
         ]
 
+    def is_well(self, ref: ModelRef) -> bool:
+        """Tell whether neither the model nor its provider failed lately."""
+        return not self._breakers or not (ref.provider in self._breakers or ref in self._breakers)
+
     def attempt(self, ref: ModelRef) -> Attempt:
         """Return what `ref` is to be asked in. Raises ProviderResting when it is not to be asked
         now."""

@@ -3,7 +3,7 @@
 What runs the model and writes the records is `streams`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 
 import anyio
@@ -17,9 +17,6 @@ from gateway.core.telling import Wait
 from gateway.services.bell import Bell
 from gateway.services.replay import ReplayBuffer
 from gateway.services.tally import Tally
-
-Run = Callable[[], Awaitable[None]]
-"""Runs the model of a stream to its end, whatever that is."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -78,8 +75,8 @@ class LiveStream:
         self._listener: Callable[[], None] | None = None
         self._handed_tokens = 0
         self._changed = Bell()
-        self.scope = anyio.CancelScope()
-        """What the owner runs the model in."""
+        self._stop: Callable[[], None] | None = None
+        self._is_stopped = False
 
     @property
     def id(self) -> str:
@@ -147,17 +144,31 @@ class LiveStream:
         while self._reader is None and not self.is_ended:
             await self._changed.wait()
 
+    def stop_by(self, stop: Callable[[], None]) -> None:
+        """Have `stop` called when the model is to be stopped, which may be at once; for the owner
+        of the stream only."""
+        self._stop = stop
+        if self._is_stopped:
+            stop()
+
     def cancel(self) -> None:
         """Stop the model; the reader sees `Finished` with the reason `cancelled`. Harmless after
         the end."""
         if not self.is_ended:
-            self.scope.cancel()
+            self._is_stopped = True
+            if self._stop is not None:
+                self._stop()
+
+    def forsake(self) -> None:
+        """Do as `cancel`, for who waited for the whole answer and has left."""
+        self.is_awaited = False
+        self.cancel()
 
     def abort(self, error: GatewayError) -> None:
         """Stop the model and let the reader see `error` as the end."""
         if not self.is_ended and self.error is None:
             self.error = error
-            self.scope.cancel()
+            self.cancel()
 
     def put(self, events: Sequence[Event]) -> Wait | None:
         """Add events as far as there is room; return how to wait until the rest is added, too. For

@@ -20,11 +20,11 @@ from gateway.core.events import Collector, Event, Finished, Generation, Routed, 
 from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, find_listed_state, plan_routes
-from gateway.core.ports import Continuer, Provider, RouteMeter, StateTeller
+from gateway.core.ports import Continuer, Eager, Provider, RouteMeter, StateTeller
 from gateway.core.retry import RetryBudget, helps_elsewhere, retry_in_s
 from gateway.core.routing import Route, describe_guess
 from gateway.core.states import ModelState
-from gateway.core.telling import Tell, Wait, tell_one
+from gateway.core.telling import Over, Rest, Tell, Wait, tell_one
 from gateway.core.trail import Trail
 from gateway.core.virtual import VirtualModel
 from gateway.services.catalog import Catalog, Listing
@@ -61,6 +61,9 @@ class ModelRouterService:
         to, by its full name, and must not block. `max_continuations` is how often an answer that
         may go on after a failure does."""
         self._providers = providers
+        self._eager = {
+            name: provider for name, provider in providers.items() if isinstance(provider, Eager)
+        }
         self._catalog = catalog
         self._aliases = aliases
         self._images = images
@@ -106,40 +109,82 @@ class ModelRouterService:
         await self._images.check(request)
         plan = await self._plan(request, trail)
         self._budget.earn()
-        tries = Tries(plan.routes)
+        await self._walk(_Course(request, tell, trail, Tries(plan.routes), self._relay(request)))
+
+    def begin(
+        self, request: GenerateRequest, tell: Tell, trail: Trail, over: Over
+    ) -> Callable[[], None] | None:
+        """Begin to do as `answer`, and return what cancels it; see `core.ports.Eager`. None where
+        the first candidate's provider cannot, or something is to be looked into first."""
+        listing = self._catalog.latest
+        if listing is None or request.has_images:
+            return None
+        plan = self._draft(request, listing)
+        if plan.error is not None:
+            return None
+        ref = plan.routes[0].ref
+        provider = self._eager.get(ref.provider)
+        if provider is None or not self.health.is_well(ref):
+            return None
         relay = self._relay(request)
+        course = _Course(request, tell, trail, Tries(plan.routes), relay)
+        part = _Part(tell, relay)
+        part.attempt = self.health.attempt(ref)
+        told = _Told(course, part, self._walk, over)
+        asked = request if relay is None else relay.begin()
+        cancel = provider.begin(asked, ref, part.hear, told.note)
+        if cancel is not None:
+            self._note(plan, trail)
+            self._budget.earn()
+            trail.ask(0)
+            tell((Routed(ref),))  # nobody reads it: there is nothing to wait for
+        return cancel
+
+    async def _walk(
+        self, course: "_Course", part: "_Part | None" = None, rest: Rest | None = None
+    ) -> None:
+        """Ask one candidate after the other until the answer is whole. With `part` the first of
+        them is asked already, and `rest` is what is left of that."""
+        relay, tries = course.relay, course.tries
         while True:
-            if relay is not None and relay.is_full:
-                await tell_one(tell, relay.end())
-                return
-            route = tries.route
-            trail.ask(tries.place)
-            await tell_one(tell, Routed(route.ref, tries.after))
-            part = _Part(tell, relay)
+            if part is None:
+                if relay is not None and relay.is_full:
+                    await tell_one(course.tell, relay.end())
+                    return
+                course.trail.ask(tries.place)
+                await tell_one(course.tell, Routed(tries.route.ref, tries.after))
+                part = _Part(course.tell, relay)
             try:
-                await self._ask(request if relay is None else relay.begin(), route, part)
+                await self._ask(course, part, rest)
                 return
             except GatewayError as error:
                 if part.is_over:
                     return
-                trail.fail(error)
+                course.trail.fail(error)
                 if not part.has_begun:
                     is_taken_on = await self._goes_on(tries, error)
                 else:
                     is_taken_on = relay is not None and self._goes_over(relay, tries, error)
                 if is_taken_on:
+                    part = rest = None
                     continue
-                described = await self._in_words(request, route, error)
+                described = await self._in_words(course.request, tries.route, error)
                 if described is error:
                     raise
                 raise described from error
 
-    async def _ask(self, request: GenerateRequest, route: Route, part: "_Part") -> None:
-        """Have one provider say its part, and keep in mind whether it works."""
-        provider = self._providers[route.ref.provider]
-        with self.health.attempt(route.ref) as part.attempt:
+    async def _ask(self, course: "_Course", part: "_Part", rest: Rest | None) -> None:
+        """Have one provider say its part, or the `rest` of it; keep in mind whether it works."""
+        ref = course.tries.route.ref
+        provider = self._providers[ref.provider]
+        if rest is None:
+            relay = course.relay
+            asked = course.request if relay is None else relay.begin()
+            part.attempt = self.health.attempt(ref)
+            rest = partial(provider.answer, asked, ref, part.hear)
+        with part.attempt:
             try:
-                await provider.answer(request, route.ref, part.hear)
+                await rest()
             except _Enough:
                 return
             if not part.is_over:
@@ -219,9 +264,14 @@ class ModelRouterService:
         trail.plan = plan = await self.explain(request)
         if plan.error is not None:
             raise plan.error.renewed()  # the plan is kept, and must not keep what is raised
+        self._note(plan, trail)
+        return plan
+
+    def _note(self, plan: Plan, trail: Trail) -> None:
+        """A request goes by this plan."""
+        trail.plan = plan
         if plan.rotation is not None and self._asked is not None:
             self._asked(plan.rotation)
-        return plan
 
     def _draft(self, request: AnyRequest, listing: Listing) -> Plan:
         return plan_routes(
@@ -263,8 +313,25 @@ class _Enough(Exception):
     """The answer is whole, whatever its provider would still say."""
 
 
+class _Course:
+    """A request on its way through its plan."""
+
+    __slots__ = ("relay", "request", "tell", "trail", "tries")
+
+    def __init__(
+        self, request: GenerateRequest, tell: Tell, trail: Trail, tries: Tries, relay: Relay | None
+    ) -> None:
+        self.request = request
+        self.tell = tell
+        self.trail = trail
+        self.tries = tries
+        self.relay = relay
+
+
 class _Part:
     """What one provider says, on its way to who asked."""
+
+    __slots__ = ("_relay", "_tell", "attempt", "has_begun", "is_over")
 
     attempt: Attempt
 
@@ -297,6 +364,34 @@ class _Part:
         if self.is_over and type(events[-1]) is not Finished:
             return partial(_stop_after, wait)
         return wait
+
+
+class _Told:
+    """Is told how far a part came that began without a task."""
+
+    __slots__ = ("_course", "_over", "_part", "_walk")
+
+    def __init__(
+        self,
+        course: _Course,
+        part: _Part,
+        walk: Callable[[_Course, _Part, Rest], Awaitable[None]],
+        over: Over,
+    ) -> None:
+        self._course = course
+        self._part = part
+        self._walk = walk
+        self._over = over
+
+    def note(self, rest: Rest | None) -> None:
+        if rest is None and self._part.is_over:
+            self._over(None)
+        else:
+            self._over(partial(self._walk, self._course, self._part, rest or _nothing))
+
+
+async def _nothing() -> None:
+    """What is left of an answer that just stopped."""
 
 
 async def _stop_after(wait: Wait | None) -> None:

@@ -1,9 +1,10 @@
-"""The streams: each has an id, a caller whose it is, and one task that owns it.
+"""The streams: each has an id, a caller whose it is, and one owner.
 
-The owning task, not the reader, runs the model's generator and writes the terminal record, so a
-reader may vanish at any point and nothing is left open.
+The owner, not the reader, runs the model and has the terminal record written, so a reader may
+vanish at any point and nothing is left open.
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -15,26 +16,25 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from gateway import telemetry
-from gateway.core.citations import quotable
 from gateway.core.errors import (
     GatewayError,
-    Internal,
     Overloaded,
     ShuttingDown,
     StreamNotFound,
 )
-from gateway.core.events import Collector, Event, Generation, Routed, Started, Usage
+from gateway.core.events import Collector, Event, Generation, Usage
 from gateway.core.keys import ANYBODY, Caller
 from gateway.core.messages import GenerateRequest
 from gateway.core.names import ModelRef
 from gateway.core.ports import SessionMeter, StreamTrace, Tracer
 from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
-from gateway.core.telling import Tell, Wait
+from gateway.core.telling import Tell
 from gateway.core.trail import Trail
 from gateway.services.decision_log import DecisionLog
 from gateway.services.ended import EndedStreams
-from gateway.services.live import LiveStream, Run, StreamLimits, StreamReader
+from gateway.services.live import LiveStream, StreamLimits, StreamReader
+from gateway.services.owner import Ear, Owner
 from gateway.services.recorder import SessionRecorder
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
@@ -43,10 +43,6 @@ from gateway.settings import Settings
 from gateway.telemetry.meter import Meter
 
 logger = logging.getLogger(__name__)
-
-COMMIT_WAIT_S = 0.25
-"""How long `started` waits for its record: durable before visible, but a slow database only
-delays by this much."""
 
 
 def choose_limits(settings: Settings) -> StreamLimits:
@@ -122,21 +118,39 @@ class StreamService:
         stream, trail = self._accept(
             request, face, caller, is_resumable=is_resumable or is_detached, is_detached=is_detached
         )
-        request = replace(request, caller=caller.id)
-        self._tasks.start_soon(
-            self._own, stream, request, trail, stream.put, name=f"stream {stream.id}"
-        )
-        return stream.attach()
-
-    def open_here(
-        self, request: GenerateRequest, *, face: str = "native", caller: Caller = ANYBODY
-    ) -> tuple[StreamReader, Run]:
-        """Do as `open`, for a stream that ends with its reader; return the reader, and what runs
-        the model: in whichever task, as long as it is run."""
-        stream, trail = self._accept(request, face, caller)
-        request = replace(request, caller=caller.id)
         reader = stream.attach()
-        return reader, partial(self._own, stream, request, trail, stream.put, reader)
+        self._begin(stream, request, caller, trail, stream.put, None)
+        return reader
+
+    def ask(
+        self,
+        request: GenerateRequest,
+        *,
+        face: str = "native",
+        caller: Caller = ANYBODY,
+        told: Callable[[Generation | GatewayError], None],
+    ) -> LiveStream:
+        """Accept a request, and return the stream that it is; `told` is given the whole answer
+        later, or the stream's own error, or StreamCancelled. Raises what `open` does.
+
+        Nobody can read such a stream: its events are not kept. Who no longer wants it calls
+        `forsake` of the stream.
+        """
+        stream, trail = self._accept(request, face, caller, is_awaited=True)
+        collector = Collector()
+
+        def take(events: Sequence[Event]) -> None:
+            collector.add_all(events)
+            stream.observe(events)
+
+        def ended() -> None:
+            try:
+                told(stream.error.renewed() if stream.error else collector.whole())
+            except GatewayError as error:
+                told(error)
+
+        self._begin(stream, request, caller, trail, take, ended)
+        return stream
 
     async def generate(
         self,
@@ -149,26 +163,24 @@ class StreamService:
         """Accept a request; return its whole answer, and the stream that it was. Being cancelled
         stops the model. `decided` is told the decision's id at once.
 
-        Raises what `open` does, the stream's own error, and StreamCancelled. Nobody can read such
-        a stream: its events are not kept, and the asker's own task is what owns it.
+        Raises what `open` does, the stream's own error, and StreamCancelled.
         """
-        stream, trail = self._accept(request, face, caller, is_awaited=True)
+        told: asyncio.Future[Generation | GatewayError] = asyncio.get_running_loop().create_future()
+        stream = self.ask(request, face=face, caller=caller, told=partial(_settle, told))
         decided(stream.id)
-        collector = Collector()
-
-        def take(events: Sequence[Event]) -> None:
-            collector.add_all(events)
-            stream.observe(events)
-
-        await self._own(stream, replace(request, caller=caller.id), trail, take)
-        if stream.error is not None:
-            raise stream.error.renewed()
-        return stream, collector.whole()
+        try:
+            answer = await told
+        except asyncio.CancelledError:
+            stream.forsake()
+            raise
+        if isinstance(answer, GatewayError):
+            raise answer
+        return stream, answer
 
     def _accept(
         self, request: GenerateRequest, face: str, caller: Caller, **kind: bool
     ) -> tuple[LiveStream, Trail]:
-        """Admit a request and return its stream; `_own` must follow."""
+        """Admit a request and return its stream; `_begin` must follow."""
         try:
             self._admit(caller)
         except GatewayError as error:
@@ -283,41 +295,37 @@ class StreamService:
             await stream.wait_attached()
             tasks.cancel_scope.cancel()
 
-    async def _own(
+    def _begin(
         self,
         stream: LiveStream,
         request: GenerateRequest,
+        caller: Caller,
         trail: Trail,
         take: Tell,
-        reader: StreamReader | None = None,
+        ended: Callable[[], None] | None,
     ) -> None:
-        """Run the model and give its events to `take`; the record is closed whatever happens.
-        `reader` leaves if the task is cancelled that it shares."""
-        error: GatewayError | None = None
+        """Have the stream's model begin, and what it says given to `take`; `ended` is told once the
+        stream has."""
         trace = self._tracer.stream(stream.opened) if self._tracer else None
-        try:
-            with stream.scope:
-                ear = _Ear(stream, self._recorder, take, trace)
-                await self._router.answer(request, ear.hear, trail)
-        except GatewayError as known:
-            said = quotable(known.message, request.texts)
-            logger.info("stream %s failed: %s: %s", stream.id, known.code, said)
-            error = known
-        except Exception:
-            logger.exception("stream %s failed", stream.id)
-            error = Internal("Something went wrong inside the gateway.")
-        except anyio.get_cancelled_exc_class():
-            stream.is_awaited = False  # who would have had the whole answer has left
-            if reader is not None:
-                reader.leave()
-            raise
-        finally:
-            # Also when the whole task group is being cancelled: the record is queued, not awaited.
-            self._close(stream, stream.error or error, trace)
+        Owner(
+            stream,
+            replace(request, caller=caller.id),
+            trail,
+            Ear(stream, self._recorder, take, trace),
+            router=self._router,
+            tasks=self._tasks,
+            closed=partial(self._close, trace=trace, ended=ended),
+        ).begin()
 
     def _close(
-        self, stream: LiveStream, error: GatewayError | None, trace: StreamTrace | None
+        self,
+        stream: LiveStream,
+        error: GatewayError | None,
+        *,
+        trace: StreamTrace | None,
+        ended: Callable[[], None] | None,
     ) -> None:
+        error = stream.error or error
         tally = stream.tally
         finished = tally.finished
         if finished is not None:
@@ -351,50 +359,12 @@ class StreamService:
             self._ended.keep(stream, keep_s)
         if not self._live:
             self._idle.set()
+        if ended is not None:
+            ended()
 
 
-class _Ear:
-    """Hears what the router tells of one stream, has its opening recorded, and passes it on."""
-
-    def __init__(
-        self,
-        stream: LiveStream,
-        recorder: SessionRecorder,
-        take: Tell,
-        trace: StreamTrace | None,
-    ) -> None:
-        self._stream = stream
-        self._recorder = recorder
-        self._take = take
-        self._trace = trace
-        self._ticket = 0
-        self._is_open = False
-
-    def hear(self, events: Sequence[Event]) -> Wait | None:
-        if self._trace is not None:
-            for event in events:
-                self._trace.observe(event)
-        if type(events[0]) is Routed:
-            self._open(events[0])
-            return None
-        if not self._is_open and any(type(event) is Started for event in events):
-            self._is_open = True
-            if not self._recorder.is_written(self._ticket):
-                return partial(self._pass_on_written, events)
-        return self._take(events)
-
-    def _open(self, routed: Routed) -> None:
-        # For the record alone: what readers see is numbered, and this is not shown.
-        opened = self._stream.opened
-        ref = routed.ref
-        self._ticket = self._recorder.opened(
-            replace(opened, provider=ref.provider, model=ref.qualified_model)
-        )
-        self._stream.observe((routed,))
-
-    async def _pass_on_written(self, events: Sequence[Event]) -> None:
-        """Say nothing of a stream of which nothing would be known after a crash."""
-        await self._recorder.wait_written(self._ticket, COMMIT_WAIT_S)
-        wait = self._take(events)
-        if wait is not None:
-            await wait()
+def _settle(
+    told: asyncio.Future[Generation | GatewayError], answer: Generation | GatewayError
+) -> None:
+    if not told.done():  # who waited may have been cancelled
+        told.set_result(answer)
