@@ -1,20 +1,18 @@
 """A live stream onto a connection whose server tells how full it is: each event is written in the
-turn in which it came, by whoever brought it.
+turn in which it came, by whoever brought it. There is no task: all of it is callbacks.
 
 The other way, for any ASGI server, is `sse_pull`. Both send the same bytes.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-
-import anyio
-from starlette.types import Message, Send
+from collections.abc import Callable, Sequence
 
 from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Waiting
 from gateway.http.disconnect import Connection
-from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder, start_message
+from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder
+from gateway.http.sse_wire import SseWire
 from gateway.http.turns import LARGE_BYTES
 from gateway.problems import describe
 from gateway.services.live import StreamReader
@@ -24,27 +22,25 @@ logger = logging.getLogger(__name__)
 
 
 class SseFlow:
-    """Writes one stream until its end; the task that runs it sleeps meanwhile, or runs the model.
-
-    A client that takes nothing for long has `work` cancelled; one who is told nothing for long gets
-    a ping.
-    """
+    """Writes what one reader reads, from `begin` until the stream or this reading of it ends, or
+    until `stop`. A client who is told nothing for long gets a ping."""
 
     __slots__ = (
         "_connection",
         "_encoder",
         "_has_begun",
+        "_is_over",
         "_is_to_begin",
         "_is_to_flush",
         "_loop",
+        "_lose_patience",
         "_opening",
         "_over",
         "_patience",
         "_pinger",
         "_reader",
-        "_send",
         "_settings",
-        "_work",
+        "_wire",
         "_wrote_at",
         "_wrote_in",
     )
@@ -53,19 +49,29 @@ class SseFlow:
         self,
         reader: StreamReader,
         encoder: EventEncoder,
-        send: Send,
+        wire: SseWire,
         connection: Connection,
-        work: anyio.CancelScope,
         settings: Settings,
+        *,
+        over: Callable[[Exception | None], None],
+        lose_patience: Callable[[], None],
     ) -> None:
+        """`over` is called once, and nothing is written after it: with None when all is written,
+        the end included; with a GatewayError that came before anything was written, and is for a
+        reply with a real status; or with a defect of ours. Not if `stop` comes first.
+
+        `lose_patience` is called when the client takes nothing for long; to `stop` is for the
+        caller.
+        """
         self._reader = reader
         self._encoder = encoder
-        self._send = send
+        self._wire = wire
         self._connection = connection
-        self._work = work
         self._settings = settings
+        self._over = over
+        self._lose_patience = lose_patience
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._is_over = False
         self._has_begun = False
         self._opening = encoder.preamble
         self._wrote_at = 0.0
@@ -75,33 +81,33 @@ class SseFlow:
         self._is_to_begin = False
         self._is_to_flush = False
 
-    async def run(self, *, awaits_first: bool) -> None:
-        """Write all that is read, until the stream or this reading of it ends. Raises what fails
-        before anything was written."""
+    def begin(self, *, awaits_first: bool) -> None:
+        """Write what there is and from now on what comes; it may be over before this returns. With
+        `awaits_first` nothing is written before there is an event to show, for a while."""
         self._connection.flow_changed = self._note_flow
         self._connection.watch(self._note_loss)
         self._reader.listen(self._heed)
-        try:
-            if awaits_first:
-                self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
-            else:
-                self._begin()
-            self._flush()
-            await self._over
-        finally:
-            self._connection.flow_changed = None
-            self._connection.unwatch(self._note_loss)
-            self._reader.listen(None)
-            self._over.cancel()  # what is yet to be called finds that it is over
-            for timer in (self._pinger, self._patience):
-                if timer is not None:
-                    timer.cancel()
-            if self._over.done() and not self._over.cancelled():
-                self._over.exception()  # who was cancelled meanwhile has no use for it
+        if awaits_first:
+            self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
+        else:
+            self._begin()
+        self._flush()
+
+    def stop(self) -> None:
+        """Write no more, and tell nobody. Harmless once it is over."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._connection.flow_changed = None
+        self._connection.unwatch(self._note_loss)
+        self._reader.listen(None)
+        for timer in (self._pinger, self._patience):
+            if timer is not None:
+                timer.cancel()
 
     def _begin(self) -> None:
         """Write the head of the reply, and what there is to follow it."""
-        if self._has_begun or self._over.done():
+        if self._has_begun or self._is_over:
             return
         self._is_to_begin = self._connection.is_full
         if self._is_to_begin:
@@ -111,7 +117,7 @@ class SseFlow:
             self._pinger.cancel()
         self._pinger = self._loop.call_later(self._settings.ping_interval_s, self._ping)
         opening, self._opening = self._opening, b""
-        self._send_now(start_message(self._reader.stream.id))
+        self._wire.start(self._reader.stream.id)
         self._write(opening)
 
     def _heed(self) -> None:
@@ -130,21 +136,20 @@ class SseFlow:
         """Write what is ready to be read, as far as the client takes it."""
         self._is_to_flush = False
         connection = self._connection
-        if connection.is_full or connection.is_lost or self._over.done():
+        if connection.is_full or connection.is_lost or self._is_over:
             return
         size = self._reader.stream.unread_bytes
         if size > LARGE_BYTES and not connection.turns.admit(size, self._flush):
             return
         self._reader.confirm()  # what was written before: there is room again
         try:
-            events = self._reader.take()
-        except GatewayError as error:
-            self._fail(error)
-            return
-        if events is None:
-            return
-        try:
-            self._tell(events)
+            try:
+                events = self._reader.take()
+            except GatewayError as error:
+                self._fail(error)
+            else:
+                if events is not None:
+                    self._tell(events)
         except Exception as defect:
             self._give_up_on(defect)
 
@@ -168,34 +173,33 @@ class SseFlow:
 
     def _fail(self, error: GatewayError) -> None:
         if not self._has_begun:
-            self._over.set_exception(error)
+            self._finish(error)
             return
         is_end = not isinstance(error, StreamTakenOver)
         self._end(self._encoder.fail(describe(error), is_end=is_end))
 
     def _end(self, frames: bytes) -> None:
-        self._write(frames, is_last=True)
-        self._over.set_result(None)
+        self._wire.end(frames)
+        self._finish(None)
 
     def _give_up_on(self, defect: Exception) -> None:
         """Let a defect of ours end the reading, and not who brought the events."""
-        self._over.set_exception(defect)
+        if self._is_over:
+            logger.error("stream %s: its end failed", self._reader.stream.id, exc_info=defect)
+            return
+        self.stop()
         self._reader.leave()
+        self._over(defect)
 
-    def _write(self, frames: bytes, *, is_last: bool = False) -> None:
-        if frames or is_last:
+    def _finish(self, error: GatewayError | None) -> None:
+        self.stop()
+        self._over(error)
+
+    def _write(self, frames: bytes) -> None:
+        if frames:
             self._wrote_at = self._loop.time()
             self._wrote_in = self._connection.turns.number()
-            self._send_now({"type": "http.response.body", "body": frames, "more_body": not is_last})
-
-    def _send_now(self, message: Message) -> None:
-        """Send what has nothing to wait for: the connection is not full."""
-        sending: Awaitable[None] = self._send(message)
-        try:
-            sending.__await__().__next__()
-        except StopIteration:
-            return
-        raise RuntimeError("a server that was not full had a send wait")
+            self._wire.write(frames)
 
     def _note_loss(self) -> None:
         """Let what was written count as taken, unless the client had still to take it."""
@@ -208,21 +212,21 @@ class SseFlow:
             self._patience = None
         if self._connection.is_full:
             limit_s = self._settings.send_timeout_s
-            self._patience = self._loop.call_later(limit_s, self._lose_patience)
+            self._patience = self._loop.call_later(limit_s, self._give_up)
             return
         if self._is_to_begin:
             self._begin()
         self._flush()
 
-    def _lose_patience(self) -> None:
+    def _give_up(self) -> None:
         logger.info("stream %s: its reader took nothing for long", self._reader.stream.id)
-        self._work.cancel()
+        self._lose_patience()
 
     def _ping(self) -> None:
         every_s = self._settings.ping_interval_s
         left_s = self._wrote_at + every_s - self._loop.time()
-        if left_s <= 0 and not self._over.done():
+        if left_s <= 0:
             left_s = every_s
             if not self._connection.is_full:
                 self._write(PING)
-        self._pinger = self._loop.call_later(max(left_s, 0.0), self._ping)
+        self._pinger = self._loop.call_later(left_s, self._ping)
