@@ -2,6 +2,6 @@
 
 from gateway.bootstrap.hub import open_hub
 from gateway.bootstrap.lifetime import running
-from gateway.bootstrap.server import CLOSE_S, create_app, serve
+from gateway.bootstrap.server import CLOSE_S, configure, serve
 
-__all__ = ["CLOSE_S", "create_app", "open_hub", "running", "serve"]
+__all__ = ["CLOSE_S", "configure", "open_hub", "running", "serve"]

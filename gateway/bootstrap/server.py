@@ -9,17 +9,17 @@ from functools import partial
 import anyio
 import anyio.to_thread
 import uvicorn
-from starlette.types import ASGIApp
 
 from gateway.bootstrap.lifetime import running
 from gateway.core.hosts import is_loopback
-from gateway.http import app as http
+from gateway.http.app import create_app
 from gateway.http.connections import (
     ConnectionGuard,
     ConnectionLimits,
     most_connections,
     raise_file_limit,
 )
+from gateway.http.express.way import ExpressWay
 from gateway.http.protocol import guarded_protocol
 from gateway.http.server import VANISHED_S, DrainingServer, listen
 from gateway.http.stream import read_stream_values
@@ -39,10 +39,28 @@ CLOSE_S = 2
 """How long it waits for clients to read their terminal events."""
 
 
-def create_app(settings: Settings, gateway: Gateway) -> ASGIApp:
-    """Return the whole ASGI application: every face over one gateway."""
+def configure(settings: Settings, gateway: Gateway) -> uvicorn.Config:
+    """Return how the whole application is served: every face over one gateway."""
     graphql = create_graphql(gateway, settings, read_stream_values)
-    return http.create_app(gateway, settings, graphql)
+    express = ExpressWay(gateway, settings)
+    limits = ConnectionLimits(
+        most_connections(),
+        most_of_peer=settings.max_peer_connections,
+        head_s=settings.head_timeout_s,
+    )
+    return uvicorn.Config(
+        create_app(gateway, settings, graphql, learn=express.learn),
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # the application reads them itself, where there are any
+        ws="websockets-sansio",
+        ws_max_size=MAX_BODY_BYTES,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=CLOSE_S,
+        http=guarded_protocol(ConnectionGuard(limits), express),
+    )
 
 
 def serve(settings: Settings) -> None:
@@ -70,26 +88,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         gc.freeze()
         if not gateway.gatekeeper.needs_keys:
             _say_who_may(settings.host)
-        limits = ConnectionLimits(
-            most_connections(),
-            most_of_peer=settings.max_peer_connections,
-            head_s=settings.head_timeout_s,
-        )
-        config = uvicorn.Config(
-            create_app(settings, gateway),
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # the application reads them itself, where there are any
-            ws="websockets-sansio",
-            ws_max_size=MAX_BODY_BYTES,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=CLOSE_S,
-            http=guarded_protocol(ConnectionGuard(limits)),
-        )
         server = DrainingServer(
-            config,
+            configure(settings, gateway),
             drain=gateway.drain,
             grace_s=settings.drain_grace_s,
             started=partial(_say_hello, needs_key=gateway.gatekeeper.needs_keys),

@@ -35,10 +35,10 @@ from gateway.http.middleware import (
 )
 from gateway.http.models import ModelsFace
 from gateway.http.openai import OpenAIFace
+from gateway.http.orders import Counter, Learn
 from gateway.http.pages import PagesFace
 from gateway.http.rotations import RotationsFace
 from gateway.http.routes import RoutesFace
-from gateway.http.short_way import ShortWay
 from gateway.http.sse_events import STREAM_ID
 from gateway.http.stream import NativeFace
 from gateway.http.streams import StreamsFace
@@ -56,16 +56,21 @@ class _Application:
         await self._app(scope, receive, send)
 
 
-def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ShortWay:
-    """Return the application that serves every face; `graphql` gets all of /graphql."""
+def create_app(
+    gateway: Gateway,
+    settings: Settings,
+    graphql: ASGIApp,
+    *,
+    learn: Learn = lambda request, read: None,
+) -> Starlette:
+    """Return the application that serves every face; `graphql` gets all of /graphql, and `learn` is
+    told of the requests for tokens that may be answered by another way the next time."""
     endpoint = _Application(graphql)
-    inference = [
-        *NativeFace(gateway, settings).routes(),
-        *OpenAIFace(gateway, settings).routes(),
-    ]
+    counter = Counter(gateway.streams, settings, learn)
     routes: list[BaseRoute] = [
         # Looked through one by one: first those that are asked for most.
-        *inference,
+        *NativeFace(counter).routes(),
+        *OpenAIFace(gateway, counter).routes(),
         *HealthFace(gateway).routes(),
         *MetricsFace(gateway).routes(),
         *PagesFace(settings).routes(),
@@ -92,16 +97,7 @@ def create_app(gateway: Gateway, settings: Settings, graphql: ASGIApp) -> ShortW
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
-    return ShortWay(
-        app,
-        inference,
-        hosts=hosts,
-        door=door,
-        gatekeeper=gateway.gatekeeper,
-        streams=gateway.streams,
-        metrics=gateway.metrics,
-        is_traced=bool(settings.traces_endpoint),
-    )
+    return app
 
 
 def _choose_hosts(settings: Settings) -> Collection[str] | None:

@@ -16,7 +16,6 @@ from starlette.requests import Request
 
 from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
 from gateway.core.messages import require_clean_text
-from gateway.http.disconnect import BODY
 
 OFF_LOOP_BYTES = 32 * 2**10
 """Bodies above it are decoded in a thread: the loop must not stall for their many values."""
@@ -59,11 +58,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > max_bytes:
         await _discard(request)
         raise _too_large(max_bytes)
-    whole: bytearray | None = request.scope.pop(BODY, None)
-    if whole is not None and len(whole) <= max_bytes:
-        data = bytes(whole)
-        whole.clear()  # the server has it, too
-        return data
     return await _collect(request, max_bytes)
 
 

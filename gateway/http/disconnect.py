@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -16,11 +16,6 @@ T = TypeVar("T")
 
 CONNECTION = "gateway.connection"
 """Where in the ASGI scope the server of ours puts the Connection."""
-BODY = "gateway.body"
-"""Where in the ASGI scope the server of ours puts the body of a request that came whole before
-anybody asked for it, as most do."""
-WORK = "gateway.work"
-"""Where in the ASGI scope the CancelScope is that all of the request runs in."""
 
 
 class Connection:
@@ -80,45 +75,15 @@ async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]
     raise ClientDisconnect
 
 
-def cancelled_on_disconnect(
-    scope: Scope, receive: Receive
-) -> AbstractContextManager[anyio.CancelScope]:
+@contextmanager
+def cancelled_on_disconnect(scope: Scope, receive: Receive) -> Iterator[anyio.CancelScope]:
     """Cancel what runs in here when the client leaves; whoever looks after it sees no error.
 
     Where the server tells of lost connections by itself, nothing waits for that: each of many
-    thousand silent streams would have a task for it. And where all of the request is in a scope
-    (`WORK`), that is what is cancelled: each scope is a dozen microseconds.
+    thousand silent streams would have a task for it.
     """
     connection: Connection | None = scope.get(CONNECTION)
-    shared: anyio.CancelScope | None = scope.get(WORK)
-    if connection is not None and shared is not None:
-        return _Watch(connection, shared)
-    return _watching(connection, shared, receive)
-
-
-class _Watch(AbstractContextManager[anyio.CancelScope]):
-    """The usual way: who would be cancelled is in a scope already, and the server tells when."""
-
-    __slots__ = ("_cancel", "_connection", "_work")
-
-    def __init__(self, connection: Connection, work: anyio.CancelScope) -> None:
-        self._connection = connection
-        self._work = work
-        self._cancel = work.cancel
-
-    def __enter__(self) -> anyio.CancelScope:
-        self._connection.watch(self._cancel)
-        return self._work
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.unwatch(self._cancel)
-
-
-@contextmanager
-def _watching(
-    connection: Connection | None, shared: anyio.CancelScope | None, receive: Receive
-) -> Iterator[anyio.CancelScope]:
-    with anyio.CancelScope() if shared is None else nullcontext(shared) as work:
+    with anyio.CancelScope() as work:
         if connection is None:
             watch = asyncio.ensure_future(_cancel_on_disconnect(receive, work))
             try:

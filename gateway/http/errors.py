@@ -90,12 +90,19 @@ def error_response(path: str, problem: Problem, headers: dict[str, str] | None =
     return json_response({"error": openai_error(problem)}, problem.status, headers)
 
 
-async def render_gateway_error(request: Request, error: Exception) -> Response:
+def refuse(path: str, error: Exception) -> Response:
+    """Return the reply to a request for `path` that failed; what is a defect is logged."""
     problem = describe(error)
-    if problem.status >= 500:
+    if not isinstance(error, GatewayError):
+        logger.error("POST %r failed", path, exc_info=error)
+    elif problem.status >= 500:
         # The message may cite the request: who has its text logs it as far as it does not.
-        logger.warning("%r: %s", request.scope["path"], problem.code)
-    return error_response(request.scope["path"], problem)
+        logger.warning("%r: %s", path, problem.code)
+    return error_response(path, problem)
+
+
+async def render_gateway_error(request: Request, error: Exception) -> Response:
+    return refuse(request.scope["path"], error)
 
 
 async def render_http_error(request: Request, error: Exception) -> Response:

@@ -28,7 +28,7 @@ REQUEST_ID = "X-Request-Id"
 _REQUEST_ID_NAME = REQUEST_ID.lower().encode()
 _DECISION_ID_NAME = DECISION_ID.lower().encode()
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_ALWAYS = (
+ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -77,7 +77,7 @@ class RequestIds:
         message["headers"] = [
             *given,
             (_REQUEST_ID_NAME, request_id.encode()),
-            *[header for header in _ALWAYS if header[0] not in names],
+            *[header for header in ALWAYS if header[0] not in names],
         ]
         if decision_id := noted_decision(scope):
             message["headers"].append((_DECISION_ID_NAME, decision_id.encode()))

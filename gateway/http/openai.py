@@ -8,17 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import telemetry
 from gateway.core.errors import ModelNotFound, ProviderUnavailable
 from gateway.core.events import Generation
-from gateway.core.keys import Caller
 from gateway.core.models import ModelInfo
 from gateway.core.names import nearest_names
 from gateway.core.routing import describe_guess, resolve_route
-from gateway.http.body import read_request
-from gateway.http.caller import caller_of
-from gateway.http.decision_ids import note_decision
-from gateway.http.disconnect import unless_disconnected
 from gateway.http.errors import json_response
 from gateway.http.models import describe_faults
 from gateway.http.openai_chunks import (
@@ -28,21 +22,18 @@ from gateway.http.openai_chunks import (
     describe_completion,
 )
 from gateway.http.openai_wire import Completion, parse_chat, parse_completion
-from gateway.http.sse import StreamReply
-from gateway.http.sse_events import EventEncoder
+from gateway.http.orders import Counter, Order
 from gateway.services.catalog import Listing
 from gateway.services.gateway import Gateway
-from gateway.services.live import LiveStream, StreamReader
-from gateway.services.streams import StreamService
-from gateway.settings import Settings
+from gateway.services.live import LiveStream
 
 
 class OpenAIFace:
     """The routes of the OpenAI face."""
 
-    def __init__(self, gateway: Gateway, settings: Settings) -> None:
+    def __init__(self, gateway: Gateway, counter: Counter) -> None:
         self._gateway = gateway
-        self._settings = settings
+        self._counter = counter
 
     def routes(self) -> list[Route]:
         return [
@@ -71,42 +62,10 @@ class OpenAIFace:
         return json_response(_describe(self._find(name, listing)))
 
     async def chat(self, request: Request) -> Response:
-        wanted = await self._read(request, parse_chat)
-        return await self._answer(request, wanted, ChatChunks, describe_chat)
+        return await self._counter.fill(request, read_chat)
 
     async def complete(self, request: Request) -> Response:
-        wanted = await self._read(request, parse_completion)
-        return await self._answer(request, wanted, CompletionChunks, describe_completion)
-
-    async def _read(
-        self, request: Request, parse: Callable[[bytes, str], Completion]
-    ) -> Completion:
-        request_id = telemetry.request_id.get()
-        return await read_request(
-            request, self._settings.max_body_bytes, lambda data: parse(data, request_id)
-        )
-
-    async def _answer(
-        self,
-        request: Request,
-        wanted: Completion,
-        chunks: type[ChatChunks] | type[CompletionChunks],
-        describe_whole: Callable[[LiveStream, Generation], dict[str, Any]],
-    ) -> Response:
-        streams = self._gateway.streams
-        caller = caller_of(request)
-        if wanted.is_stream:
-            asked = _Asked(streams, wanted, caller, chunks)
-            return StreamReply(asked.open, asked.encode, self._settings)
-        generate = partial(
-            streams.generate,
-            wanted.request,
-            face="openai",
-            caller=caller,
-            decided=partial(note_decision, request.scope),
-        )
-        stream, answer = await unless_disconnected(request, generate)
-        return json_response(describe_whole(stream, answer))
+        return await self._counter.fill(request, read_completion)
 
     def _find(self, name: str, listing: Listing) -> ModelInfo:
         """Return the model that `name` means.
@@ -130,29 +89,23 @@ class OpenAIFace:
         raise ModelNotFound(name, nearest_names(name, listing.catalogue.refs))
 
 
-class _Asked:
-    """A stream that is asked for. One small object in place of three partials: each stream has it
-    to its end."""
+def read_chat(data: bytes, request_id: str) -> Order:
+    """Return what a chat body orders; raises InvalidRequest and its kind."""
+    return _to_order(parse_chat(data, request_id), ChatChunks, describe_chat)
 
-    __slots__ = ("_caller", "_chunks", "_streams", "_wanted")
 
-    def __init__(
-        self,
-        streams: StreamService,
-        wanted: Completion,
-        caller: Caller,
-        chunks: type[ChatChunks] | type[CompletionChunks],
-    ) -> None:
-        self._streams = streams
-        self._wanted = wanted
-        self._caller = caller
-        self._chunks = chunks
+def read_completion(data: bytes, request_id: str) -> Order:
+    """Return what the body of a plain completion orders; raises InvalidRequest and its kind."""
+    return _to_order(parse_completion(data, request_id), CompletionChunks, describe_completion)
 
-    def open(self) -> StreamReader:
-        return self._streams.open(self._wanted.request, face="openai", caller=self._caller)
 
-    def encode(self, stream: LiveStream) -> EventEncoder:
-        return self._chunks(stream, includes_usage=self._wanted.includes_usage)
+def _to_order(
+    wanted: Completion,
+    chunks: type[ChatChunks] | type[CompletionChunks],
+    describe: Callable[[LiveStream, Generation], dict[str, Any]],
+) -> Order:
+    encode = partial(chunks, includes_usage=wanted.includes_usage)
+    return Order(wanted.request, "openai", wanted.is_stream, encode, describe)
 
 
 def _describe(model: ModelInfo) -> dict[str, Any]:

@@ -33,13 +33,17 @@ class EventEncoder(Protocol):
         ...
 
 
-def start_message(stream_id: str) -> Message:
-    """Return the head of the reply."""
-    headers = [
+def stream_headers(stream_id: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of the reply that are a stream's own."""
+    return [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
         (b"connection", b"keep-alive"),
         (b"x-accel-buffering", b"no"),
         (STREAM_ID.lower().encode(), stream_id.encode()),
     ]
-    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def start_message(stream_id: str) -> Message:
+    """Return the head of the reply."""
+    return {"type": "http.response.start", "status": 200, "headers": stream_headers(stream_id)}

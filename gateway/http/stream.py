@@ -17,15 +17,10 @@ from gateway.core.events import Generation
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import convert_body, decode_body, read_request
-from gateway.http.caller import caller_of
-from gateway.http.decision_ids import note_decision
-from gateway.http.disconnect import unless_disconnected
-from gateway.http.errors import json_response
 from gateway.http.logprobs import describe_logprobs
 from gateway.http.native_events import NativeEvents, describe_marks, round_timings, tool_call
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
-from gateway.http.sse import StreamReply
-from gateway.services.gateway import Gateway
+from gateway.http.orders import Counter, Order
 from gateway.services.live import LiveStream
 from gateway.settings import Settings
 
@@ -66,9 +61,8 @@ _DECODER = msgspec.json.Decoder(StreamBody)
 class NativeFace:
     """The routes of the native face."""
 
-    def __init__(self, gateway: Gateway, settings: Settings) -> None:
-        self._gateway = gateway
-        self._settings = settings
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
 
     def routes(self) -> list[Route]:
         return [
@@ -77,26 +71,30 @@ class NativeFace:
         ]
 
     async def stream(self, request: Request) -> Response:
-        asked = await read_asked(request, self._settings)
-        attach = partial(
-            self._gateway.streams.open,
-            asked.request,
-            caller=caller_of(request),
-            is_resumable=True,
-            is_detached=asked.is_detached,
-        )
-        return StreamReply(attach, NativeEvents, self._settings)
+        return await self._counter.fill(request, read_stream)
 
     async def generate(self, request: Request) -> Response:
-        asked = await read_asked(request, self._settings)
-        generate = partial(
-            self._gateway.streams.generate,
-            asked.request,
-            caller=caller_of(request),
-            decided=partial(note_decision, request.scope),
-        )
-        stream, answer = await unless_disconnected(request, generate)
-        return json_response(_describe_answer(stream, answer))
+        return await self._counter.fill(request, read_generation)
+
+
+def read_stream(data: bytes, request_id: str) -> Order:
+    """Return the stream that a native body orders; raises InvalidRequest and its kind."""
+    asked = parse_stream_request(data, request_id)
+    return Order(
+        asked.request,
+        "native",
+        True,
+        NativeEvents,
+        _describe_answer,
+        is_resumable=True,
+        is_detached=asked.is_detached,
+    )
+
+
+def read_generation(data: bytes, request_id: str) -> Order:
+    """Return the whole answer that a native body orders; raises InvalidRequest and its kind."""
+    asked = parse_stream_request(data, request_id)
+    return Order(asked.request, "native", False, NativeEvents, _describe_answer)
 
 
 async def read_asked(request: Request, settings: Settings) -> Asked:

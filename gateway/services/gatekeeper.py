@@ -4,9 +4,7 @@ A key that is made or revoked anywhere counts everywhere within a second (`stamp
 inside with which key; makes and stores no keys.
 """
 
-import hashlib
 import logging
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +22,6 @@ from gateway.services.wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-MAX_RECOGNISED = 4096
 LEAVE_S = 0.5
 """How long whoever is inside with a revoked key may take to be told, before he is cut."""
 
@@ -55,10 +52,10 @@ class Gatekeeper(Stamped[StoredKey]):
         self._wrong_keys = wrong_keys
         self._clock = clock
         self._keys: Mapping[str, StoredKey] = {}
-        self._inside: defaultdict[str, list[Cut]] = defaultdict(list)
+        self._inside: defaultdict[str, dict[_Visit, None]] = defaultdict(dict)
         self._buckets: dict[str, Bucket] = {}
-        self._recognised: dict[bytes, Caller] = {}
-        self._secret = secrets.token_bytes(32)
+        self.version = 0
+        """Rises whenever the keys have changed."""
 
     @property
     def needs_keys(self) -> bool:
@@ -87,28 +84,6 @@ class Gatekeeper(Stamped[StoredKey]):
             raise KeyRevoked(_REVOKED)
         return stored.key.caller()
 
-    def recognise(self, text: str) -> Caller | None:
-        """Return whose key `text` is; None for one that `authenticate` would not take. Nothing is
-        counted: whoever gets None asks that, and hears why.
-
-        A key that was right is found again by a digest that is quicker than the one of the
-        database, under a secret of this process: nobody can aim at one.
-        """
-        seal = hashlib.blake2b(text.encode(errors="replace"), key=self._secret).digest()
-        caller = self._recognised.get(seal)
-        if caller is None and (caller := self._look_up(text)) is not None:
-            if len(self._recognised) >= MAX_RECOGNISED:
-                self._recognised.clear()
-            self._recognised[seal] = caller
-        return caller
-
-    def _look_up(self, text: str) -> Caller | None:
-        stored = self._keys.get(read_key_id(text))
-        is_right = self._peppers.recognise(stored, text)
-        if stored is None or not is_right or stored.key.revoked_at is not None:
-            return None
-        return stored.key.caller()
-
     def count_request(self, caller: Caller) -> Allowance | None:
         """Take a request out of the caller's minute and say what is left; None without a limit."""
         if caller.requests_per_minute is None:
@@ -125,7 +100,7 @@ class Gatekeeper(Stamped[StoredKey]):
 
     def _take(self, keys: Sequence[StoredKey]) -> None:
         before, self._keys = self._keys, {stored.key.id: stored for stored in keys}
-        self._recognised.clear()
+        self.version += 1
         strange = [s.key.id for s in keys if s.pepper not in self._peppers and _lives(s)]
         if strange:
             logger.warning("keys of a pepper that is not known here: %s", ", ".join(strange))
@@ -145,27 +120,29 @@ class Gatekeeper(Stamped[StoredKey]):
         await self._sleep(LEAVE_S)
         # Once more: a request that was let in before may have begun one meanwhile.
         self._end_streams(key_id, KeyRevoked(_REVOKED))
-        for cut in list(self._inside.get(key_id, ())):
-            cut()
+        for visit in list(self._inside.get(key_id, ())):
+            visit.cut()
 
 
 class _Visit(AbstractContextManager[None]):
     """Somebody is inside with a key."""
 
-    __slots__ = ("_cut", "_inside", "_key_id")
+    __slots__ = ("_inside", "_key_id", "cut")
 
-    def __init__(self, inside: defaultdict[str, list[Cut]], key_id: str, cut: Cut) -> None:
+    def __init__(
+        self, inside: defaultdict[str, dict["_Visit", None]], key_id: str, cut: Cut
+    ) -> None:
         self._inside = inside
         self._key_id = key_id
-        self._cut = cut
+        self.cut = cut
 
     def __enter__(self) -> None:
-        self._inside[self._key_id].append(self._cut)
+        self._inside[self._key_id][self] = None
 
     def __exit__(self, *_: object) -> None:
-        cuts = self._inside[self._key_id]
-        cuts.remove(self._cut)
-        if not cuts:
+        visits = self._inside[self._key_id]
+        del visits[self]
+        if not visits:
             del self._inside[self._key_id]
 
 

@@ -227,14 +227,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
         peer.script("pausing", until_left([chat_line("a"), chat_line("b")]))
         with listen("127.0.0.1", 0) as listener:
             async with bootstrap.running(settings) as gateway:
-                config = uvicorn.Config(
-                    bootstrap.create_app(settings, gateway),
-                    lifespan="off",
-                    ws="none",
-                    log_config=None,
-                    access_log=False,
-                )
-                server = uvicorn.Server(config)
+                server = uvicorn.Server(bootstrap.configure(settings, gateway))
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(server.serve, [listener])
                     yield House(gateway, peer, listener.getsockname()[1])

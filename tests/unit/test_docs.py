@@ -92,7 +92,7 @@ def served_routes() -> set[str]:
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None: ...
 
     missing: dict[str, Any] = dict.fromkeys(Gateway.__struct_fields__)
-    app = create_app(Gateway(**missing), Settings(), graphql).long_way
+    app = create_app(Gateway(**missing), Settings(), graphql)
     served = set()
     for route in app.routes:
         if isinstance(route, Route):

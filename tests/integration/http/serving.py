@@ -22,6 +22,7 @@ from gateway.core.virtual import VirtualModel
 from gateway.engine.memory.ledger import MemoryLedger
 from gateway.http.app import create_app
 from gateway.http.connections import ConnectionGuard, ConnectionLimits
+from gateway.http.express.way import ExpressWay
 from gateway.http.protocol import guarded_protocol
 from gateway.http.server import VANISHED_S, listen
 from gateway.services.catalog import Catalog
@@ -105,15 +106,16 @@ async def serving(
             tasks.start_soon(gateway.router.health.watch)
             tasks.start_soon(gateway.decisions.run)
             limits = ConnectionLimits(max_connections, head_s=settings.head_timeout_s)
+            express = ExpressWay(gateway, settings)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    wrap(create_app(gateway, settings, graphql)),
+                    wrap(create_app(gateway, settings, graphql, learn=express.learn)),
                     lifespan="off",
                     ws="none",
                     log_config=None,
                     access_log=False,
                     timeout_graceful_shutdown=2,
-                    http=guarded_protocol(ConnectionGuard(limits)),
+                    http=guarded_protocol(ConnectionGuard(limits), express),
                 )
             )
             done = anyio.Event()

@@ -24,7 +24,7 @@ def test_every_route_is_in_exactly_one_table() -> None:
     async def graphql(scope: Scope, receive: Receive, send: Send) -> None: ...
 
     missing: dict[str, Any] = dict.fromkeys(Gateway.__struct_fields__)
-    app = create_app(Gateway(**missing), Settings(), graphql).long_way
+    app = create_app(Gateway(**missing), Settings(), graphql)
     served = [entry for route in app.routes for entry in routes_of(route)]
     assert sorted(served) == sorted([*OPEN_ROUTES, *ROUTE_SCOPES])
 
