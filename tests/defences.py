@@ -67,7 +67,7 @@ DEFENCES = (
     Defence(
         "F2",
         "the deadline of a reply",
-        "providers/http1.py",
+        "providers/http1_connection_wire.py",
         "self._deadline = self._loop.time() + seconds",
         "self._deadline = self._loop.time() + 90",
         "integration/providers/test_ollama_failures.py::silence",
@@ -75,7 +75,7 @@ DEFENCES = (
     Defence(
         "F3",
         "an answer that was cut is not whole",
-        "providers/http1.py",
+        "providers/http1_connection_wire.py",
         "is_whole = exc is None and",
         "is_whole = True or",
         "integration/http/test_upstream_cuts.py::every_cut_of_an_answer",
@@ -92,16 +92,16 @@ DEFENCES = (
         "F5",
         "only a whole line is progress",
         "providers/pouring_wire.py",
-        "if reader.lines > lines and not reply.is_whole:",
+        "if reader.lines > lines and self._is_held and reply is not None:",
         "if True:",
         "integration/http/test_upstream_faults.py::byte_a_second",
     ),
     Defence(
         "F6",
         "what is compressed is refused unread",
-        "providers/ollama.py",
-        'if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):',
-        "if False:",
+        "providers/http1_wire.py",
+        'return self.headers.get("content-encoding", "").lower() not in ("", "identity")',
+        "return False",
         "integration/providers/test_ollama_failures.py::compressed",
     ),
     Defence(
@@ -139,7 +139,7 @@ DEFENCES = (
     Defence(
         "F9",
         "what was given up counts until the server closes",
-        "providers/http1.py",
+        "providers/http1_connection_wire.py",
         "self._is_parting = True\n        transport.write_eof()",
         "self.abort()\n        return\n        transport.write_eof()",
         "integration/providers/test_given_up.py::hears_no_abort",

@@ -63,6 +63,11 @@ class ReplyHead(msgspec.Struct, frozen=True):
     status: int
     headers: dict[str, str]
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the body is compressed, or encoded in another way that nobody asked for."""
+        return self.headers.get("content-encoding", "").lower() not in ("", "identity")
+
 
 class ReplyParser:
     """Parses one reply, however it is cut. `is_complete` is true from its last byte on, and

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import msgspec
 from msgspec.structs import replace
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import (
-    ContextLengthExceeded,
     GatewayError,
-    ProviderProtocolError,
     ProviderTimeout,
     ProviderUnavailable,
     UnsupportedCapability,
@@ -32,18 +29,13 @@ from gateway.core.names import ModelRef
 from gateway.core.ports import ModelObserver
 from gateway.core.routing import require_capabilities
 from gateway.core.states import ModelState
-from gateway.core.telling import Tell, tell_one
+from gateway.core.telling import Over, Tell
 from gateway.providers import ProviderContext
-from gateway.providers.http1 import Http1Client, Reply
-from gateway.providers.http1_wire import TransportError
+from gateway.providers.http1 import Http1Client
+from gateway.providers.ollama_answer_wire import Answering, OllamaAnswer
 from gateway.providers.ollama_control_wire import ControlPlane
 from gateway.providers.ollama_embed_wire import encode_embed, max_answer_bytes, read_embeddings
-from gateway.providers.ollama_fault_wire import (
-    PROVIDER,
-    describe_status,
-    describe_transport,
-    encoded_answer,
-)
+from gateway.providers.ollama_fault_wire import PROVIDER
 from gateway.providers.ollama_ledger_wire import SharedMemory
 from gateway.providers.ollama_lifecycle_wire import (
     ModelConfigs,
@@ -65,15 +57,13 @@ from gateway.providers.ollama_memory_wire import (
     OllamaMemory,
     find_devices,
 )
+from gateway.providers.ollama_server_wire import OllamaServer, OllamaTimeouts
 from gateway.providers.ollama_states_wire import ModelStates
-from gateway.providers.ollama_truncation_wire import TruncationGuard, is_longer, too_long
-from gateway.providers.ollama_wire import AnswerReader, encode_request
-from gateway.providers.pouring_wire import pour_answer
+from gateway.providers.ollama_truncation_wire import TruncationGuard
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
-_MAX_ERROR_BYTES = 64 * 1024
 _SHOWS_AT_ONCE = 4
 _UNLOAD_LOOK_S = 0.2
 _HEADERS = {
@@ -82,16 +72,6 @@ _HEADERS = {
     "Content-Type": "application/json",
     "User-Agent": "model-gateway",
 }
-
-
-class OllamaTimeouts(msgspec.Struct, frozen=True):
-    """Seconds. `first_byte_s` covers Ollama's queue and the load of a model; `idle_s` is between
-    lines of an answer; `control_s` bounds a whole listing."""
-
-    connect_s: float = 2.0
-    first_byte_s: float = 300.0
-    idle_s: float = 60.0
-    control_s: float = 0.8
 
 
 def create(settings: "Settings", context: ProviderContext) -> "OllamaService":
@@ -160,7 +140,8 @@ class OllamaService:
         self._http = Http1Client(
             self._base_url, _HEADERS, connect_s=self._timeouts.connect_s, max_asked=max_asked
         )
-        self._truncate = truncate
+        self._server = OllamaServer(self._http, self._base_url, self._timeouts)
+        self._answering = Answering(self._server, self._configs, self._guard, truncate)
         self._traits: dict[str, Traits] = {}
         self._listed: dict[str, ModelInfo] = {}
         self._memory = memory or Elsewhere()
@@ -206,58 +187,33 @@ class OllamaService:
         """
         await self._answer(request, ref, tell, self._memory)
 
+    def begin(
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, over: Over
+    ) -> Callable[[], None] | None:
+        """Do as `answer`, without waiting; None where a model is not in memory, no connection is
+        kept, or the request is refused."""
+        try:
+            answer = self._new_answer(request, ref, tell, self._memory)
+        except GatewayError:
+            return None
+        return answer.cancel if answer.begin_now(over) else None
+
     async def _answer(
         self, request: GenerateRequest, ref: ModelRef, tell: Tell, memory: OllamaMemory
     ) -> None:
         """Do as `answer`; `memory` is told of the use."""
+        answer = self._new_answer(request, ref, tell, memory)
+        await answer.enter(self._find_size)
+        await answer.run()
+
+    def _new_answer(
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, memory: OllamaMemory
+    ) -> OllamaAnswer:
         request = self._configs.apply(request, ref)
         # Ollama's own refusal comes after it has loaded the model: look first.
         if known := self._listed.get(name_key(ref)):
             require_capabilities(request, known)
-        may_cut = self._truncate if request.truncate is None else request.truncate
-        reader = AnswerReader(request.id, ref)
-        stay = await memory.enter(ref, self._find_size)
-        try:
-            reply, is_cut = await self._ask(request, ref, may_cut)
-        except BaseException:
-            memory.leave(stay)
-            raise
-        try:
-            finished = await pour_answer(
-                reply,
-                reader,
-                tell,
-                idle_s=self._timeouts.idle_s,
-                describe=self._describe,
-                begun=partial(memory.answered, stay),
-            )
-        finally:
-            reply.close()
-            memory.leave(stay)
-        counted, num_ctx = finished.usage.prompt_tokens, self._configs.num_ctx(ref)
-        is_cut = is_cut or await self._guard.was_cut(request, ref, counted, num_ctx)
-        if is_cut and not may_cut:
-            raise too_long(ref)
-        await tell_one(tell, replace(finished, truncated=True) if is_cut else finished)
-
-    async def _ask(
-        self, request: GenerateRequest, ref: ModelRef, may_cut: bool
-    ) -> tuple[Reply, bool]:
-        """Return the answer, and whether Ollama cut the prompt for it.
-
-        It is always told not to: only so it tells that it would have to.
-        """
-        num_ctx = self._configs.num_ctx(ref)
-        if num_ctx is not None and not may_cut and is_longer(request, num_ctx):
-            raise too_long(ref)
-        try:
-            body = encode_request(request, ref, num_ctx, truncate=False)
-            return await self._open(*body, ref), False
-        except ContextLengthExceeded:
-            if not may_cut:
-                raise
-        body = encode_request(request, ref, num_ctx, truncate=True)
-        return await self._open(*body, ref), True
+        return OllamaAnswer(self._answering, request, ref, tell, memory)
 
     def state_of(self, ref: ModelRef) -> ModelState | None:
         return self._memory.state_of(ref)
@@ -393,11 +349,7 @@ class OllamaService:
         )
         stay = await self._memory.enter(ref, self._find_size)
         try:
-            reply = await self._open("/api/embed", body, ref)
-            try:
-                answer = await self._read_whole(reply, max_answer_bytes(request))
-            finally:
-                reply.close()
+            answer = await self._server.fetch("/api/embed", body, ref, max_answer_bytes(request))
             self._memory.answered(stay)
         finally:
             self._memory.leave(stay)
@@ -408,53 +360,6 @@ class OllamaService:
         self._memory.close()
         await self._http.aclose()
         await self._control.aclose()
-
-    async def _open(self, path: str, body: bytes, ref: ModelRef) -> Reply:
-        try:
-            reply = await self._http.post(path, body, self._timeouts.first_byte_s)
-        except TransportError as error:
-            raise self._describe(error, False) from error
-        try:
-            await self._require_answer(reply, ref)
-        except BaseException:
-            reply.close()
-            raise
-        return reply
-
-    async def _require_answer(self, reply: Reply, ref: ModelRef) -> None:
-        if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):
-            raise encoded_answer()
-        if reply.status != 200:
-            said = await self._read_error(reply)
-            raise describe_status(reply.status, said, ref, reply.headers.get("retry-after"))
-
-    async def _read_whole(self, reply: Reply, max_bytes: int) -> bytes:
-        """Return the whole body of an answer that has begun."""
-        answer = bytearray()
-        reply.expect_within(self._timeouts.idle_s)
-        while chunk := await self._read(reply):
-            answer += chunk
-            if len(answer) > max_bytes:
-                raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
-        return bytes(answer)
-
-    async def _read_error(self, reply: Reply) -> bytes:
-        """Return what there is of an error's body: the status tells the most, so none is fine."""
-        said = bytearray()
-        reply.expect_within(self._timeouts.control_s)
-        with suppress(TransportError):
-            while len(said) < _MAX_ERROR_BYTES and (chunk := await reply.read()):
-                said += chunk
-        return bytes(said[:_MAX_ERROR_BYTES])
-
-    async def _read(self, reply: Reply) -> bytes:
-        try:
-            return await reply.read()
-        except TransportError as error:
-            raise self._describe(error, True) from error
-
-    def _describe(self, error: TransportError, started: bool) -> GatewayError:
-        return describe_transport(error, self._base_url, started)
 
     async def _learn_traits(self, tags: Sequence[Tag], deadline: float) -> None:
         """Look at the models that the listing says too little of, until `deadline`."""

@@ -132,9 +132,7 @@ class SharedMemory:
         while (there := self._stays.get(key)) is not None and there.is_going:
             await there.settled.wait()
         stay = there or self._stays.setdefault(key, Stay(ref, self._clock()))
-        stay.leases += 1
-        self._touch(stay)
-        self._ledger.asked(stay.ref)
+        self._lease(stay)
         if not stay.shares:
             try:
                 # Those who come together take the room once.
@@ -145,6 +143,18 @@ class SharedMemory:
                 self.leave(stay)
                 raise
         return stay
+
+    def enter_now(self, ref: ModelRef) -> Stay | None:
+        stay = self._stays.get(name_key(ref))
+        if stay is None or stay.is_going or not stay.shares:
+            return None
+        self._lease(stay)
+        return stay
+
+    def _lease(self, stay: Stay) -> None:
+        stay.leases += 1
+        self._touch(stay)
+        self._ledger.asked(stay.ref)
 
     def state_of(self, ref: ModelRef) -> ModelState | None:
         stay = self._stays.get(name_key(ref))

@@ -90,6 +90,10 @@ class OllamaMemory(Protocol):
         """
         ...
 
+    def enter_now(self, ref: ModelRef) -> Stay | None:
+        """Do as `enter` where nothing is to be waited for; else None."""
+        ...
+
     def state_of(self, ref: ModelRef) -> ModelState | None:
         """Return whether a model is in memory now; None where that is not kept."""
         ...
@@ -138,6 +142,9 @@ class Elsewhere:
         pass
 
     async def enter(self, ref: ModelRef, find_size: FindSize) -> Stay:
+        return self._stay
+
+    def enter_now(self, ref: ModelRef) -> Stay:
         return self._stay
 
     def state_of(self, ref: ModelRef) -> ModelState | None:

@@ -38,21 +38,27 @@ class TruncationGuard:
             key: each.context_length for key, each in in_memory.items() if each.context_length
         }
 
+    def is_doubtful(
+        self, request: GenerateRequest, ref: ModelRef, counted: int, num_ctx: int | None
+    ) -> bool:
+        """Tell whether the prompt may have been cut, of which Ollama counted so many tokens.
+        `num_ctx` is the context that was asked for."""
+        if not counted:
+            return False
+        window = num_ctx or self._windows.get(name_key(ref))
+        return (window is not None and counted >= window) or is_longer(request, counted)
+
     async def was_cut(
         self, request: GenerateRequest, ref: ModelRef, counted: int, num_ctx: int | None
     ) -> bool:
-        """Tell whether the prompt was cut, of which Ollama counted so many tokens; only where that
-        is certain. `num_ctx` is the context that was asked for."""
-        if not counted:
-            return False
-        is_short = is_longer(request, counted)
-        window = num_ctx or self._windows.get(name_key(ref))
-        if not is_short and (window is None or counted < window):
+        """Do as `is_doubtful`, and return True only where it is certain: the server may be asked
+        what it can."""
+        if not self.is_doubtful(request, ref, counted, num_ctx):
             return False
         try:
             if not may_cut_silently(await self._control.version()):
                 return False
-            return is_short or await self._is_full(ref, counted)
+            return is_longer(request, counted) or await self._is_full(ref, counted)
         except ProviderError as error:
             logger.info("whether Ollama cut a prompt is not known: %s", error.message)
             return False

@@ -31,10 +31,11 @@ from gateway.core.loading import (
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo, Resident
 from gateway.core.names import ModelRef
-from gateway.core.telling import Tell, tell_one
+from gateway.core.telling import Over, Tell
 from gateway.providers import ProviderContext
 from gateway.providers.http1 import Reply
-from gateway.providers.http1_wire import TransportError
+from gateway.providers.http1_wire import ConnectTimedOut, TransportError, Unreachable
+from gateway.providers.openai_answer_wire import OpenAIAnswer, other_than_stream
 from gateway.providers.openai_embed_wire import (
     EMBEDDINGS,
     encode_embed,
@@ -50,7 +51,6 @@ from gateway.providers.openai_listing_wire import (
 )
 from gateway.providers.openai_stream_wire import AnswerReader
 from gateway.providers.openai_wire import Dialect, encode_request
-from gateway.providers.pouring_wire import pour_answer
 from gateway.providers.replicas_wire import HeldReply, Replica, Replicas
 
 if TYPE_CHECKING:
@@ -122,24 +122,44 @@ class OpenAIService:
 
     async def answer(self, request: GenerateRequest, ref: ModelRef, tell: Tell) -> None:
         """Generate; being cancelled closes the connection, the one way to cancel there."""
-        model = self._require_allowed(ref)
+        encode = self._encoder(request, ref)
+        await self._new_answer(request, ref, tell, encode, self._dialect).run()
 
-        def encode(dialect: Dialect) -> tuple[str, bytes]:
-            return encode_request(request, model, dialect, self._server.continues)
-
-        held = await self._open(encode, ref, in_thread=request.has_images)
+    def begin(
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, over: Over
+    ) -> Callable[[], None] | None:
+        """Do as `answer`, without waiting; None where the server whose turn it is keeps no
+        connection, the request has images, or is refused."""
+        if request.has_images:
+            return None
+        dialect = self._dialect
         try:
-            self._require_stream(held.reply)
-            finished = await pour_answer(
-                held.reply,
-                AnswerReader(self._faults, request.id, ref),
-                tell,
-                idle_s=self._server.idle_timeout_s,
-                describe=self._faults.of_transport,
-            )
-        finally:
-            held.close()
-        await tell_one(tell, finished)
+            encode = self._encoder(request, ref)
+            path, body = encode(dialect)
+        except GatewayError:
+            return None
+        held = self._replicas.post_now(path, body, ref, self._server.first_byte_timeout_s)
+        if held is None:
+            return None
+        return self._new_answer(request, ref, tell, encode, dialect).begin_with(held, over)
+
+    def _encoder(self, request: GenerateRequest, ref: ModelRef) -> Encode:
+        """Return what encodes a request; raises ModelNotFound."""
+        model, continues = self._require_allowed(ref), self._server.continues
+        return lambda dialect: encode_request(request, model, dialect, continues)
+
+    def _new_answer(
+        self, request: GenerateRequest, ref: ModelRef, tell: Tell, encode: Encode, dialect: Dialect
+    ) -> OpenAIAnswer:
+        async def open_stream(held: HeldReply | None) -> HeldReply:
+            held = await self._open(encode, dialect, ref, held, in_thread=request.has_images)
+            if kind := other_than_stream(held.reply.headers):
+                held.close()
+                raise self._faults.wrong_server(f"answered {kind} and no stream")
+            return held
+
+        reader = AnswerReader(self._faults, request.id, ref)
+        return OpenAIAnswer(reader, tell, self._faults, open_stream, self._server.idle_timeout_s)
 
     def continues(self, request: GenerateRequest, ref: ModelRef) -> bool:
         """Tell whether the server goes on from a text: always with a prompt that is continued as it
@@ -153,7 +173,7 @@ class OpenAIService:
         def encode(dialect: Dialect) -> tuple[str, bytes]:
             return EMBEDDINGS, encode_embed(request, model, dialect)
 
-        held = await self._open(encode, ref, in_thread=True)
+        held = await self._open(encode, self._dialect, ref, in_thread=True)
         try:
             held.reply.expect_within(self._server.first_byte_timeout_s)
             answer = await self._read_whole(held.reply, max_answer_bytes(request))
@@ -243,16 +263,26 @@ class OpenAIService:
         finally:
             reply.close()
 
-    async def _open(self, encode: Encode, ref: ModelRef, *, in_thread: bool) -> HeldReply:
+    async def _open(
+        self,
+        encode: Encode,
+        dialect: Dialect,
+        ref: ModelRef,
+        held: HeldReply | None = None,
+        *,
+        in_thread: bool,
+    ) -> HeldReply:
         """Ask, once more where the server refuses a field that it need not be sent; what it takes
-        is kept in mind."""
-        dialect = self._dialect
+        is kept in mind. `held` is the reply where it was asked in the `dialect`."""
         while True:
             if in_thread:
                 path, body = await anyio.to_thread.run_sync(encode, dialect)
             else:
                 path, body = encode(dialect)
-            held = await self._post(path, body, ref)
+            if held is None:
+                held = await self._post(path, body, ref)
+            else:
+                held = await self._settle(held, path, body, ref)
             try:
                 self._require_plain(held.reply)
                 if held.reply.status == 200:
@@ -270,7 +300,21 @@ class OpenAIService:
                 raise self._faults.of_status(
                     status, said, ref, path=path, retry_after=headers.get("retry-after")
                 )
-            dialect = other
+            dialect, held = other, None
+
+    async def _settle(self, held: HeldReply, path: str, body: bytes, ref: ModelRef) -> HeldReply:
+        """Return a reply that was begun once its head is there, or that of another server where the
+        first has gone."""
+        try:
+            await held.arrive()
+        except BaseException as error:
+            held.close()
+            if isinstance(error, Unreachable | ConnectTimedOut):
+                return await self._post(path, body, ref)
+            if isinstance(error, TransportError):
+                raise self._faults.of_transport(error, False) from error
+            raise
+        return held
 
     async def _post(self, path: str, body: bytes, ref: ModelRef) -> HeldReply:
         try:
@@ -279,13 +323,8 @@ class OpenAIService:
             raise self._faults.of_transport(error, False) from error
 
     def _require_plain(self, reply: Reply) -> None:
-        if reply.headers.get("content-encoding", "").lower() not in ("", "identity"):
+        if reply.is_encoded:
             raise self._faults.wrong_server("compressed its answer although that was not asked for")
-
-    def _require_stream(self, reply: Reply) -> None:
-        kind = reply.headers.get("content-type", "").lower()
-        if kind.startswith(("application/json", "text/html")):
-            raise self._faults.wrong_server(f"answered {kind.partition(';')[0]} and no stream")
 
     async def _read_whole(self, reply: Reply, max_bytes: int) -> bytes:
         answer = bytearray()

@@ -31,6 +31,14 @@ class HeldReply:
         self.reply = reply
         self._replica = replica
 
+    async def arrive(self) -> None:
+        """Wait for the head of a reply that was begun. Raises TransportError."""
+        try:
+            await self.reply.arrive()
+        except (Unreachable, ConnectTimedOut):
+            self._replica.is_away = True
+            raise
+
     def close(self) -> None:
         """Close the connection at once, unless the reply has ended."""
         self.reply.close()
@@ -64,9 +72,7 @@ class Replicas:
         """
         refusal: TransportError | None = None
         for replica in self._in_turn(ref):
-            self._asked += 1
-            replica.last_asked = self._asked
-            replica.outstanding += 1
+            self._count(replica)
             try:
                 held = HeldReply(replica, await replica.http.post(path, body, within_s))
             except (Unreachable, ConnectTimedOut, StillBusy) as error:
@@ -82,6 +88,15 @@ class Replicas:
         assert refusal is not None, "there is a server"
         raise refusal
 
+    def post_now(self, path: str, body: bytes, ref: ModelRef, within_s: float) -> HeldReply | None:
+        """Do as `post` and return before the head is there; None, and nothing was sent, where the
+        server whose turn it is cannot be asked at once."""
+        replica = self._in_turn(ref)[0]
+        if replica.is_away or not replica.http.is_ready:
+            return None
+        self._count(replica)
+        return HeldReply(replica, replica.http.ask_now(path, body, within_s))
+
     async def get(self, replica: Replica, path: str, within_s: float) -> Reply:
         """Ask one server for what is at `path`; the reply must be closed. Raises TransportError."""
         try:
@@ -96,6 +111,11 @@ class Replicas:
         """Close all connections."""
         for replica in self._all:
             await replica.http.aclose()
+
+    def _count(self, replica: Replica) -> None:
+        self._asked += 1
+        replica.last_asked = self._asked
+        replica.outstanding += 1
 
     def _in_turn(self, ref: ModelRef) -> list[Replica]:
         """Return who may be asked for a model, the best first."""

@@ -94,7 +94,8 @@ class Eager(Protocol):
 
         `over` is called once, and not before this has returned: when all was told, with Finished as
         the last, or with what is left to be done; that ends as `answer` would have. Who was
-        cancelled calls neither `tell` nor `over` any more.
+        cancelled calls neither `tell` nor `over` any more. What is left and was not begun is
+        cancelled in the same way, what runs as any coroutine is; to cancel again does no harm.
         """
         ...
 

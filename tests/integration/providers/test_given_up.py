@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.errors import Overloaded, ProviderTimeout
 from gateway.core.events import Finished
-from gateway.providers import http1
+from gateway.providers import http1_connection_wire
 from gateway.providers.ollama import OllamaService, OllamaTimeouts
 from gateway.providers.openai import OpenAIService
 from gateway.servers import OpenAIServer
@@ -141,7 +141,7 @@ async def test_a_server_that_speaks_on_is_told_by_a_reset(ollama_peer: OllamaPee
 async def test_who_was_silent_for_too_long_is_waited_for_no_more(
     ollama_peer: OllamaPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "PART_S", 0.2)
+    monkeypatch.setattr(http1_connection_wire, "PART_S", 0.2)
     deaf = Deaf(begins=True)
     ollama_peer.script("llama3.2", deaf)
     async with service_before(ollama_peer) as service:

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.core.telling import Wait
-from gateway.providers.http1 import MAX_HELD_BYTES, Http1Client, Reply
+from gateway.providers.http1 import Http1Client, Reply
+from gateway.providers.http1_connection_wire import MAX_HELD_BYTES
 from gateway.providers.http1_wire import (
     ConnectionLost,
     MalformedReply,
