@@ -7,7 +7,28 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.integration.clients import node
+from tests.integration.http import serving
 from tests.integration.http.loop_turns import MAX_TURN_S, LoopTurns
+
+BOTH_WAYS = (
+    *("continued_streams", "decisions_face", "disconnect", "drain", "generate", "native_stream"),
+    *("openai_provider_faces", "openai_python", "slow_clients", "streams_face", "upstream_cuts"),
+    *("upstream_faults", "vanished"),
+)
+"""The tests of what the long way and the express way do alike: they are run with each."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.module.__name__.rpartition(".test_")[2]
+    if "way" in metafunc.fixturenames and name in BOTH_WAYS:
+        metafunc.parametrize("way", ["long", "express"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How requests for tokens come in."""
+    is_express = getattr(request, "param", "long") == "express"
+    monkeypatch.setattr(serving.Way, "is_express", is_express)
 
 
 @pytest.fixture(scope="session")

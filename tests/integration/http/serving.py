@@ -52,11 +52,18 @@ from gateway.testing import (
     MemorySessionStore,
 )
 from tests.integration.downloads import build_downloads
+from tests.integration.http.primed import learning, primed_protocol
 from tests.integration.hub_services import hub_services
 from tests.integration.rotations import build_rotations
 from tests.integration.routing_services import Routing, build_routing
 from tests.ledgers import open_memory
 from tests.libraries import build_library
+
+
+class Way:
+    """How requests for tokens come in: each by the long way first, or each by the express one."""
+
+    is_express = False
 
 
 class Served:
@@ -107,15 +114,17 @@ async def serving(
             tasks.start_soon(gateway.decisions.run)
             limits = ConnectionLimits(max_connections, head_s=settings.head_timeout_s)
             express = ExpressWay(gateway, settings)
+            protocol = primed_protocol if Way.is_express else guarded_protocol
+            learn = learning(express) if Way.is_express else express.learn
             server = uvicorn.Server(
                 uvicorn.Config(
-                    wrap(create_app(gateway, settings, graphql, learn=express.learn)),
+                    wrap(create_app(gateway, settings, graphql, learn=learn)),
                     lifespan="off",
                     ws="none",
                     log_config=None,
                     access_log=False,
                     timeout_graceful_shutdown=2,
-                    http=guarded_protocol(ConnectionGuard(limits), express),
+                    http=protocol(ConnectionGuard(limits), express),
                 )
             )
             done = anyio.Event()

@@ -16,6 +16,8 @@ from tests.integration.http.serving import Served, serving
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 PATHS = ("/api/v1/stream", "/api/v1/generate", "/v1/chat/completions", "/v1/completions")
+
+
 class Counted:
     """The long way, and how often it was gone."""
 

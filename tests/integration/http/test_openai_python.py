@@ -1,6 +1,6 @@
 """openai-python, sync and async, against the OpenAI face."""
 
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,7 +9,6 @@ import anyio.to_thread
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.core.errors import (
     ContextLengthExceeded,
@@ -39,6 +38,7 @@ from gateway.core.messages import (
     ToolCall,
 )
 from tests.integration.http.serving import Served, serving
+from tests.integration.http.written import watch_frames
 from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
 MODEL = "scripted/echo"
@@ -312,8 +312,18 @@ async def test_only_what_may_work_later_is_retried(error: GatewayError, attempts
 
 
 @pytest.mark.parametrize("pings", [0, 2])
-async def test_a_failure_in_the_middle_raises_api_error(pings: int) -> None:
-    enough = anyio.Event()
+async def test_a_failure_in_the_middle_raises_api_error(
+    pings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough, seen = anyio.Event(), []
+
+    def note(frames: bytes) -> None:
+        if frames == b": ping\n\n":
+            seen.append(frames)
+        if len(seen) == pings:
+            enough.set()
+
+    watch_frames(monkeypatch, note)
     gates = [enough] if pings else []
     script = [
         Started(ECHO),
@@ -321,9 +331,7 @@ async def test_a_failure_in_the_middle_raises_api_error(pings: int) -> None:
         *gates,
         ProviderUnavailable("scripted", "It went away."),
     ]
-    async with chatting(
-        *script, wrap=lambda app: after_pings(app, pings, enough), ping_interval_s=0.02
-    ) as (client, _):
+    async with chatting(*script, ping_interval_s=0.02) as (client, _):
         stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
         texts = []
         with pytest.raises(openai.APIError, match="It went away") as caught:
@@ -332,23 +340,6 @@ async def test_a_failure_in_the_middle_raises_api_error(pings: int) -> None:
     assert texts == ["", "he"]
     assert caught.value.code == "provider_unavailable"
     assert caught.value.type == "server_error"
-
-
-def after_pings(app: ASGIApp, count: int, happened: anyio.Event) -> ASGIApp:
-    """Set `happened` once `count` pings were sent."""
-    seen = 0
-
-    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
-        async def watch(message: MutableMapping[str, Any]) -> None:
-            nonlocal seen
-            await send(message)
-            seen += message.get("body") == b": ping\n\n"
-            if seen == count:
-                happened.set()
-
-        await app(scope, receive, watch)
-
-    return watched
 
 
 async def test_pings_disturb_nobody() -> None:

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.core.events import Started, TextDelta
 from gateway.core.states import StreamEnd
@@ -19,6 +18,7 @@ from gateway.http.turns import TURN_BYTES
 from tests.integration.http.loop_turns import LoopTurns
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE
+from tests.integration.http.written import watch_frames
 from tests.scripted_provider import ECHO, ScriptedProvider, Step, answer
 
 HEAD = b"POST /api/v1/stream HTTP/1.1\r\nHost: localhost\r\n"
@@ -170,21 +170,18 @@ async def taking(served: Served, count: int) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def test_readers_that_are_sent_large_pieces_at_once_share_turns_of_the_loop() -> None:
+async def test_readers_that_are_sent_large_pieces_at_once_share_turns_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """F11: whoever has nothing large to say is served between them."""
     gate, size = anyio.Event(), 20_000
     turns = LoopTurns(asyncio.get_running_loop())
     written: Counter[int] = Counter()
 
-    def counting(app: ASGIApp) -> ASGIApp:
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            async def note(message: Message) -> None:
-                written[turns.count] += len(message.get("body", b""))
-                await send(message)
+    def note(frames: bytes) -> None:
+        written[turns.count] += len(frames)
 
-            await app(scope, receive, note)
-
-        return counted
+    watch_frames(monkeypatch, note)
 
     class Each(ScriptedProvider):
         async def stream(self, request, ref):  # type: ignore[no-untyped-def]
@@ -192,7 +189,7 @@ async def test_readers_that_are_sent_large_pieces_at_once_share_turns_of_the_loo
             async for event in super().stream(request, ref):
                 yield event
 
-    async with serving(Each(), wrap=counting) as served, taking(served, MANY):
+    async with serving(Each()) as served, taking(served, MANY):
         while served.gateway.streams.live_count < MANY:  # noqa: ASYNC110
             await anyio.sleep(0.01)
         with turns.measured():
