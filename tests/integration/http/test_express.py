@@ -1,17 +1,24 @@
 """The express way answers as the long way does, and lets in nobody whom the long way would not."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from anyio.abc import SocketStream
+from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.core.errors import EngineFailed
 from gateway.core.events import Started, TextDelta
 from gateway.core.keys import KeyOrder, KeyScope
+from gateway.core.states import StreamEnd
+from gateway.http import protocol
 from tests.integration.http.serving import Served, serving
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
@@ -145,11 +152,167 @@ async def test_a_failure_after_the_beginning_is_the_end_of_the_stream() -> None:
     assert reply.status_code == 200 and "event: failed" in reply.text
 
 
-async def test_a_draining_gateway_takes_nothing_by_the_short_way() -> None:
-    async with serving(ScriptedProvider(answer("a"))) as served:
+async def test_a_draining_gateway_takes_nothing_by_the_express_way() -> None:
+    long = Counted()
+    async with serving(ScriptedProvider(answer("a")), wrap=long.before) as served:
+        reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]))
         await served.gateway.streams.drain(0)
         reply = await served.client.post(PATHS[1], json=body_for(PATHS[1]))
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+    assert long.times == 2
+
+
+async def test_a_revoked_key_passes_no_more() -> None:
+    async with serving(ScriptedProvider(answer("a"))) as served:
+        key = await make(served, "infer")
+        statuses = []
+        for _ in range(3):
+            body = body_for(PATHS[1])
+            reply = await served.client.post(PATHS[1], json=body, headers=bearer(key))
+            statuses.append(reply.status_code)
+            if len(statuses) == 2:
+                [made] = await served.gateway.keys.all()
+                await served.gateway.keys.revoke(made.id)
+    assert statuses == [200, 200, 401]
+
+
+def raw_request(text: str = "hi", **more: Any) -> bytes:
+    body = json.dumps({"model": "scripted/echo", "prompt": text} | more).encode()
+    head = b"POST /api/v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+async def read_replies(client: SocketStream, count: int) -> list[bytes]:
+    """Return the bodies of so many whole replies."""
+    data, bodies = b"", []
+    while len(bodies) < count:
+        head, end, rest = data.partition(b"\r\n\r\n")
+        size = int(re.search(rb"content-length: (\d+)", head)[1]) if end else 0  # type: ignore[index]
+        if end and len(rest) >= size:
+            bodies.append(rest[:size])
+            data = rest[size:]
+        else:
+            data += await client.receive()
+    assert not data
+    return bodies
+
+
+@asynccontextmanager
+async def known_client(
+    **settings: Any,
+) -> AsyncIterator[tuple[SocketStream, Served, Counted, ScriptedProvider]]:
+    """A connection whose head has passed once."""
+    long, provider = Counted(), ScriptedProvider(answer("a"))
+    async with (
+        serving(provider, wrap=long.before, **settings) as served,
+        await anyio.connect_tcp("127.0.0.1", served.port) as client,
+    ):
+        await client.send(raw_request())
+        await read_replies(client, 1)
+        yield client, served, long, provider
+
+
+@pytest.mark.parametrize("at", [1, 20, 60, -30, -1])
+async def test_a_request_in_two_pieces_is_one(at: int) -> None:
+    async with known_client() as (client, _, long, provider):
+        for text in ("one", "two"):
+            data = raw_request(text)
+            await client.send(data[:at])
+            await checkpoint()
+            await client.send(data[at:])
+            await read_replies(client, 1)
+        assert [request.prompt for request in provider.requests] == ["hi", "one", "two"]
+        # A head in pieces is for the parser of the long way.
+        assert long.times == (3 if at in (1, 20, 60) else 1)
+
+
+async def test_requests_that_come_at_once_are_answered_one_after_the_other() -> None:
+    async with known_client() as (client, _, long, provider):
+        texts = ["one", "two", "three"]
+        await client.send(b"".join(map(raw_request, texts)))
+        replies = await read_replies(client, 3)
+        ids = [json.loads(reply)["stream_id"] for reply in replies]
+        assert [request.prompt for request in provider.requests] == ["hi", *texts]
+        assert len(set(ids)) == 3 and long.times == 1
+
+
+async def test_the_two_ways_take_turns_on_one_connection() -> None:
+    other = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with known_client() as (client, _, long, provider):
+        await client.send(raw_request("one") + other + raw_request("two") + other)
+        await read_replies(client, 4)
+        assert [request.prompt for request in provider.requests] == ["hi", "one", "two"]
+        assert long.times == 1 + 3  # what comes behind a request of the long way goes it, too
+
+
+async def test_a_body_that_does_not_come_is_waited_for_by_the_long_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "BODY_WAIT_S", 0.01)
+    async with known_client() as (client, _, long, provider):
+        data = raw_request("one")
+        await client.send(data[:-5])
+        while long.times == 1:  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+        await client.send(data[-5:])
+        await read_replies(client, 1)
+        assert provider.requests[-1].prompt == "one"
+
+
+@pytest.mark.parametrize(
+    ("more", "status"), [({"model": 5}, b"400"), ({"model": "nobody"}, b"404")]
+)
+async def test_what_is_refused_is_refused_as_on_the_long_way(
+    more: dict[str, Any], status: bytes
+) -> None:
+    async with known_client() as (client, served, *_):
+        await client.send(raw_request(**more))
+        head = await client.receive()
+        async with await anyio.connect_tcp("127.0.0.1", served.port) as stranger:
+            unknown = raw_request(**more).replace(b"Host:", b"X: y\r\nHost:")
+            await stranger.send(unknown)
+            other = await stranger.receive()
+    assert head.split()[1] == other.split()[1] == status
+    assert VARYING.sub(b"", head) == VARYING.sub(b"", other)
+
+
+async def test_who_leaves_stops_the_model() -> None:
+    gate = anyio.Event()
+    async with known_client() as (client, served, long, provider):
+        provider.script = [Started(ECHO), TextDelta("a"), gate]
+        await client.send(raw_request("one"))
+        while not served.gateway.streams.live_count:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        await client.aclose()
+        session = await served.last_session()
+        assert session.closed is not None and session.closed.end is StreamEnd.CANCELLED
+        assert long.times == 1
+
+
+async def test_a_quiet_connection_is_closed() -> None:
+    async with known_client() as (client, *_):
+        await client.send(raw_request())
+        await read_replies(client, 1)
+        with anyio.fail_after(10), pytest.raises(anyio.EndOfStream):
+            await client.receive()
+
+
+async def test_who_has_all_his_streams_is_told_so() -> None:
+    provider, long = ScriptedProvider(answer("a")), Counted()
+    async with serving(provider, wrap=long.before) as served:
+        key = await make(served, "infer", max_streams=1)
+        ask = partial(served.client.post, PATHS[1], json=body_for(PATHS[1]), headers=bearer(key))
+        assert (await ask()).status_code == 200
+        provider.script = [Started(ECHO), anyio.Event()]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            while not served.gateway.streams.live_count:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+            reply = await ask()
+            tasks.cancel_scope.cancel()
+        assert served.gateway.metrics.meter.refusals["too_many_streams"] == 1
+    assert (reply.status_code, reply.json()["error"]["code"]) == (429, "too_many_streams")
+    assert long.times == 1
 
 
 async def test_a_revoked_key_is_cut_in_a_body_that_does_not_come() -> None:
