@@ -48,11 +48,17 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The text parts, joined as they stand."""
-        return "".join([part.text for part in self.parts if isinstance(part, TextPart)])
+        parts = self.parts
+        if len(parts) == 1 and type(parts[0]) is TextPart:  # as nearly always
+            return parts[0].text
+        return "".join([part.text for part in parts if isinstance(part, TextPart)])
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
-        return tuple([part for part in self.parts if isinstance(part, ImagePart)])
+        parts = self.parts
+        if len(parts) == 1 and type(parts[0]) is TextPart:
+            return ()
+        return tuple([part for part in parts if isinstance(part, ImagePart)])
 
 
 class Tool(msgspec.Struct, frozen=True):

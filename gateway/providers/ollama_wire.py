@@ -4,13 +4,13 @@ Source: Ollama's docs/api.md, api/types.go and server/routes.go; where they diff
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.core.errors import (
+    GatewayError,
     IncompleteStream,
     InvalidRequest,
     InvalidText,
@@ -30,6 +30,7 @@ from gateway.core.events import (
     Usage,
 )
 from gateway.core.messages import (
+    NO_OPTIONS,
     GenerateRequest,
     Message,
     ResponseFormat,
@@ -48,7 +49,7 @@ THINK_LEVELS = ("low", "medium", "high", "max")
 _ABSENT = msgspec.Raw(b"")
 
 
-class _OptionsBody(msgspec.Struct, omit_defaults=True):
+class _OptionsBody(msgspec.Struct, omit_defaults=True, gc=False):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -67,7 +68,7 @@ class _CallBody(msgspec.Struct):
     function: dict[str, Any]
 
 
-class _MessageBody(msgspec.Struct, omit_defaults=True):
+class _MessageBody(msgspec.Struct, omit_defaults=True, gc=False):
     role: str
     # No default: Ollama's templates read the content of every message.
     content: str
@@ -78,7 +79,7 @@ class _MessageBody(msgspec.Struct, omit_defaults=True):
     tool_call_id: str | None = None
 
 
-class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
+class _Body(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """Of chat and generate both: what is absent is left out."""
 
     model: str
@@ -96,31 +97,31 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     truncate: bool | None = None
 
 
-class _FunctionLine(msgspec.Struct):
+class _FunctionLine(msgspec.Struct, gc=False):
     name: str = ""
     # Raw keeps the order of the keys and every digit of the numbers.
     arguments: msgspec.Raw = _ABSENT
 
 
-class _CallLine(msgspec.Struct):
+class _CallLine(msgspec.Struct, gc=False):
     function: _FunctionLine
     id: str | None = None
 
 
-class _LogprobLine(msgspec.Struct):
+class _LogprobLine(msgspec.Struct, gc=False):
     token: str
     logprob: float
     bytes: list[int] | None = None
     top_logprobs: list["_LogprobLine"] | None = None
 
 
-class _MessageLine(msgspec.Struct):
+class _MessageLine(msgspec.Struct, gc=False):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[_CallLine] | None = None
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, gc=False):
     """One line of chat or generate; generate has no message but the same fields beside it."""
 
     message: _MessageLine | None = None
@@ -179,7 +180,7 @@ def encode_request(
 class AnswerReader:
     """Turns the bytes of one answer into events, however they are cut into chunks.
 
-    `feed` and `end` yield everything but the end; `finished` holds that once it is known, and
+    `feed` and `end` return everything but the end; `finished` holds that once it is known, and
     `lines` counts the lines read so far.
     """
 
@@ -195,50 +196,73 @@ class AnswerReader:
         self._tokens = 0
         self._calls = 0
 
-    def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events of the lines that `chunk` completes.
+    def feed(self, chunk: bytes) -> Iterable[Event]:
+        """Return the events of the lines that `chunk` completes.
 
-        Raises what an error line means, and ProviderProtocolError for rubbish, each after the
-        events before it.
+        Who goes through them gets what an error line means raised, and ProviderProtocolError for
+        rubbish, each after the events before it.
         """
-        cut = chunk.rfind(b"\n") + 1
-        if cut:
-            yield from self._read(bytes(self._rest) + chunk[:cut] if self._rest else chunk[:cut])
-            self._rest.clear()
-            if self.finished is not None:
-                return
-        self._rest += chunk[cut:]
-        self._require_bounded(self._rest)
+        events: list[Event] = []
+        try:
+            self._take(chunk, events)
+        except GatewayError as error:
+            return _broken_off(events, error)
+        return events
 
-    def end(self) -> Iterator[Event]:
-        """Yield the events of a last line without a line end; raise IncompleteStream if need be."""
+    def end(self) -> Iterable[Event]:
+        """Return the events of a last line without a line end, as `feed` does; then comes
+        IncompleteStream if need be."""
+        events: list[Event] = []
         rest = bytes(self._rest)
         self._rest.clear()
-        yield from self._read(rest)
-        if self.finished is None:
-            raise IncompleteStream(PROVIDER, "Ollama's answer ended without its end.")
+        try:
+            self._read(rest, events)
+            if self.finished is None:
+                raise IncompleteStream(PROVIDER, "Ollama's answer ended without its end.")
+        except GatewayError as error:
+            return _broken_off(events, error)
+        return events
 
-    def _read(self, lines: bytes) -> Iterator[Event]:
-        """Yield the events of whole lines."""
+    def _take(self, chunk: bytes, events: list[Event]) -> None:
+        cut = chunk.rfind(b"\n") + 1
+        if cut:
+            lines = chunk[:cut]
+            if self._rest:
+                lines = bytes(self._rest) + lines
+                self._rest.clear()
+            self._read(lines, events)
+        if cut < len(chunk) and self.finished is None:
+            self._rest += chunk[cut:]
+            self._require_bounded(self._rest)
+
+    def _read(self, lines: bytes, events: list[Event]) -> None:
+        """Add the events of whole lines."""
         for part in self._decode(lines):
-            if self.lines and (text := _only_text(part)):
+            message = part.message
+            if (  # a line that says some text and nothing else, as nearly all lines of a chat do
+                self.lines
+                and message is not None
+                and message.content
+                and not (message.thinking or message.tool_calls or part.done or part.logprobs)
+                and part.error is _ABSENT
+            ):
                 self.lines += 1
                 self._tokens += 1
-                yield TextDelta(text)
+                events.append(TextDelta(message.content))
                 continue
-            yield from self._read_one(part)
+            self._read_one(part, events)
             if self.finished is not None:
                 return
 
-    def _read_one(self, part: _Line) -> list[Event]:
+    def _read_one(self, part: _Line, events: list[Event]) -> None:
         if (error := bytes(part.error)) and error != b"null":
             raise describe_error_line(error, self._ref)
-        events: list[Event] = [] if self.lines else [Started(self._ref)]
+        told: list[Event] = [] if self.lines else [Started(self._ref)]
         self.lines += 1
-        events += self._deltas(part)
+        told += self._deltas(part)
         if part.done:
             self.finished = self._finish(part)
-        return events
+        events += told
 
     def _require_bounded(self, line: bytes | bytearray) -> None:
         if len(line) > self._max_line_bytes:
@@ -247,12 +271,17 @@ class AnswerReader:
             )
 
     def _decode(self, lines: bytes) -> Iterable[_Line]:
-        if len(lines) <= self._max_line_bytes:
-            with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
-                parts = _LINES.decode_lines(lines)
-                if len(parts) == lines.count(b"\n"):  # it does not mind where the line ends are
-                    return parts
-        # What is before a mistake counts: one by one.
+        if len(lines) > self._max_line_bytes:
+            return self._decode_each(lines)
+        try:
+            parts = _LINES.decode_lines(lines)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return self._decode_each(lines)
+        # It does not mind where the line ends are.
+        return parts if len(parts) == lines.count(b"\n") else self._decode_each(lines)
+
+    def _decode_each(self, lines: bytes) -> Iterator[_Line]:
+        """Decode line by line: what is before a mistake counts."""
         return map(self._decode_one, filter(bytes.strip, lines.split(b"\n")))
 
     def _decode_one(self, line: bytes) -> _Line:
@@ -273,7 +302,7 @@ class AnswerReader:
             thinking, text, calls = part.thinking, part.response, part.tool_calls
         # One line is one token as far as anyone can tell: the first delta of a line carries it.
         tokens = 1
-        logprobs = tuple(_read_logprob(each) for each in part.logprobs or ())
+        logprobs = _read_logprobs(part.logprobs) if part.logprobs else ()
         deltas: list[Delta] = []
         if thinking:
             deltas.append(ReasoningDelta(thinking, tokens, logprobs))
@@ -304,26 +333,20 @@ class AnswerReader:
         )
 
 
-def _only_text(part: _Line) -> str | None:
-    """Return the text of a line that says nothing else, as nearly all lines of a chat do."""
-    message = part.message
-    if (
-        message is None
-        or message.thinking
-        or message.tool_calls
-        or part.done
-        or part.logprobs
-        or part.error is not _ABSENT
-    ):
-        return None
-    return message.content
+def _broken_off(events: list[Event], error: GatewayError) -> Iterator[Event]:
+    yield from events
+    raise error
+
+
+def _read_logprobs(lines: Sequence[_LogprobLine]) -> tuple[TokenLogprob, ...]:
+    return tuple([_read_logprob(line) for line in lines])
 
 
 def _read_logprob(line: _LogprobLine) -> TokenLogprob:
     raw = line.token.encode("utf-8", "surrogatepass")
     if line.bytes is not None and all(0 <= value < 256 for value in line.bytes):
         raw = bytes(line.bytes)
-    top = tuple(_read_logprob(other) for other in line.top_logprobs or ())
+    top = _read_logprobs(line.top_logprobs or ())
     return TokenLogprob(line.token, raw, line.logprob, top)
 
 
@@ -349,6 +372,8 @@ def _encode_format(wanted: ResponseFormat | None) -> str | dict[str, Any] | None
 
 def _encode_options(request: GenerateRequest, num_ctx: int | None) -> _OptionsBody:
     options = request.options
+    if options == NO_OPTIONS:
+        return _OptionsBody(num_ctx=num_ctx)
     for param, given in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_ids)):
         if given:
             raise UnsupportedCapability(
@@ -387,22 +412,25 @@ def _require_think(think: bool | str | None) -> bool | str | None:
 
 
 def _encode_message(message: Message) -> _MessageBody:
+    images = message.images
     return _MessageBody(
-        role=message.role,
-        content=message.text,
-        thinking=message.reasoning,
-        images=[image.data for image in message.images] or None,
-        tool_calls=[
-            _CallBody(
-                call.id,
-                {"index": index, "name": call.name, "arguments": _encode_arguments(call)},
-            )
-            for index, call in enumerate(message.tool_calls)
-        ]
-        or None,
-        tool_name=message.tool_name,
-        tool_call_id=message.tool_call_id,
+        message.role,
+        message.text,
+        message.reasoning,
+        [image.data for image in images] if images else None,
+        _encode_calls(message.tool_calls) if message.tool_calls else None,
+        message.tool_name,
+        message.tool_call_id,
     )
+
+
+def _encode_calls(calls: Sequence[ToolCall]) -> list[_CallBody]:
+    return [
+        _CallBody(
+            call.id, {"index": index, "name": call.name, "arguments": _encode_arguments(call)}
+        )
+        for index, call in enumerate(calls)
+    ]
 
 
 def _encode_arguments(call: ToolCall) -> msgspec.Raw:
