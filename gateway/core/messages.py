@@ -174,7 +174,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     def has_images(self) -> bool:
         for message in self.messages:
             for part in message.parts:
-                if isinstance(part, ImagePart):
+                if type(part) is ImagePart:
                     return True
         return False
 

@@ -132,7 +132,8 @@ def require_capabilities(request: GenerateRequest | EmbedRequest, info: ModelInf
 
     A model whose capabilities are unknown is trusted: its provider will say no.
     """
-    require_needs(find_needs(request), info)
+    if info.capabilities:
+        require_needs(find_needs(request), info)
 
 
 def require_needs(needs: Collection[Capability], info: ModelInfo) -> None:

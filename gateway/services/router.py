@@ -17,6 +17,7 @@ from gateway.core.continuation import (
 from gateway.core.embeddings import Embeddings, EmbedRequest
 from gateway.core.errors import GatewayError, IncompleteStream, ModelNotFound, ProviderUnavailable
 from gateway.core.events import Collector, Event, Finished, Generation, Routed, Waiting
+from gateway.core.known_plans import KnownPlans
 from gateway.core.messages import GenerateRequest, Said
 from gateway.core.names import nearest_names
 from gateway.core.plan import Plan, find_listed_state, plan_routes
@@ -76,6 +77,7 @@ class ModelRouterService:
         self._meter = meter or Meter()
         self._draw = draw
         self._sleep = sleep
+        self._known_plans = KnownPlans(aliases=self._aliases, rules=self._rules)
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Return the whole answer; raises what `answer` raises."""
@@ -274,7 +276,7 @@ class ModelRouterService:
             self._asked(plan.rotation)
 
     def _draft(self, request: AnyRequest, listing: Listing) -> Plan:
-        return plan_routes(
+        return self._known_plans.find(request, listing.catalogue) or plan_routes(
             request,
             providers=self._providers,
             catalogue=listing.catalogue,

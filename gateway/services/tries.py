@@ -8,10 +8,12 @@ from gateway.core.routing import Route
 class Tries:
     """Walks routes from the first on; `after` is the code of the error that led to the present."""
 
+    __slots__ = ("_all", "_left", "after", "count", "route")
+
     def __init__(self, routes: Sequence[Route]) -> None:
         self._all = routes
-        self._left = list(routes)
-        self.route = self._left.pop(0)
+        self._left = routes[1:]
+        self.route = routes[0]
         self.count = 1
         self.after: str | None = None
 
@@ -30,10 +32,10 @@ class Tries:
         """Go on to the next candidate; False when there is none."""
         if not self._left:
             return False
-        self.route, self.count = self._left.pop(0), 1
+        self.route, self._left, self.count = self._left[0], self._left[1:], 1
         return True
 
     def restart(self, routes: Sequence[Route], after: str) -> None:
         """Go on to the first of `routes`, then to the others of them."""
-        self._left, self.after = list(routes), after
+        self._left, self.after = routes, after
         self.turn()
