@@ -14,6 +14,13 @@ from gateway.http import wire
 from gateway.http.body import decode_body
 from gateway.http.openai_unsupported import UnsupportedBody, require_supported
 from gateway.http.options import first_of, parse_keep_alive, to_options
+from gateway.http.plain import (
+    PlainMessage,
+    PlainOptions,
+    decode_plain,
+    read_messages,
+    read_options,
+)
 from gateway.http.stream import NativeOptionsBody
 
 # OpenAI's levels, in the words of the core.
@@ -43,10 +50,6 @@ class CommonBody(UnsupportedBody, kw_only=True):
     continue_on_failure: bool | None = None
     truncate: bool | None = None
 
-    @property
-    def includes_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
 
 class ChatBody(CommonBody, kw_only=True):
     messages: list[wire.MessageBody]
@@ -62,6 +65,16 @@ class CompletionBody(CommonBody, kw_only=True):
     prompt: str | list[str]
 
 
+class PlainChatBody(PlainOptions, kw_only=True, gc=False):
+    """What nearly all chats are; each field is one of ChatBody."""
+
+    model: str
+    messages: list[PlainMessage]
+    stream: bool | None = None
+    stream_options: StreamOptionsBody | None = None
+    max_completion_tokens: int | None = None
+
+
 class Completion(msgspec.Struct, frozen=True):
     """What is to be generated, and how the caller wants it back."""
 
@@ -70,12 +83,32 @@ class Completion(msgspec.Struct, frozen=True):
     includes_usage: bool
 
 
+_PLAIN_CHAT = msgspec.json.Decoder(PlainChatBody)
 _CHAT = msgspec.json.Decoder(ChatBody)
 _COMPLETION = msgspec.json.Decoder(CompletionBody)
 
 
-def parse_chat(data: bytes, request_id: str) -> Completion:
-    """Return what a chat body asks for; raises InvalidRequest and its kind."""
+def parse_chat(data: bytes, request_id: str, caller: str = "") -> Completion:
+    """Return what a chat body of `caller` asks for; raises InvalidRequest and its kind."""
+    return _parse_plain_chat(data, request_id, caller) or _parse_chat(data, request_id, caller)
+
+
+def _parse_plain_chat(data: bytes, request_id: str, caller: str) -> Completion | None:
+    body = decode_plain(data, _PLAIN_CHAT)
+    if body is None:
+        return None
+    if body.max_completion_tokens is not None:
+        body.max_tokens = body.max_completion_tokens
+    messages, options = read_messages(body.messages), read_options(body)
+    if messages is None or options is None:
+        return None
+    request = GenerateRequest(
+        id=request_id, model=body.model, messages=messages, options=options, caller=caller
+    )
+    return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
+
+
+def _parse_chat(data: bytes, request_id: str, caller: str) -> Completion:
     body = decode_body(data, _CHAT)
     tools = wire.to_tools(body.tools)
     if body.max_completion_tokens is not None:
@@ -91,14 +124,15 @@ def parse_chat(data: bytes, request_id: str) -> Completion:
         response_format=wire.to_response_format(body.response_format),
         think=_read_effort(body.reasoning_effort),
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        caller=caller,
         continue_on_failure=body.continue_on_failure,
         truncate=body.truncate,
     )
-    return Completion(request, bool(body.stream), body.includes_usage)
+    return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
 
 
-def parse_completion(data: bytes, request_id: str) -> Completion:
-    """Return what a plain completion asks for: its prompt is continued as it stands."""
+def parse_completion(data: bytes, request_id: str, caller: str = "") -> Completion:
+    """Return what a completion of `caller` asks for: its prompt is continued as it stands."""
     body = decode_body(data, _COMPLETION)
     request = GenerateRequest(
         id=request_id,
@@ -107,10 +141,15 @@ def parse_completion(data: bytes, request_id: str) -> Completion:
         raw=True,
         options=_read_options(body),
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        caller=caller,
         continue_on_failure=body.continue_on_failure,
         truncate=body.truncate,
     )
-    return Completion(request, bool(body.stream), body.includes_usage)
+    return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
+
+
+def _includes_usage(options: StreamOptionsBody | None) -> bool:
+    return options is not None and bool(options.include_usage)
 
 
 def _read_options(body: CommonBody) -> Options:

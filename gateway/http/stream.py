@@ -21,6 +21,13 @@ from gateway.http.logprobs import describe_logprobs
 from gateway.http.native_events import NativeEvents, describe_marks, round_timings, tool_call
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
 from gateway.http.orders import Counter, Order
+from gateway.http.plain import (
+    PlainMessage,
+    PlainOptions,
+    decode_plain,
+    read_messages,
+    read_options,
+)
 from gateway.services.live import LiveStream
 from gateway.settings import Settings
 
@@ -48,6 +55,16 @@ class StreamBody(msgspec.Struct, kw_only=True):
     truncate: bool | None = None
 
 
+class PlainStreamBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What nearly all are; each field is one of StreamBody."""
+
+    model: str
+    messages: list[PlainMessage]
+    options: PlainOptions | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+    detached: bool | None = None
+
+
 class Asked(msgspec.Struct, frozen=True):
     """What a native body asks for."""
 
@@ -55,6 +72,7 @@ class Asked(msgspec.Struct, frozen=True):
     is_detached: bool
 
 
+_PLAIN = msgspec.json.Decoder(PlainStreamBody)
 _DECODER = msgspec.json.Decoder(StreamBody)
 
 
@@ -103,10 +121,32 @@ async def read_asked(request: Request, settings: Settings) -> Asked:
     return await read_request(request, settings.max_body_bytes, parse)
 
 
-def parse_stream_request(data: bytes, request_id: str) -> Asked:
-    """Return what a native body asks for; raises InvalidRequest and its kind."""
+def parse_stream_request(data: bytes, request_id: str, caller: str = "") -> Asked:
+    """Return what a native body of `caller` asks for; raises InvalidRequest and its kind."""
+    return _parse_plain(data, request_id, caller) or _parse(data, request_id, caller)
+
+
+def _parse(data: bytes, request_id: str, caller: str) -> Asked:
     body = decode_body(data, _DECODER)
-    return Asked(_to_request(body, request_id), is_detached=body.detached is True)
+    return Asked(_to_request(body, request_id, caller), is_detached=body.detached is True)
+
+
+def _parse_plain(data: bytes, request_id: str, caller: str) -> Asked | None:
+    body = decode_plain(data, _PLAIN)
+    if body is None:
+        return None
+    messages, options = read_messages(body.messages), read_options(body.options)
+    if messages is None or options is None:
+        return None
+    request = GenerateRequest(
+        id=request_id,
+        model=body.model,
+        messages=messages,
+        options=options,
+        think=body.think,
+        caller=caller,
+    )
+    return Asked(request, is_detached=body.detached is True)
 
 
 def read_stream_values(values: dict[str, Any], request_id: str) -> GenerateRequest:
@@ -115,7 +155,7 @@ def read_stream_values(values: dict[str, Any], request_id: str) -> GenerateReque
     return _to_request(convert_body(values, StreamBody), request_id)
 
 
-def _to_request(body: StreamBody, request_id: str) -> GenerateRequest:
+def _to_request(body: StreamBody, request_id: str, caller: str = "") -> GenerateRequest:
     messages, prompt = _read_input(body)
     tools = wire.to_tools(body.tools)
     return GenerateRequest(
@@ -130,6 +170,7 @@ def _to_request(body: StreamBody, request_id: str) -> GenerateRequest:
         response_format=wire.to_response_format(body.response_format),
         think=body.think,
         keep_alive_s=parse_keep_alive(body.keep_alive),
+        caller=caller,
         continue_on_failure=body.continue_on_failure,
         truncate=body.truncate,
     )
