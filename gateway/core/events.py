@@ -4,6 +4,8 @@
 router's, and so is Switched.
 
 Exactly one `Finished` ends a stream, or an exception does: errors are raised, never events.
+
+Each token is an event: they have no cycles, and the garbage collector need not count them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ Stage = Literal["queued", "downloading", "loading", "prefill"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens, as the model counted them."""
 
     prompt_tokens: int = 0
@@ -35,7 +37,7 @@ class Timings(msgspec.Struct, frozen=True):
     total_ms: float = 0.0
 
 
-class Routed(msgspec.Struct, frozen=True, tag="routed"):
+class Routed(msgspec.Struct, frozen=True, tag="routed", gc=False):
     """The router's choice, before the provider is asked: records know it if all else fails.
 
     Another one follows when the choice failed before it said anything; `after` is the code of its
@@ -46,7 +48,7 @@ class Routed(msgspec.Struct, frozen=True, tag="routed"):
     after: str | None = None
 
 
-class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
+class Waiting(msgspec.Struct, frozen=True, tag="waiting", gc=False):
     """Nothing to read yet: `position` in the queue, `fraction` of the stage, `eta_s` left."""
 
     stage: Stage
@@ -55,7 +57,7 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
     eta_s: float | None = None
 
 
-class Started(msgspec.Struct, frozen=True, tag="started"):
+class Started(msgspec.Struct, frozen=True, tag="started", gc=False):
     """The model accepted the prompt. `prompt_tokens` is None where only the end tells it."""
 
     ref: ModelRef
@@ -77,7 +79,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple["TokenLogprob", ...] = ()
 
 
-class TextDelta(msgspec.Struct, frozen=True, tag="text"):
+class TextDelta(msgspec.Struct, frozen=True, tag="text", gc=False):
     """More of the answer; `tokens` is how many tokens it took (0 when held back text is let go).
 
     `logprobs` holds one entry for each of them where they were asked for, and so does `ids`, in the
@@ -90,14 +92,14 @@ class TextDelta(msgspec.Struct, frozen=True, tag="text"):
     ids: tuple[int, ...] = ()
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning"):
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning", gc=False):
     text: str
     tokens: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()
     ids: tuple[int, ...] = ()
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
+class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call", gc=False):
     """One whole tool call; `index` counts the calls of this answer from 0."""
 
     index: int
@@ -107,7 +109,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag="tool_call"):
     ids: tuple[int, ...] = ()
 
 
-class Switched(msgspec.Struct, frozen=True, tag="switched"):
+class Switched(msgspec.Struct, frozen=True, tag="switched", gc=False):
     """The stream goes on with another model after a failure, whose code is `reason`.
 
     `prompt_tokens` are what the target read: the prompt and what was said; None as in Started.
@@ -119,7 +121,7 @@ class Switched(msgspec.Struct, frozen=True, tag="switched"):
     prompt_tokens: int | None = None
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
+class Finished(msgspec.Struct, frozen=True, tag="finished", gc=False):
     """The end. `truncated`: the provider cut the prompt to what the model has room for."""
 
     reason: FinishReason
@@ -156,6 +158,8 @@ class Generation(msgspec.Struct, frozen=True):
 class Collector:
     """Makes one answer of the events of a stream."""
 
+    __slots__ = ("_calls", "_finished", "_logprobs", "_reasoning", "_ref", "_switches", "_text")
+
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -166,9 +170,10 @@ class Collector:
         self._finished: Finished | None = None
 
     def add_all(self, events: Sequence[Event]) -> None:
+        texts = self._text
         for event in events:
             if type(event) is TextDelta:  # nearly all are
-                self._text.append(event.text)
+                texts.append(event.text)
                 if event.logprobs:
                     self._logprobs += event.logprobs
             else:

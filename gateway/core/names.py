@@ -36,6 +36,8 @@ class ModelRef(msgspec.Struct, frozen=True, order=True):
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
     def __str__(self) -> str:
+        if self.revision is None:  # as nearly always
+            return f"{self.provider}/{self.model}"
         return f"{self.provider}/{self.qualified_model}"
 
 

@@ -28,12 +28,15 @@ class JsonReply(Response):
     """A body that is JSON already. Its headers are known, so none of them is looked for."""
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        given = (headers or {}).items()
         self.raw_headers = [
-            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given),
             (b"content-length", b"%d" % len(self.body)),
             (b"content-type", b"application/json"),
         ]
+        if headers:
+            self.raw_headers[:0] = [
+                (name.lower().encode("latin-1"), value.encode("latin-1"))
+                for name, value in headers.items()
+            ]
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.core.events import (
     Event,
     Finished,
-    Generation,
+    FinishReason,
     ReasoningDelta,
     Routed,
     Started,
@@ -15,6 +17,7 @@ from gateway.core.events import (
     Timings,
     TokenLogprob,
     ToolCallDelta,
+    Usage,
     Waiting,
 )
 from gateway.core.messages import ToolCall
@@ -25,6 +28,13 @@ from gateway.problems import Problem
 from gateway.services.live import LiveStream
 
 RETRY_MS = 3000
+
+
+class _FinishedBody(msgspec.Struct, omit_defaults=True, gc=False):
+    reason: FinishReason
+    usage: Usage
+    timings: dict[str, float | None]
+    truncated: bool = False
 
 
 class NativeEvents:
@@ -46,7 +56,7 @@ class NativeEvents:
         # reading alone has no number: after it, another reader goes on with the stream.
         data = {**native_error(problem), "request_id": self._live.opened.request_id}
         if is_end:
-            return self._frame(b"failed", data)
+            return self._frame(b"failed", encode_json(data))
         return b"event: failed\ndata: %b\n\n" % encode_json(data)
 
     def _encode(self, event: Event) -> bytes:
@@ -63,11 +73,11 @@ class NativeEvents:
                 call = {"index": event.index, **tool_call(event.call)}
                 return self._delta({"tool_call": call}, event.logprobs)
             case Waiting():
-                return self._frame(b"waiting", describe_waiting(event))
+                return self._frame(b"waiting", encode_json(describe_waiting(event)))
             case Started():
                 return self._frame(b"started", self._started(event))
             case Switched():
-                return self._frame(b"switched", describe_switch(event))
+                return self._frame(b"switched", encode_json(describe_switch(event)))
             case Finished():
                 return self._finish(event)
             case Routed():
@@ -76,25 +86,20 @@ class NativeEvents:
     def _delta(self, data: dict[str, Any], logprobs: Sequence[TokenLogprob]) -> bytes:
         if logprobs:
             data["logprobs"] = describe_logprobs(logprobs)
-        return self._frame(b"delta", data)
+        return self._frame(b"delta", encode_json(data))
 
-    def _started(self, event: Started) -> dict[str, str]:
-        return {
-            "stream_id": self._live.id,
-            "model": str(event.ref),
-            "decision_id": self._live.id,
-        }
+    def _started(self, event: Started) -> bytes:
+        stream_id, model = encode_json(self._live.id), encode_json(str(event.ref))
+        return b'{"stream_id":%b,"model":%b,"decision_id":%b}' % (stream_id, model, stream_id)
 
     def _finish(self, event: Finished) -> bytes:
         timings = round_timings(self._live.timings)
-        data: dict[str, Any] = {"reason": event.reason, "usage": event.usage, "timings": timings}
-        if event.truncated:
-            data["truncated"] = True
-        return self._frame(b"finished", data)
+        end = _FinishedBody(event.reason, event.usage, timings, event.truncated)
+        return self._frame(b"finished", encode_json(end))
 
-    def _frame(self, name: bytes, data: dict[str, Any]) -> bytes:
+    def _frame(self, name: bytes, data: bytes) -> bytes:
         self._id += 1
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self._id, name, encode_json(data))
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self._id, name, data)
 
 
 def tool_call(call: ToolCall) -> dict[str, str]:
@@ -105,14 +110,8 @@ def describe_switch(event: Switched) -> dict[str, str]:
     return {"from": str(event.source), "to": str(event.target), "reason": event.reason}
 
 
-def describe_marks(answer: Generation) -> dict[str, Any]:
-    """Return what became of a whole answer on its way, where anything did."""
-    marks: dict[str, Any] = {}
-    if answer.switches:
-        marks["switched"] = [describe_switch(event) for event in answer.switches]
-    if answer.truncated:
-        marks["truncated"] = True
-    return marks
+def describe_switches(switches: Sequence[Switched]) -> list[dict[str, str]]:
+    return [describe_switch(event) for event in switches]
 
 
 def round_timings(timings: Timings) -> dict[str, float | None]:

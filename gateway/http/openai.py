@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -102,7 +103,7 @@ def read_completion(data: bytes, request_id: str) -> Order:
 def _to_order(
     wanted: Completion,
     chunks: type[ChatChunks] | type[CompletionChunks],
-    describe: Callable[[LiveStream, Generation], dict[str, Any]],
+    describe: Callable[[LiveStream, Generation], msgspec.Struct],
 ) -> Order:
     encode = partial(chunks, includes_usage=wanted.includes_usage)
     return Order(wanted.request, "openai", wanted.is_stream, encode, describe)

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.core.events import (
     Event,
     Finished,
@@ -28,12 +30,15 @@ from gateway.core.names import ModelRef
 from gateway.http.encoding import encode_json
 from gateway.http.errors import openai_error
 from gateway.http.logprobs import describe_logprobs, describe_text_logprobs
-from gateway.http.native_events import describe_marks, describe_switch, describe_waiting
+from gateway.http.native_events import describe_switch, describe_switches, describe_waiting
 from gateway.problems import Problem
 from gateway.services.live import LiveStream
 
 DONE = b"data: [DONE]\n\n"
-_TEXT = "text"
+_NULL = b"null"
+# The choices of a chunk: a delta or a text, its log probabilities, the reason to finish.
+_DELTA = b'[{"index":0,"delta":%b,"logprobs":%b,"finish_reason":%b}]'
+_TEXT = b'[{"index":0,"text":%b,"logprobs":%b,"finish_reason":%b}]'
 
 # Clients know no word for an answer that was cut off but `length`.
 _FINISH_REASONS: dict[FinishReason, str] = {
@@ -45,19 +50,60 @@ _FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 
+class _UsageBody(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _MessageBody(msgspec.Struct, gc=False):
+    role: str
+    content: str | None
+    refusal: None
+    reasoning_content: str | msgspec.UnsetType
+    tool_calls: list[dict[str, Any]] | msgspec.UnsetType
+
+
+class _ChatChoice(msgspec.Struct, gc=False):
+    index: int
+    message: _MessageBody
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class _TextChoice(msgspec.Struct, gc=False):
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class _WholeBody(msgspec.Struct, gc=False):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[_ChatChoice | _TextChoice]
+    usage: _UsageBody
+    switched: list[dict[str, str]] | msgspec.UnsetType
+    truncated: bool | msgspec.UnsetType
+
+
 class _Chunks(ABC):
     """The frames that chat and plain completions share."""
 
     preamble = b""
     begins_with_waiting = False
-    kind: str
-    prefix: str
+    kind: bytes
+    prefix: bytes
+    empty: bytes
+    """The choices of a chunk that says nothing, with a place for the reason to finish."""
 
     def __init__(self, live: LiveStream, *, includes_usage: bool) -> None:
         self._live = live
         self._includes_usage = includes_usage
         self._created = int(time.time())
-        self._model = ""
+        self._before: bytes | None = None
         self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
@@ -85,7 +131,7 @@ class _Chunks(ABC):
                 return b""
 
     def _name_model(self, ref: ModelRef) -> None:
-        self._model = str(ref)
+        self._before = self._begin(str(ref))
         self._around = None
 
     @abstractmethod
@@ -94,138 +140,129 @@ class _Chunks(ABC):
     @abstractmethod
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes: ...
 
-    @abstractmethod
-    def _empty_choice(self, reason: str | None) -> dict[str, Any]: ...
-
     def _switch(self, event: Switched) -> bytes:
         # A chunk that says nothing, which clients are used to, and a field that they pass over.
-        return self._chunk([self._empty_choice(None)], switched=describe_switch(event))
+        beyond = b',"switched":%b' % encode_json(describe_switch(event))
+        return self._chunk(self.empty % _NULL, beyond=beyond)
 
     def _finish(self, event: Finished) -> bytes:
-        marks: dict[str, Any] = {"truncated": True} if event.truncated else {}
-        frames = self._chunk([self._empty_choice(_FINISH_REASONS[event.reason])], **marks)
+        choices = self.empty % encode_json(_FINISH_REASONS[event.reason])
+        frames = self._chunk(choices, beyond=b',"truncated":true' if event.truncated else b"")
         if self._includes_usage:
-            frames += self._chunk([], event.usage)
+            frames += self._chunk(b"[]", usage=encode_json(describe_usage(event.usage)))
         return frames + DONE
 
-    def _chunk(
-        self, choices: list[dict[str, Any]], usage: Usage | None = None, **beyond: Any
-    ) -> bytes:
-        chunk = {
-            "id": f"{self.prefix}-{self._live.id}",
-            "object": self.kind,
-            "created": self._created,
-            "model": self._model or str(self._live.tally.ref or ""),
-            "choices": choices,
-            **beyond,
-        }
-        if self._includes_usage:
-            chunk["usage"] = None if usage is None else describe_usage(usage)
-        return _frame(chunk)
+    def _chunk(self, choices: bytes, *, beyond: bytes = b"", usage: bytes = _NULL) -> bytes:
+        before = self._before or self._begin(str(self._live.tally.ref or ""))
+        after = b',"usage":%b' % usage if self._includes_usage else b""
+        return b"%b%b%b%b}\n\n" % (before, choices, beyond, after)
+
+    def _begin(self, model: str) -> bytes:
+        """Return what is the same in all chunks of a model, up to their choices."""
+        return b'data: {"id":"%b-%b","object":"%b","created":%d,"model":%b,"choices":' % (
+            self.prefix,
+            self._live.id.encode(),
+            self.kind,
+            self._created,
+            encode_json(model),
+        )
 
 
 class ChatChunks(_Chunks):
-    kind = "chat.completion.chunk"
-    prefix = "chatcmpl"
+    kind = b"chat.completion.chunk"
+    prefix = b"chatcmpl"
+    empty = b'[{"index":0,"delta":{},"logprobs":null,"finish_reason":%b}]'
 
     def _start(self) -> bytes:
-        return self._delta_chunk({"role": "assistant", "content": ""})
+        return self._delta_chunk(b'{"role":"assistant","content":""}')
 
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
         match event:
             case TextDelta():
                 return self._text(event) if event.text or event.logprobs else b""
             case ReasoningDelta():
-                return self._delta_chunk({"reasoning_content": event.text}) if event.text else b""
+                if not event.text:
+                    return b""
+                return self._delta_chunk(b'{"reasoning_content":%b}' % encode_json(event.text))
             case ToolCallDelta():
                 call = {"index": event.index, **_describe_call(event.call)}
-                return self._delta_chunk({"tool_calls": [call]})
-
-    def _empty_choice(self, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
+                return self._delta_chunk(b'{"tool_calls":[%b]}' % encode_json(call))
 
     def _text(self, event: TextDelta) -> bytes:
         if event.logprobs:
-            return self._delta_chunk({"content": event.text}, _chat_logprobs(event.logprobs))
+            logprobs = encode_json(_chat_logprobs(event.logprobs))
+            return self._delta_chunk(b'{"content":%b}' % encode_json(event.text), logprobs)
         if self._around is None:
             # All but the text is the same for every token of a stream.
-            before, _, after = self._delta_chunk({"content": _TEXT}).rpartition(encode_json(_TEXT))
+            before, _, after = self._delta_chunk(b'{"content":""}').rpartition(b'""')
             self._around = before, after
         return encode_json(event.text).join(self._around)
 
-    def _delta_chunk(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        return self._chunk([choice])
+    def _delta_chunk(self, delta: bytes, logprobs: bytes = _NULL) -> bytes:
+        return self._chunk(_DELTA % (delta, logprobs, _NULL))
 
 
 class CompletionChunks(_Chunks):
-    kind = "text_completion"
-    prefix = "cmpl"
+    kind = b"text_completion"
+    prefix = b"cmpl"
+    empty = b'[{"index":0,"text":"","logprobs":null,"finish_reason":%b}]'
     _told = 0
 
     def _start(self) -> bytes:
-        return self._chunk([_text_choice("", None)])
+        return self._chunk(self.empty % _NULL)
 
     def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
         if not isinstance(event, TextDelta) or not (event.text or event.logprobs):
             return b""
-        choice = _text_choice(event.text, None, event.logprobs, self._told)
+        logprobs = encode_json(_text_logprobs(event.logprobs, self._told))
         self._told += len(event.text)
-        return self._chunk([choice])
-
-    def _empty_choice(self, reason: str | None) -> dict[str, Any]:
-        return _text_choice("", reason)
+        return self._chunk(_TEXT % (encode_json(event.text), logprobs, _NULL))
 
 
-def describe_chat(live: LiveStream, answer: Generation) -> dict[str, Any]:
+def describe_chat(live: LiveStream, answer: Generation) -> msgspec.Struct:
     """Return a whole chat answer."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-    if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
-        message["tool_calls"] = [_describe_call(call) for call in answer.tool_calls]
-        message["content"] = answer.text or None
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": _chat_logprobs(answer.logprobs),
-        "finish_reason": _FINISH_REASONS[answer.finish_reason],
-    }
+    calls = [_describe_call(call) for call in answer.tool_calls] if answer.tool_calls else None
+    message = _MessageBody(
+        role="assistant",
+        content=answer.text or None if calls else answer.text,
+        refusal=None,
+        reasoning_content=answer.reasoning or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
+    )
+    reason = _FINISH_REASONS[answer.finish_reason]
+    choice = _ChatChoice(0, message, _chat_logprobs(answer.logprobs), reason)
     return _whole(f"chatcmpl-{live.id}", "chat.completion", answer, choice)
 
 
-def describe_completion(live: LiveStream, answer: Generation) -> dict[str, Any]:
+def describe_completion(live: LiveStream, answer: Generation) -> msgspec.Struct:
     """Return a whole plain completion."""
     reason = _FINISH_REASONS[answer.finish_reason]
-    choice = _text_choice(answer.text, reason, answer.logprobs)
+    choice = _TextChoice(0, answer.text, _text_logprobs(answer.logprobs), reason)
     return _whole(f"cmpl-{live.id}", "text_completion", answer, choice)
 
 
-def describe_usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+def describe_usage(usage: Usage) -> _UsageBody:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return _UsageBody(prompt, completion, prompt + completion)
 
 
-def _whole(answer_id: str, kind: str, answer: Generation, choice: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": answer_id,
-        "object": kind,
-        "created": int(time.time()),
-        "model": str(answer.ref),
-        "choices": [choice],
-        "usage": describe_usage(answer.usage),
-        **describe_marks(answer),
-    }
+def _whole(
+    answer_id: str, kind: str, answer: Generation, choice: _ChatChoice | _TextChoice
+) -> _WholeBody:
+    return _WholeBody(
+        id=answer_id,
+        object=kind,
+        created=int(time.time()),
+        model=str(answer.ref),
+        choices=[choice],
+        usage=describe_usage(answer.usage),
+        switched=describe_switches(answer.switches) if answer.switches else msgspec.UNSET,
+        truncated=answer.truncated or msgspec.UNSET,
+    )
 
 
-def _text_choice(
-    text: str, reason: str | None, logprobs: Sequence[TokenLogprob] = (), offset: int = 0
-) -> dict[str, Any]:
-    described = describe_text_logprobs(logprobs, offset) if logprobs else None
-    return {"index": 0, "text": text, "logprobs": described, "finish_reason": reason}
+def _text_logprobs(logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] | None:
+    return describe_text_logprobs(logprobs, offset) if logprobs else None
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:

@@ -13,12 +13,17 @@ from starlette.routing import Route
 
 from gateway import telemetry
 from gateway.core.errors import InvalidRequest
-from gateway.core.events import Generation
+from gateway.core.events import FinishReason, Generation, Usage
 from gateway.core.messages import GenerateRequest, Message
 from gateway.http import wire
 from gateway.http.body import convert_body, decode_body, read_request
 from gateway.http.logprobs import describe_logprobs
-from gateway.http.native_events import NativeEvents, describe_marks, round_timings, tool_call
+from gateway.http.native_events import (
+    NativeEvents,
+    describe_switches,
+    round_timings,
+    tool_call,
+)
 from gateway.http.options import OptionsBody, parse_keep_alive, to_options
 from gateway.http.orders import Counter, Order
 from gateway.http.plain import (
@@ -197,20 +202,33 @@ def _read_input(body: StreamBody) -> tuple[tuple[Message, ...], str | None]:
     return (), body.prompt
 
 
-def _describe_answer(live: LiveStream, answer: Generation) -> dict[str, Any]:
-    optional = {
-        "reasoning": answer.reasoning,
-        "tool_calls": [tool_call(call) for call in answer.tool_calls],
-        "logprobs": describe_logprobs(answer.logprobs),
-    }
-    return {
-        "stream_id": live.id,
-        "decision_id": live.id,
-        "model": str(answer.ref),
-        "text": answer.text,
-        **{name: value for name, value in optional.items() if value},
-        "finish_reason": answer.finish_reason,
-        "usage": answer.usage,
-        "timings": round_timings(live.timings),
-        **describe_marks(answer),
-    }
+class _AnswerBody(msgspec.Struct, gc=False):
+    stream_id: str
+    decision_id: str
+    model: str
+    text: str
+    reasoning: str | msgspec.UnsetType
+    tool_calls: list[dict[str, str]] | msgspec.UnsetType
+    logprobs: list[dict[str, Any]] | msgspec.UnsetType
+    finish_reason: FinishReason
+    usage: Usage
+    timings: dict[str, float | None]
+    switched: list[dict[str, str]] | msgspec.UnsetType
+    truncated: bool | msgspec.UnsetType
+
+
+def _describe_answer(live: LiveStream, answer: Generation) -> msgspec.Struct:
+    return _AnswerBody(
+        stream_id=live.id,
+        decision_id=live.id,
+        model=str(answer.ref),
+        text=answer.text,
+        reasoning=answer.reasoning or msgspec.UNSET,
+        tool_calls=[tool_call(call) for call in answer.tool_calls] or msgspec.UNSET,
+        logprobs=describe_logprobs(answer.logprobs) if answer.logprobs else msgspec.UNSET,
+        finish_reason=answer.finish_reason,
+        usage=answer.usage,
+        timings=round_timings(live.timings),
+        switched=describe_switches(answer.switches) if answer.switches else msgspec.UNSET,
+        truncated=answer.truncated or msgspec.UNSET,
+    )
