@@ -1,4 +1,4 @@
-"""The plans of names as the catalogue spells them, which most requests use."""
+"""The plans of names that mean a listed model, which most requests use."""
 
 from collections.abc import Container
 
@@ -7,33 +7,33 @@ from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import UnsupportedCapability
 from gateway.core.messages import GenerateRequest
 from gateway.core.models import ModelInfo
-from gateway.core.plan import Plan, plan_named
-from gateway.core.routing import Route, require_capabilities
+from gateway.core.plan import Plan
+from gateway.core.routing import require_capabilities
+
+MAX_PLANS = 1024
+"""A name may be spelled in many ways; with one more than these all are made anew."""
 
 
 class KnownPlans:
-    """Makes each such plan once for a catalogue: it is the same for all requests that its model
-    can serve. There are at most as many as there are models."""
+    """Keeps each such plan with the catalogue it was made from: it is the same for all requests
+    that its model can serve. Errors are not kept, nor is what depends on more than the name."""
 
     __slots__ = ("_aliases", "_catalogue", "_plans", "_rules")
 
     def __init__(self, *, aliases: Container[str], rules: Container[str]) -> None:
-        """Names that are `aliases` or `rules` at that moment are not planned here."""
+        """What is an alias or a rule by now is no model's name any more."""
         self._aliases = aliases
         self._rules = rules
         self._catalogue = Catalogue()
         self._plans: dict[str, tuple[Plan, ModelInfo]] = {}
 
     def find(self, request: GenerateRequest | EmbedRequest, catalogue: Catalogue) -> Plan | None:
-        """Return what `plan_routes` would; None where that is more than to look a name up, or
-        where it would find an error."""
+        """Return what `plan_routes` would for the request, if that is known."""
         name = request.model
-        if name in self._rules or name in self._aliases:
+        known = self._plans.get(name)
+        if known is None or catalogue is not self._catalogue:
             return None
-        if catalogue is not self._catalogue:
-            self._catalogue, self._plans = catalogue, {}
-        known = self._plans.get(name) or self._make(name)
-        if known is None:
+        if name in self._rules or name in self._aliases:
             return None
         plan, info = known
         try:
@@ -42,10 +42,10 @@ class KnownPlans:
             return None
         return plan
 
-    def _make(self, name: str) -> tuple[Plan, ModelInfo] | None:
-        listed = self._catalogue.spelled(name)
-        if listed is None:
-            return None
-        known = plan_named(name, "name", Route(listed.ref, listed)), listed
-        self._plans[name] = known
-        return known
+    def keep(self, plan: Plan, catalogue: Catalogue) -> None:
+        """Keep what `plan_routes` made, if it is a plan of that kind."""
+        if plan.rule != "name" or not plan.routes or plan.routes[0].info is None:
+            return
+        if catalogue is not self._catalogue or len(self._plans) >= MAX_PLANS:
+            self._catalogue, self._plans = catalogue, {}
+        self._plans[plan.asked] = plan, plan.routes[0].info

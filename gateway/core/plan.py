@@ -113,7 +113,7 @@ def plan_routes(
             state_of=state_of if rule.order == "warm_first" else None,
         )
         return _plan_rule(request.model, rule, look, catalogue, draw)
-    kind: Literal["name", "alias"] = "alias" if request.model in aliases else "name"
+    kind = "alias" if request.model in aliases else "name"
     try:
         route = resolve(request.model)
         if route.info is not None:
@@ -121,13 +121,8 @@ def plan_routes(
     except GatewayError as error:
         skipped = Considered(request.model, "skipped", error.message, error.code)
         return Plan(request.model, kind, (), (skipped,), error=error.renewed())
-    return plan_named(request.model, kind, route)
-
-
-def plan_named(asked: str, kind: Literal["name", "alias"], route: Route) -> Plan:
-    """Return the plan of a name, or of an alias, that stands for the one model of `route`."""
     considered = (Considered(str(route.ref), "chosen", _NAMED[kind], kind),)
-    return Plan(asked, kind, (route,), considered)
+    return Plan(request.model, kind, (route,), considered)
 
 
 def _find_rotation(

@@ -17,8 +17,8 @@ class ImagePolicy(msgspec.Struct, frozen=True):
 
     async def check(self, request: GenerateRequest) -> None:
         """Raise InvalidRequest or PayloadTooLarge for the first image that may not pass."""
-        images = [image.data for message in request.messages for image in message.images]
-        if images:
+        if request.has_images:
+            images = [image.data for message in request.messages for image in message.images]
             await anyio.to_thread.run_sync(self._check_all, images)
 
     def _check_all(self, images: list[bytes]) -> None:

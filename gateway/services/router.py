@@ -276,7 +276,10 @@ class ModelRouterService:
             self._asked(plan.rotation)
 
     def _draft(self, request: AnyRequest, listing: Listing) -> Plan:
-        return self._known_plans.find(request, listing.catalogue) or plan_routes(
+        known = self._known_plans.find(request, listing.catalogue)
+        if known is not None:
+            return known
+        plan = plan_routes(
             request,
             providers=self._providers,
             catalogue=listing.catalogue,
@@ -286,6 +289,8 @@ class ModelRouterService:
             state_of=self._find_state,
             draw=self._draw,
         )
+        self._known_plans.keep(plan, listing.catalogue)
+        return plan
 
     def _find_state(self, route: Route) -> ModelState | None:
         """Return whether a model is in memory now, as far as that is known without asking."""

@@ -1,11 +1,12 @@
 """What is known of a name is what would be planned for it, each time."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Catalogue
 from gateway.core.embeddings import EmbedRequest
-from gateway.core.known_plans import KnownPlans
+from gateway.core.known_plans import MAX_PLANS, KnownPlans
 from gateway.core.messages import GenerateRequest, ImagePart, Message, Tool
 from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef
@@ -90,32 +91,57 @@ def test_whatever_happened_before_a_known_plan_is_the_one_that_would_be_made(
                 found = known.find(move, catalogue)
                 made = plan(move, catalogue, aliases, rules)
                 assert found is None or found == made
-                if move.model in LISTED and made.rule == "name" and made.routes:
-                    listed = catalogue.spelled(move.model)
-                    assert (found is None) == (listed is None)
+                known.keep(made, catalogue)
 
 
-def test_a_plan_is_made_once_for_a_catalogue_and_an_error_each_time() -> None:
+def know(name: str, catalogue: Catalogue, known: KnownPlans) -> Plan:
+    made = plan(ask(name), catalogue, {}, {})
+    known.keep(made, catalogue)
+    return made
+
+
+@pytest.mark.parametrize("name", [SMALL.id, "ollama/small", "ollama/SMALL", "small", "unknown", ""])
+def test_a_plan_is_made_once_for_a_catalogue_and_an_error_each_time(name: str) -> None:
     known, catalogue = KnownPlans(aliases=(), rules=()), Catalogue(MODELS)
-    first = known.find(ask(SMALL.id), catalogue)
-    assert first is not None
-    assert known.find(ask(SMALL.id), catalogue) is first
-    assert known.find(ask(SMALL.id, tools=(Tool("look"),)), catalogue) is None
-    assert known.find(ask(SMALL.id), catalogue) is first
+    assert known.find(ask(name), catalogue) is None
+    made = know(name, catalogue, known)
+    assert (known.find(ask(name), catalogue) is made) == bool(made.routes)
     loaded = ModelInfo(SMALL.ref, ModelState.LOADED, capabilities=CHAT)
-    found = known.find(ask(SMALL.id), Catalogue([loaded]))
-    assert found is not None
-    assert found.routes[0].info is loaded
-    assert known.find(ask(SMALL.id), Catalogue()) is None
+    assert known.find(ask(name), Catalogue([loaded])) is None
+
+
+def test_what_a_request_needs_is_looked_at_each_time() -> None:
+    known, catalogue = KnownPlans(aliases=(), rules=()), Catalogue(MODELS)
+    made = know(SMALL.id, catalogue, known)
+    assert known.find(ask(SMALL.id, tools=(Tool("look"),)), catalogue) is None
+    assert known.find(EmbedRequest(id="r", model=VECTORS.id, inputs=("a",)), catalogue) is None
+    assert known.find(ask(SMALL.id), catalogue) is made
 
 
 def test_a_name_that_became_a_rule_or_an_alias_is_not_the_listed_model_any_more() -> None:
     aliases: dict[str, str] = {}
     rules: dict[str, VirtualModel] = {}
     known, catalogue = KnownPlans(aliases=aliases, rules=rules), Catalogue(MODELS)
-    assert known.find(ask(SMALL.id), catalogue) is not None
+    for name in (SMALL.id, EYES.id):
+        know(name, catalogue, known)
+        assert known.find(ask(name), catalogue) is not None
     aliases[SMALL.id] = EYES.id
     assert known.find(ask(SMALL.id), catalogue) is None
     assert known.find(ask(EYES.id), catalogue) is not None
     rules[EYES.id] = VirtualModel(EYES.id, (Candidate(SMALL.id),))
     assert known.find(ask(EYES.id), catalogue) is None
+
+
+def test_what_nobody_lists_is_not_known_and_spellings_are_bounded() -> None:
+    known, catalogue = KnownPlans(aliases=(), rules=()), Catalogue(MODELS)
+    assert know("ollama/any", catalogue, known).routes
+    assert known.find(ask("ollama/any"), catalogue) is None
+    for number in range(MAX_PLANS + 1):
+        spelled = "".join(
+            letter.upper() if number >> place & 1 else letter
+            for place, letter in enumerate("latestsmall")
+        )
+        name = f"ollama/{spelled[6:]}:{spelled[:6]}"
+        know(name, catalogue, known)
+        assert known.find(ask(name), catalogue) is not None
+    assert known.find(ask(SMALL.id), catalogue) is None
