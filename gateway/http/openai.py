@@ -90,14 +90,15 @@ class OpenAIFace:
         raise ModelNotFound(name, nearest_names(name, listing.catalogue.refs))
 
 
-def read_chat(data: bytes, request_id: str) -> Order:
+def read_chat(data: bytes, request_id: str, caller: str) -> Order:
     """Return what a chat body orders; raises InvalidRequest and its kind."""
-    return _to_order(parse_chat(data, request_id), ChatChunks, describe_chat)
+    return _to_order(parse_chat(data, request_id, caller), ChatChunks, describe_chat)
 
 
-def read_completion(data: bytes, request_id: str) -> Order:
+def read_completion(data: bytes, request_id: str, caller: str) -> Order:
     """Return what the body of a plain completion orders; raises InvalidRequest and its kind."""
-    return _to_order(parse_completion(data, request_id), CompletionChunks, describe_completion)
+    wanted = parse_completion(data, request_id, caller)
+    return _to_order(wanted, CompletionChunks, describe_completion)
 
 
 def _to_order(

@@ -37,8 +37,9 @@ class Order(msgspec.Struct, frozen=True):
     is_detached: bool = False
 
 
-ReadOrder = Callable[[bytes, str], Order]
-"""Returns what a body asks for under the id of its request; raises InvalidRequest and its kind."""
+ReadOrder = Callable[[bytes, str, str], Order]
+"""Returns what a body asks for, by the ids of its request and of its caller; raises InvalidRequest
+and its kind."""
 
 Learn = Callable[[Request, ReadOrder], None]
 """Is told of a request that passed every check before its body is read, and how that is."""
@@ -67,9 +68,9 @@ class Counter:
         """Return the reply to `request`, whose body is for `read`."""
         request_id = telemetry.request_id.get()
         most = self._settings.max_body_bytes
-        order = await read_request(request, most, lambda data: read(data, request_id))
-        self._learn(request, read)
         caller = caller_of(request)
+        order = await read_request(request, most, lambda data: read(data, request_id, caller.id))
+        self._learn(request, read)
         if order.is_stream:
             attach = partial(open_stream, self._streams, order, caller)
             return StreamReply(attach, order.encode, self._settings)

@@ -100,9 +100,9 @@ class NativeFace:
         return await self._counter.fill(request, read_generation)
 
 
-def read_stream(data: bytes, request_id: str) -> Order:
+def read_stream(data: bytes, request_id: str, caller: str) -> Order:
     """Return the stream that a native body orders; raises InvalidRequest and its kind."""
-    asked = parse_stream_request(data, request_id)
+    asked = parse_stream_request(data, request_id, caller)
     return Order(
         asked.request,
         "native",
@@ -114,9 +114,9 @@ def read_stream(data: bytes, request_id: str) -> Order:
     )
 
 
-def read_generation(data: bytes, request_id: str) -> Order:
+def read_generation(data: bytes, request_id: str, caller: str) -> Order:
     """Return the whole answer that a native body orders; raises InvalidRequest and its kind."""
-    asked = parse_stream_request(data, request_id)
+    asked = parse_stream_request(data, request_id, caller)
     return Order(asked.request, "native", False, NativeEvents, _describe_answer)
 
 

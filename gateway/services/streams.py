@@ -307,9 +307,11 @@ class StreamService:
         """Have the stream's model begin, and what it says given to `take`; `ended` is told once the
         stream has."""
         trace = self._tracer.stream(stream.opened) if self._tracer else None
+        if request.caller != caller.id:
+            request = replace(request, caller=caller.id)
         Owner(
             stream,
-            replace(request, caller=caller.id),
+            request,
             trail,
             Ear(stream, self._recorder, take, trace),
             router=self._router,

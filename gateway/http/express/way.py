@@ -50,7 +50,7 @@ class ExpressWay:
         long way is to refuse."""
         request_id = secrets.token_hex(16)
         try:
-            order = passed.read(body, request_id)
+            order = passed.read(body, request_id, passed.caller.id)
         except Exception:  # whatever it is: there it is told
             return None
         kind = StreamExchange if order.is_stream else WholeExchange
