@@ -193,7 +193,7 @@ class AnswerReader:
         self._ref = ref
         self._max_line_bytes = max_line_bytes
         self._rest = bytearray()
-        self._tokens = 0
+        self._silent_lines = 0
         self._calls = 0
 
     def feed(self, chunk: bytes) -> Iterable[Event]:
@@ -247,7 +247,6 @@ class AnswerReader:
                 and part.error is _ABSENT
             ):
                 self.lines += 1
-                self._tokens += 1
                 events.append(TextDelta(message.content))
                 continue
             self._read_one(part, events)
@@ -314,7 +313,7 @@ class AnswerReader:
             deltas.append(ToolCallDelta(self._calls, self._tool_call(call), tokens, logprobs))
             self._calls += 1
             tokens, logprobs = 0, ()
-        self._tokens += 1 - tokens
+        self._silent_lines += tokens
         return deltas
 
     def _tool_call(self, call: _CallLine) -> ToolCall:
@@ -326,7 +325,9 @@ class AnswerReader:
 
     def _finish(self, part: _Line) -> Finished:
         reason: FinishReason = "length" if part.done_reason == "length" else "stop"
-        counted = self._tokens if part.eval_count is None else part.eval_count
+        counted = part.eval_count
+        if counted is None:
+            counted = self.lines - self._silent_lines
         return Finished(
             reason="tool_calls" if self._calls else reason,
             usage=Usage(read_count(part.prompt_eval_count or 0), read_count(counted)),
