@@ -1,62 +1,103 @@
-"""Rows by the hundred: an INSERT whose text is made once, its values handed to the driver as they
-are. SQLAlchemy takes several times as long for a row as the database does.
+"""Rows by the hundred: an INSERT whose text is made once, its values bound column by column.
+SQLAlchemy takes several times as long for a row as the database does.
 
-What the types of the columns do to values still happens; what is special is only the way there.
+SQLite is given the rows as they are; PostgreSQL gets all of them as one JSON text, of which it
+makes a table: a message for each row costs more than reading it. What the types of the columns do
+to values still happens; what is special is only the way there.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, Dialect, Insert
+import msgspec
+from sqlalchemy import JSON, Column, Dialect, Insert, bindparam, column, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
-Row = Sequence[object]
+from gateway.store.tables import ColumnType
+
+Values = Sequence[object]
+"""Of one row."""
+Bind = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 class BulkInsert:
     """`statement` for rows with a value for each of `columns`, in their order.
 
-    Nothing else in the statement may be a parameter.
+    Nothing else in the statement may be a parameter. PostgreSQL takes a key once only in a call.
     """
 
     def __init__(self, statement: Insert, columns: Sequence[Column[Any]]) -> None:
         self._statement = statement
         self._columns = columns
-        self._compiled: _Compiled | None = None
+        self._compiled: _Rows | _Table | None = None
 
-    async def execute(self, connection: AsyncConnection, rows: Iterable[Row]) -> None:
+    async def execute(self, connection: AsyncConnection, rows: Sequence[Values]) -> None:
+        """Insert the rows, of which there is at least one."""
         if self._compiled is None:
-            self._compiled = _Compiled(self._statement, self._columns, connection.dialect)
+            kind = _Table if connection.dialect.name == "postgresql" else _Rows
+            self._compiled = kind(self._statement, self._columns, connection.dialect)
         compiled = self._compiled
-        values = [compiled.bind(row) for row in rows]
-        if compiled.is_positional:
-            await connection.exec_driver_sql(compiled.text, values)
-        else:
-            named = [dict(zip(compiled.names, each, strict=True)) for each in values]
-            await connection.exec_driver_sql(compiled.text, named)
+        await connection.exec_driver_sql(compiled.text, compiled.bind(rows))
 
 
-class _Compiled:
-    """What a statement is to one kind of database."""
+class _Rows:
+    """What a statement is to a driver that takes many rows at once."""
 
     def __init__(self, statement: Insert, columns: Sequence[Column[Any]], dialect: Dialect) -> None:
         names = [column.name for column in columns]
         compiled = statement.compile(dialect=dialect, column_keys=names)
         self.text = str(compiled)
-        self.is_positional = compiled.positiontup is not None
-        self.names = list(compiled.positiontup or names)
-        if sorted(self.names) != sorted(names) or set(compiled.params) != set(names):
-            raise ValueError(f"the statement has other parameters than {names}: {self.names}")
+        places = compiled.positiontup or []
+        if sorted(places) != sorted(names):
+            raise ValueError(f"the statement has other parameters than {names}: {places}")
         # The statement has them in the order of the table, whatever order the rows have.
-        self._values: list[tuple[int, Callable[[Any], Any]]] = [
-            (place, columns[place].type.dialect_impl(dialect).bind_processor(dialect) or _as_it_is)
-            for place in map(names.index, self.names)
+        self._places = [names.index(name) for name in places]
+        self._binds = [_binder(columns[place].type, dialect) for place in self._places]
+
+    def bind(self, rows: Sequence[Values]) -> list[tuple[Any, ...]]:
+        values = list(zip(*rows, strict=True))
+        bound = [bind(values[place]) for place, bind in zip(self._places, self._binds, strict=True)]
+        return list(zip(*bound, strict=True))
+
+
+class _Table:
+    """What a statement is to PostgreSQL: an INSERT from a table that is one parameter."""
+
+    def __init__(self, statement: Insert, columns: Sequence[Column[Any]], dialect: Dialect) -> None:
+        self._names = [column.name for column in columns]
+        # A value of the type JSON is one within the text already.
+        self._binds = [
+            _as_they_are if isinstance(each.type, JSON) else _binder(each.type, dialect)
+            for each in columns
         ]
+        rows = func.json_to_recordset(bindparam("rows", type_=JSON))
+        table = rows.table_valued(*(column(each.name, each.type) for each in columns))
+        source = select(table.render_derived(name="given", with_types=True))
+        compiled = statement.from_select(self._names, source).compile(dialect=dialect)
+        if set(compiled.params) != {"rows"}:
+            raise ValueError(f"the statement has parameters of its own: {compiled.params}")
+        self.text = str(compiled)
 
-    def bind(self, row: Row) -> tuple[Any, ...]:
-        """Return the values of a row as the driver takes them, in the order of `names`."""
-        return tuple([process(row[place]) for place, process in self._values])
+    def bind(self, rows: Sequence[Values]) -> dict[str, str]:
+        values = zip(*rows, strict=True)
+        bound = [bind(each) for bind, each in zip(self._binds, values, strict=True)]
+        named = [dict(zip(self._names, row, strict=True)) for row in zip(*bound, strict=True)]
+        return {"rows": msgspec.json.encode(named).decode()}
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Bind:
+    """Return what makes the values of a column those that the driver takes."""
+    if isinstance(kind, ColumnType):
+        return partial(kind.bind_column, dialect=dialect)
+    process = kind.dialect_impl(dialect).bind_processor(dialect)
+    return partial(_each, process) if process else _as_they_are
+
+
+def _each(process: Callable[[Any], Any], values: Sequence[Any]) -> Sequence[Any]:
+    return [process(value) for value in values]
+
+
+def _as_they_are(values: Sequence[Any]) -> Sequence[Any]:
+    return values

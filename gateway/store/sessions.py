@@ -5,7 +5,8 @@ before its opening makes a row that the opening completes, and the first end sta
 opening and end arrive together is one row written once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
-from gateway.store.bulk import BulkInsert
+from gateway.store.bulk import BulkInsert, Values
 from gateway.store.database import Database
 from gateway.store.tables import UnixTime, boots, stream_sessions
 
@@ -78,20 +79,17 @@ class DatabaseSessionStore:
         if not opened and not closed:
             return
         openings = {record.id: record for record in opened}
-        whole, ends = [], []
-        for end in closed:
-            opening = openings.pop(end.id, None)
-            if opening is None:
-                ends.append(_opening_row(opening_of(end)) + _ending_row(end))
-            else:
-                whole.append(_opening_row(opening) + _ending_row(end))
+        endings = {record.id: record for record in reversed(closed)}  # the first end stays
+        whole: list[Values] = []
+        ends: list[Values] = []
+        for key, end in endings.items():
+            opening = openings.pop(key, None)
+            rows = whole if opening else ends
+            rows.append((*_opening_of(opening or opening_of(end)), *_ending_row(end)))
+        starts = [(*_opening_of(each), each.provider, each.model) for each in openings.values()]
         async with self._database.writing() as connection:
-            if openings:
-                rows = [
-                    (*_opening_row(record), record.provider, record.model)
-                    for record in openings.values()
-                ]
-                await self._insert_opening.execute(connection, rows)
+            if starts:
+                await self._insert_opening.execute(connection, starts)
             if whole:
                 await self._insert_whole.execute(connection, whole)
             if ends:
@@ -202,36 +200,25 @@ _is_open = stream_sessions.c.end_reason.is_(None)
 _is_unknown = stream_sessions.c.node == literal_column("''")  # UNKNOWN_NODE, as no parameter
 
 
-def _opening_row(record: SessionOpened) -> tuple[object, ...]:
-    """Return the values of _OPENED."""
-    return (
-        record.id,
-        record.request_id,
-        record.node,
-        record.boot,
-        record.requested_model,
-        record.face,
-        record.opened_at,
-        record.caller,
-    )
+_opening_of: Callable[[SessionOpened], tuple[object, ...]] = attrgetter(*_OPENED)
+"""Returns the values of _OPENED."""
+_ending_of: Callable[[SessionClosed], tuple[object, ...]] = attrgetter(
+    *_SERVED,
+    "end.value",
+    "error_code",
+    "usage.prompt_tokens",
+    "usage.completion_tokens",
+    "timings.queue_ms",
+    "timings.load_ms",
+    "timings.ttft_ms",
+    "timings.total_ms",
+    "closed_at",
+)
 
 
 def _ending_row(record: SessionClosed) -> tuple[object, ...]:
     """Return the values of _SERVED and _CLOSED."""
-    return (
-        record.provider,
-        record.model,
-        record.end.value,
-        record.error_code,
-        record.usage.prompt_tokens,
-        record.usage.completion_tokens,
-        record.timings.queue_ms,
-        record.timings.load_ms,
-        record.timings.ttft_ms,
-        record.timings.total_ms,
-        record.closed_at,
-        list(record.served_by) or None,
-    )
+    return (*_ending_of(record), record.served_by or None)
 
 
 def opening_of(closed: SessionClosed) -> SessionOpened:

@@ -6,8 +6,9 @@ one NUL in a vendor's error message must not make a batch of good records fail f
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy import (
     JSON,
@@ -48,15 +49,29 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def clean_text(text: str, limit: int) -> str:
     """Return `text` as every database can hold it: NUL and lone surrogates replaced, bounded."""
-    if len(text) <= limit and text.isascii() and "\x00" not in text:  # as nearly all is
+    if len(text) <= limit and _is_clean(text):
         return text
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+def _is_clean(text: str) -> bool:
+    """Tell at a glance that every database can hold `text`, as is so of nearly all."""
+    return text.isascii() and "\x00" not in text
+
+
 def clean_count(count: int) -> int:
     """Return `count` within what a 64-bit column can hold."""
     return max(0, min(count, MAX_COUNT))
+
+
+@runtime_checkable
+class ColumnType(Protocol):
+    """A type that binds the values of many rows at once."""
+
+    def bind_column(self, values: Sequence[Any], dialect: Dialect) -> Sequence[Any]:
+        """Return the values as the driver takes them: what SQLAlchemy would make of each."""
+        ...
 
 
 class UnixTime(TypeDecorator[float]):
@@ -68,11 +83,36 @@ class UnixTime(TypeDecorator[float]):
     def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
         return None if value is None else datetime.fromtimestamp(value, UTC)
 
+    def bind_column(self, values: Sequence[float | None], dialect: Dialect) -> Sequence[Any]:
+        if dialect.name == "sqlite":
+            return _sqlite_times(values)
+        return [self.process_bind_param(value, dialect) for value in values]
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
         if value is None:
             return None
         # SQLite has no time zones: what it gives back is the UTC that was written.
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+def _sqlite_times(values: Iterable[float | None]) -> list[str | None]:
+    """Return Unix seconds as SQLAlchemy writes a UTC timestamp there. Times that come together are
+    of few seconds: each is worked out once."""
+    seconds: dict[float, str] = {}
+    texts: list[str | None] = []
+    for value in values:
+        if value is None:
+            texts.append(None)
+            continue
+        second, fraction = divmod(value, 1)
+        micros = round(fraction * 1e6)
+        if micros == 1_000_000:
+            second, micros = second + 1, 0
+        if second not in seconds:
+            at = datetime.fromtimestamp(second, UTC)
+            seconds[second] = at.replace(tzinfo=None).isoformat(" ")
+        texts.append(f"{seconds[second]}.{micros:06}")
+    return texts
 
 
 class CleanText(TypeDecorator[str]):
@@ -88,6 +128,13 @@ class CleanText(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         return None if value is None else clean_text(value, self.limit)
 
+    def bind_column(self, values: Sequence[str | None], dialect: Dialect) -> Sequence[str | None]:
+        texts = list(filter(None, values))
+        is_short = max(map(len, texts), default=0) <= self.limit
+        if is_short and _is_clean("".join(texts)):
+            return values
+        return [self.process_bind_param(value, dialect) for value in values]
+
 
 class Count(TypeDecorator[int]):
     """A number of bytes or tokens, as somebody else counted them."""
@@ -97,6 +144,12 @@ class Count(TypeDecorator[int]):
 
     def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
         return None if value is None else clean_count(value)
+
+    def bind_column(self, values: Sequence[int | None], dialect: Dialect) -> Sequence[int | None]:
+        counts = [value for value in values if value is not None]
+        if min(counts, default=0) >= 0 and max(counts, default=0) <= MAX_COUNT:
+            return values
+        return [self.process_bind_param(value, dialect) for value in values]
 
 
 def _one_of(column: str, values: Iterable[str], name: str) -> CheckConstraint:
