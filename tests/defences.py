@@ -326,7 +326,7 @@ DEFENCES = (
         "F40",
         "what a run before left open is closed",
         "services/recorder.py",
-        "count = await self._store.interrupt_orphans(self._node, self._now(), boot=self._boot)",
+        "count = await self._store.interrupt_orphans(self._node, self._now(), boot=self.boot)",
         "count = 0",
         "integration/process/test_kill.py::on_sqlite",
     ),

@@ -17,6 +17,8 @@ class Bell:
         return len(self._waiters)
 
     def ring(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             _tell(waiter, True)

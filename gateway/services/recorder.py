@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from itertools import islice
 
 import anyio
-from msgspec.structs import replace
 
 from gateway.core.errors import DatabaseUnavailable
 from gateway.core.ports import SessionJournal, SessionLog, SessionStore
@@ -26,8 +25,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH = 500
 """Records of one transaction."""
-GATHER_S = 0.05
-"""How long records that are in the log wait for others; a commit costs as much as fifty of them."""
+GATHER_S = 0.2
+"""How long records that are in the log wait for others; a commit costs as much as fifty of them,
+and a session that ended meanwhile is one row written once."""
 MAX_SPOOL = 2000
 """Records of one append to the journal; as many waiting ones go there even if commits succeed."""
 SPOOL_AFTER_S = 0.15
@@ -63,7 +63,7 @@ class SessionRecorder:
         self._journal = journal
         self._log = log
         self._node = node
-        self._boot = boot
+        self.boot = boot
         self._max_pending = max_pending
         self._now = now
         self._clock = clock
@@ -72,6 +72,7 @@ class SessionRecorder:
         self._unlogged: list[SessionRecord] = []
         self._lost: set[str] = set()
         self._work = Bell()
+        self._written = Bell()
         self._settled = Bell()
         self._hurry = Bell()
         self._recovered = anyio.Event()
@@ -101,11 +102,11 @@ class SessionRecorder:
         return self._journal.size_bytes
 
     def opened(self, record: SessionOpened) -> int:
-        """Queue the record; return a ticket for `wait_written`."""
+        """Queue the record, which is of the run `boot`; return a ticket for `wait_written`."""
         if len(self._pending) >= self._max_pending:
             self._lose(record)
             return self._durable_count
-        return self._add(replace(record, boot=self._boot))
+        return self._add(record)
 
     def closed(self, record: SessionClosed) -> int:
         # Beyond the bound, too: there are no more of them than streams that were let in.
@@ -121,9 +122,7 @@ class SessionRecorder:
     async def wait_written(self, ticket: int, timeout_s: float) -> bool:
         """Return whether all records up to `ticket` were durable within `timeout_s`: in the log or
         the database, or in the journal while that is away."""
-        if self._durable_count < ticket:
-            await self._wait(lambda: self._durable_count >= ticket, timeout_s)
-        return self._durable_count >= ticket
+        return await _wait(self._written, lambda: self._durable_count >= ticket, timeout_s)
 
     async def wait_recovered(self, timeout_s: float) -> bool:
         """Return whether, within `timeout_s`, the database had all that an earlier run left."""
@@ -136,14 +135,7 @@ class SessionRecorder:
         away, without waiting for more; False when time ran out."""
         ticket = self._hurried_count = self._added_count
         self._hurry.ring()
-        return await self._wait(lambda: self._settled_count >= ticket, timeout_s)
-
-    async def _wait(self, is_reached: Callable[[], bool], timeout_s: float) -> bool:
-        until = anyio.current_time() + timeout_s
-        while not is_reached():
-            if not await self._settled.wait(until - anyio.current_time()):
-                return is_reached()
-        return True
+        return await _wait(self._settled, lambda: self._settled_count >= ticket, timeout_s)
 
     async def run(self) -> None:
         """Write for ever; end it by cancelling."""
@@ -231,7 +223,7 @@ class SessionRecorder:
 
     async def _interrupt_orphans(self) -> bool:
         with self._asking():
-            count = await self._store.interrupt_orphans(self._node, self._now(), boot=self._boot)
+            count = await self._store.interrupt_orphans(self._node, self._now(), boot=self.boot)
             if count:
                 logger.warning("streams interrupted when the gateway last died: %d", count)
             self._recovered.set()
@@ -255,8 +247,8 @@ class SessionRecorder:
     async def _write_at_once(self, records: Sequence[SessionRecord]) -> bool:
         with self._asking():
             await self._store.write(
-                [record for record in records if isinstance(record, SessionOpened)],
-                [record for record in records if isinstance(record, SessionClosed)],
+                [record for record in records if type(record) is SessionOpened],
+                [record for record in records if type(record) is SessionClosed],
             )
             self.counts.written += len(records)
         return not self._is_away
@@ -285,6 +277,7 @@ class SessionRecorder:
         self._durable_count = max(ticket, self._durable_count)
         self.journal_healthy = self.journal_healthy or not self._pending
         self._settled.ring()
+        self._written.ring()
 
     def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
@@ -307,9 +300,9 @@ class SessionRecorder:
         are_others_durable = self._durable_count >= self._added_count - len(records)
         if self._log.append(records, self._added_count) and are_others_durable:
             self._durable_count = self._added_count
+            self._written.ring()
         if not self._are_safe:
             self._hurry.ring()
-        self._settled.ring()
 
     @property
     def _are_safe(self) -> bool:
@@ -322,3 +315,12 @@ class SessionRecorder:
             logger.error("sessions are not recorded from %s on: nothing takes them", record.id)
         self._lost.add(record.id)
         self.counts.lost += 1
+
+
+async def _wait(bell: Bell, is_reached: Callable[[], bool], timeout_s: float) -> bool:
+    """Return whether it is so within `timeout_s`; `bell` rings when it may be."""
+    until = anyio.current_time() + timeout_s
+    while not is_reached():
+        if not await bell.wait(until - anyio.current_time()):
+            return is_reached()
+    return True

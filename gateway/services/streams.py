@@ -193,6 +193,7 @@ class StreamService:
             requested_model=request.model,
             opened_at=self._now(),
             face=face,
+            boot=self._recorder.boot,
             caller=caller.id,
         )
         trail = self._decisions.begin(opening, "stream")

@@ -77,7 +77,7 @@ class House:
     def _add(self) -> None:
         name = f"{len(self.names):06}"
         self.names.append(name)
-        self.recorder.opened(SessionOpened(name, "r", "n", "m", NOW))
+        self.recorder.opened(SessionOpened(name, "r", "n", "m", NOW, boot=self.recorder.boot))
         usage = Usage(7, len(self.names))
         self.recorder.closed(
             SessionClosed(name, "p", "m", StreamEnd.STOP, NOW + 1, usage, Timings())
