@@ -23,6 +23,12 @@ class Distribution:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add_all(self, values: Sequence[float]) -> None:
+        counts, bounds = self.counts, self.bounds
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.total = sum(values, self.total)
+
     def merge(self, counts: Sequence[int], total: float) -> None:
         """Add what was counted elsewhere in buckets of the same bounds."""
         self.counts = list(map(add, self.counts, counts))

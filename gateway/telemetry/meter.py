@@ -1,13 +1,13 @@
-"""Counts what the gateway does. On the event loop only, and once for each request, at its end:
+"""Counts what the gateway does. On the event loop only, and once for each request, after its end:
 what a request costs must not show in what it measures.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from gateway.core.events import Timings, Usage
+from gateway.core.events import Usage
 from gateway.core.gaps import GAP_BOUNDS, Gaps
 from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
@@ -38,6 +38,14 @@ OTHER = "other"
 CHAT, EMBEDDINGS = "chat", "embeddings"
 
 
+MAX_UNCOUNTED = 250
+"""Streams that ended and are not counted yet. Together they cost a third: one pays for the way to
+each figure, which is cold by the time the next one ends."""
+
+EndedStream = tuple[str, SessionClosed, Gaps]
+"""The face of a stream, its terminal record and its gaps."""
+
+
 class ModelSeries:
     """The distributions of one model and one kind of work. Times are seconds."""
 
@@ -54,18 +62,20 @@ class ModelSeries:
         self.input_tokens = Distribution(TOKEN_BOUNDS)
         self.output_tokens = Distribution(TOKEN_BOUNDS)
 
-    def add(self, timings: Timings, usage: Usage, gaps: Gaps, *, is_whole: bool) -> None:
-        """Count one stream that began to answer."""
-        assert timings.ttft_ms is not None
-        self.first_token.add(timings.ttft_ms / 1000)
-        self.queue.add(timings.queue_ms / 1000)
-        self.load.add(timings.load_ms / 1000)
-        self.input_tokens.add(usage.prompt_tokens)
-        self.output_tokens.add(usage.completion_tokens)
-        self.gaps.merge(gaps.counts, gaps.total_s)
-        if is_whole and usage.completion_tokens > 1:
-            rest_s = (timings.total_ms - timings.ttft_ms) / 1000
-            self.token_time.add(rest_s / (usage.completion_tokens - 1))
+    def add(self, streams: Sequence[EndedStream]) -> None:
+        """Count streams that began to answer and ended in the same way."""
+        timings = [closed.timings for _, closed, _ in streams]
+        usages = [closed.usage for _, closed, _ in streams]
+        self.first_token.add_all([(each.ttft_ms or 0.0) / 1000 for each in timings])
+        self.queue.add_all([each.queue_ms / 1000 for each in timings])
+        self.load.add_all([each.load_ms / 1000 for each in timings])
+        self.input_tokens.add_all([each.prompt_tokens for each in usages])
+        self.output_tokens.add_all([each.completion_tokens for each in usages])
+        gaps = [gaps for _, _, gaps in streams]
+        counts = map(sum, zip(*[each.counts for each in gaps], strict=True))
+        self.gaps.merge(list(counts), sum(each.total_s for each in gaps))
+        if streams[0][1].error_code is None:
+            self.token_time.add_all([*_token_times(streams)])
 
 
 class Account:
@@ -86,16 +96,15 @@ class Meter:
     def __init__(
         self, *, max_models: int = MAX_MODELS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.accounts: dict[tuple[str, str, str, str, str, str], Account] = {}
-        """By operation, face, provider, model, outcome and error code."""
-        self.durations: dict[tuple[str, str, str, str], Distribution] = {}
-        self.series: dict[tuple[str, str, str], ModelSeries] = {}
+        self._accounts: dict[tuple[str, str, str, str, str, str], Account] = {}
+        self._durations: dict[tuple[str, str, str, str], Distribution] = {}
+        self._series: dict[tuple[str, str, str], ModelSeries] = {}
         self.refusals: Counter[str] = Counter()
         self.responses: Counter[int] = Counter()
         self.transitions: Counter[tuple[str, str]] = Counter()
-        self.continuations: Counter[tuple[str, str]] = Counter()
+        self._continuations: Counter[tuple[str, str]] = Counter()
+        self._uncounted: list[EndedStream] = []
         self.rotation_steps: Counter[tuple[str, str]] = Counter()
-        """By the providers that broke off and went on."""
         self.unloads: Counter[tuple[str, str]] = Counter()
         """By provider and reason."""
         self.retries: Counter[tuple[str, str]] = Counter()
@@ -108,18 +117,59 @@ class Meter:
         self._max_models = max_models
         self._models: set[tuple[str, str]] = set()
 
+    @property
+    def accounts(self) -> Mapping[tuple[str, str, str, str, str, str], Account]:
+        """By operation, face, provider, model, outcome and error code."""
+        self._count()
+        return self._accounts
+
+    @property
+    def durations(self) -> Mapping[tuple[str, str, str, str], Distribution]:
+        """By operation, provider, model and error code."""
+        self._count()
+        return self._durations
+
+    @property
+    def series(self) -> Mapping[tuple[str, str, str], ModelSeries]:
+        """By operation, provider and model."""
+        self._count()
+        return self._series
+
+    @property
+    def continuations(self) -> Counter[tuple[str, str]]:
+        """By the providers that broke off and went on."""
+        self._count()
+        return self._continuations
+
     def stream_ended(self, face: str, closed: SessionClosed, gaps: Gaps) -> None:
-        """Count a stream by what its terminal record says."""
-        timings = closed.timings
-        has_begun, error = timings.ttft_ms is not None, closed.error_code or ""
+        """Count a stream by what its terminal record says, before anybody reads the figures."""
+        self._uncounted.append((face, closed, gaps))
+        if len(self._uncounted) >= MAX_UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        streams, self._uncounted = self._uncounted, []
+        alike: dict[tuple[object, ...], list[EndedStream]] = {}
+        for stream in streams:
+            face, closed, _ = stream
+            has_begun = closed.timings.ttft_ms is not None
+            kind = face, closed.provider, closed.model, closed.end, closed.error_code, has_begun
+            alike.setdefault(kind, []).append(stream)
+            if closed.served_by:
+                pairs = pairwise(name.partition("/")[0] for name in closed.served_by)
+                self._continuations.update(pairs)
+        for group in alike.values():
+            self._count_alike(group)
+
+    def _count_alike(self, streams: Sequence[EndedStream]) -> None:
+        face, closed, _ = streams[0]
+        has_begun = closed.timings.ttft_ms is not None
         name = self._label(closed.provider, closed.model, is_known=has_begun)
-        account = self._account((CHAT, face, *name, closed.end.value, error))
-        account.count += 1
-        account.duration.add(timings.total_ms / 1000)
+        account = self._account((CHAT, face, *name, closed.end.value, closed.error_code or ""))
+        account.count += len(streams)
+        account.duration.add_all([each.timings.total_ms / 1000 for _, each, _ in streams])
         if has_begun:
-            account.series.add(timings, closed.usage, gaps, is_whole=not error)
-        for pair in pairwise(name.partition("/")[0] for name in closed.served_by):
-            self.continuations[pair] += 1
+            account.series.add(streams)
 
     def embedded(
         self, face: str, ref: ModelRef | None, usage: Usage | None, error: str, seconds: float
@@ -171,14 +221,14 @@ class Meter:
                 yield (provider, state.value), self.transitions[provider, state.value]
 
     def _account(self, key: tuple[str, str, str, str, str, str]) -> Account:
-        account = self.accounts.get(key)
+        account = self._accounts.get(key)
         if account is None:
             operation, _, provider, model, _, error = key
-            account = self.accounts[key] = Account(
-                self.durations.setdefault(
+            account = self._accounts[key] = Account(
+                self._durations.setdefault(
                     (operation, provider, model, error), Distribution(DURATION_BOUNDS)
                 ),
-                self.series.setdefault((operation, provider, model), ModelSeries()),
+                self._series.setdefault((operation, provider, model), ModelSeries()),
             )
         return account
 
@@ -191,3 +241,11 @@ class Meter:
                 return name[0], OTHER
             self._models.add(name)
         return name
+
+
+def _token_times(streams: Iterable[EndedStream]) -> Iterator[float]:
+    """Return the mean gap between the tokens of each answer that has more than one."""
+    for _, closed, _ in streams:
+        gaps, timings = closed.usage.completion_tokens - 1, closed.timings
+        if gaps > 0:
+            yield (timings.total_ms - (timings.ttft_ms or 0.0)) / 1000 / gaps

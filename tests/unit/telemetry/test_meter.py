@@ -8,7 +8,8 @@ from gateway.core.models import ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionClosed
 from gateway.core.states import ModelState, StreamEnd, UnloadReason
-from gateway.telemetry.meter import Meter
+from gateway.telemetry.figures import Distribution
+from gateway.telemetry.meter import MAX_UNCOUNTED, Meter, ModelSeries
 
 
 def closed(
@@ -132,3 +133,39 @@ def test_unloads_are_told_apart_by_their_reason() -> None:
         meter.model_changed(ModelStateChange(ref, ModelState.UNLOADING, reason=reason))
     assert meter.unloads == {("p", "room"): 2, ("p", "idle"): 1}
     assert meter.transitions["p", "UNLOADING"] == 4
+
+
+def test_streams_that_were_counted_together_are_what_each_alone_would_be() -> None:
+    together, alone = Meter(), Meter()
+    gaps = Gaps()
+    gaps.add(0.03)
+    streams = [
+        closed("a"),
+        closed("b", usage=Usage(3, 1)),
+        closed("a", usage=Usage(100, 50), ttft_ms=7.0),
+        closed("a", StreamEnd.ERROR, error="engine_failed"),
+        closed("a", StreamEnd.CANCELLED, ttft_ms=None),
+        replace(closed("a"), served_by=("p/a", "q/a")),
+    ] * MAX_UNCOUNTED
+    for stream in streams:
+        together.stream_ended("native", stream, gaps)
+        alone.stream_ended("native", stream, gaps)
+        assert alone.accounts
+    assert figures(together) == figures(alone)
+    assert sum(counts(together).values()) == len(streams)
+
+
+def figures(meter: Meter) -> dict[str, object]:
+    return {
+        "accounts": counts(meter),
+        "durations": {key: of(each) for key, each in meter.durations.items()},
+        "series": {
+            key: [of(getattr(each, name)) for name in ModelSeries.__slots__]
+            for key, each in meter.series.items()
+        },
+        "continuations": meter.continuations,
+    }
+
+
+def of(figure: Distribution) -> tuple[list[int], float]:
+    return figure.counts, round(figure.total, 6)
