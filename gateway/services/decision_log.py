@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import msgspec
@@ -58,8 +58,8 @@ class DecisionLog:
         self._max_kept = max_kept
         self._max_pending = max_pending
         self._clock = clock
-        self._live: dict[str, Decision] = {}
-        self._kept: dict[str, Decision] = {}
+        self._known: dict[str, Decision] = {}
+        self._ended: deque[str] = deque()
         self._pending: deque[Decision] = deque()
         self.changed = Bell()
         """Rings when there is more to write, or less."""
@@ -75,16 +75,16 @@ class DecisionLog:
     def begin(self, opened: SessionOpened, kind: DecisionKind) -> Trail:
         """Return where a request is to note what happens to it; tell its end to `end`."""
         trail = Trail(self._clock)
-        self._live[opened.id] = Decision(opened, trail, kind)
+        self._known[opened.id] = Decision(opened, trail, kind)
         return trail
 
     def end(self, closed: SessionClosed) -> None:
         """The request of that id ended."""
-        decision = self._live.pop(closed.id)
+        decision = self._known[closed.id]
         decision.closed = closed
-        self._kept[closed.id] = decision
-        if len(self._kept) > self._max_kept:
-            del self._kept[next(iter(self._kept))]
+        self._ended.append(closed.id)
+        if len(self._ended) > self._max_kept:
+            del self._known[self._ended.popleft()]
         # Of embeddings there is no record of a stream.
         if decision.kind == "embedding" or tells_more_than_session(decision.trail):
             self._add(decision)
@@ -92,15 +92,15 @@ class DecisionLog:
     def moved(self, what: Movement) -> None:
         """Take note of what was moved in memory for the request whose doing this is; for the
         ledger. What nobody's request caused is nobody's decision."""
-        decision = self._live.get(telemetry.decision_id.get())
-        if decision is not None:
+        decision = self._known.get(telemetry.decision_id.get())
+        if decision is not None and decision.closed is None:
             decision.trail.move(what)
 
     def __contains__(self, decision_id: object) -> bool:
-        return decision_id in self._live or decision_id in self._kept
+        return decision_id in self._known
 
     def find(self, decision_id: str) -> DecisionRecord | None:
-        known = self._live.get(decision_id) or self._kept.get(decision_id)
+        known = self._known.get(decision_id)
         return known.describe() if known else None
 
     def recent(self, wanted: DecisionFilter) -> list[DecisionRecord]:
@@ -131,13 +131,9 @@ class DecisionLog:
         self.changed.ring()
 
     def _matching(self, wanted: DecisionFilter) -> Iterator[DecisionRecord]:
-        for decision in _newest(list(self._live.values()), list(self._kept.values())):
+        newest = sorted(self._known.values(), key=lambda each: each.opened.opened_at, reverse=True)
+        for decision in newest:
             if wanted.admits_opening(decision.opened):
                 record = decision.describe()
                 if wanted.admits(record):
                     yield record
-
-
-def _newest(*groups: Sequence[Decision]) -> list[Decision]:
-    every = [decision for group in groups for decision in group]
-    return sorted(every, key=lambda each: each.opened.opened_at, reverse=True)
