@@ -1,7 +1,6 @@
 """Admits embedding requests: how many at once, none while the gateway drains."""
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +20,7 @@ from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.core.trail import Trail
 from gateway.services.decision_log import DecisionLog
+from gateway.services.ids import RecordIds
 from gateway.services.router import ModelRouterService
 from gateway.services.slots import CallerSlots
 from gateway.telemetry.meter import Meter
@@ -54,6 +54,7 @@ class EmbeddingService:
         self._decisions = decisions or DecisionLog()
         self._node = node
         self._now = now
+        self._ids = RecordIds()
         self._tracer = tracer
         self._clock = clock
         self._slots = slots or CallerSlots()
@@ -85,12 +86,13 @@ class EmbeddingService:
         except GatewayError as error:
             self._meter.refused(error.code)
             raise
+        at = self._now()
         opened = SessionOpened(
-            id=secrets.token_hex(12),
+            id=self._ids.make(at),
             request_id=request.id,
             node=self._node,
             requested_model=request.model,
-            opened_at=self._now(),
+            opened_at=at,
             face=face,
             caller=caller.id,
         )

@@ -6,7 +6,6 @@ vanish at any point and nothing is left open.
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ from gateway.core.telling import Tell
 from gateway.core.trail import Trail
 from gateway.services.decision_log import DecisionLog
 from gateway.services.ended import EndedStreams
+from gateway.services.ids import RecordIds
 from gateway.services.live import LiveStream, StreamLimits, StreamReader
 from gateway.services.owner import Ear, Owner
 from gateway.services.recorder import SessionRecorder
@@ -92,6 +92,7 @@ class StreamService:
         self._now = now
         self._clock = clock
         self._sleep = sleep
+        self._ids = RecordIds()
         self._live: dict[str, LiveStream] = {}
         self._ended = EndedStreams(max_bytes=limits.kept_bytes, clock=clock)
         self._idle = anyio.Event()
@@ -186,12 +187,13 @@ class StreamService:
         except GatewayError as error:
             self._meter.refused(error.code)
             raise
+        at = self._now()
         opening = SessionOpened(
-            id=secrets.token_hex(12),
+            id=self._ids.make(at),
             request_id=request.id,
             node=self._node,
             requested_model=request.model,
-            opened_at=self._now(),
+            opened_at=at,
             face=face,
             boot=self._recorder.boot,
             caller=caller.id,
