@@ -161,9 +161,9 @@ class FlakyStore(MemorySessionStore):
 
 @asynccontextmanager
 async def recorder_on(
-    store: MemorySessionStore, folder: Path, boot: str = "b"
+    store: MemorySessionStore, folder: Path, boot: str = "b", journal_bytes: int = 2**20
 ) -> AsyncIterator[SessionRecorder]:
-    journal = FileJournal(folder, max_bytes=2**20)
+    journal = FileJournal(folder, max_bytes=journal_bytes)
     await journal.open()
     log = FileOpenLog(folder, boot)
     recorder = SessionRecorder(store, journal, log, node="n", boot=boot)
@@ -188,6 +188,15 @@ async def test_a_record_is_durable_at_once_whatever_the_database_does(tmp_path: 
         session = await store.find(opened(1).id)
     assert session is not None and session.closed == closed(1)
     assert logs(tmp_path) == []
+
+
+async def test_who_waits_for_a_record_goes_on_once_the_log_has_it(tmp_path: Path) -> None:
+    store = FlakyStore()
+    async with recorder_on(store, tmp_path, journal_bytes=1) as recorder:
+        store.gate = anyio.Event()  # nobody else will ever have it
+        ticket = recorder.opened(opened(1))
+        assert not recorder.is_written(ticket)
+        assert await recorder.wait_written(ticket, timeout_s=60)
 
 
 async def test_what_began_and_has_no_end_is_interrupted_by_the_next_run(tmp_path: Path) -> None:
