@@ -196,7 +196,7 @@ DEFENCES = (
         "F12",
         "the send timeout",
         "http/sse_flow.py",
-        "self._patience = self._loop.call_later(limit_s, self._lose_patience)",
+        "self._patience = self._loop.call_later(limit_s, self._give_up)",
         "pass",
         "integration/http/test_slow_clients.py::take_nothing",
     ),

@@ -137,7 +137,11 @@ Event = (
 
 def count_tokens(event: Event) -> int:
     """Return how many tokens of the answer `event` tells."""
-    return event.tokens if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta) else 0
+    match event:
+        case TextDelta() | ReasoningDelta() | ToolCallDelta():
+            return event.tokens
+        case _:
+            return 0
 
 
 class Generation(msgspec.Struct, frozen=True):

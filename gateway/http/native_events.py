@@ -49,7 +49,9 @@ class NativeEvents:
         self._id = after
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        return b"".join([self._encode(event) for event in events])
+        if len(events) == 1:
+            return self._encode(events[0])
+        return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:
         # Not `error`: that is EventSource's own event for a lost connection. One that ends the

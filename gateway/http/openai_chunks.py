@@ -107,7 +107,9 @@ class _Chunks(ABC):
         self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        return b"".join([self._encode(event) for event in events])
+        if len(events) == 1:
+            return self._encode(events[0])
+        return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:
         return _frame({"error": openai_error(problem)})

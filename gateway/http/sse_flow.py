@@ -86,7 +86,7 @@ class SseFlow:
         `awaits_first` nothing is written before there is an event to show, for a while."""
         self._connection.flow_changed = self._note_flow
         self._connection.watch(self._note_loss)
-        self._reader.listen(self._heed)
+        self._reader.listen(self)
         if awaits_first:
             self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
         else:
@@ -120,12 +120,29 @@ class SseFlow:
         self._wire.start(self._reader.stream.id)
         self._write(opening)
 
-    def _heed(self) -> None:
-        """Write what came at once, and what else comes in this turn together."""
-        if self._wrote_in != self._connection.turns.number():
+    def heed(self) -> None:
+        """Write what came at once, and what else comes in this turn together; unless nothing else
+        does, since the stream has ended."""
+        if self._reader.stream.is_ended or self._wrote_in != self._connection.turns.number():
             self._flush()
         else:
             self._flush_soon()
+
+    def is_ready(self, size: int) -> bool:
+        connection = self._connection
+        if size > LARGE_BYTES or connection.is_full or connection.is_lost:
+            return False
+        return self._wrote_in != connection.turns.number()
+
+    def hear(self, events: Sequence[Event]) -> None:
+        try:
+            frames = self._encoder.encode(events)
+            if self._has_begun:
+                self._write(frames)
+            else:
+                self._open(frames, events)
+        except Exception as defect:
+            self._give_up_on(defect)
 
     def _flush_soon(self) -> None:
         if not self._is_to_flush:
@@ -154,22 +171,23 @@ class SseFlow:
             self._give_up_on(defect)
 
     def _tell(self, events: Sequence[Event]) -> None:
-        stream, frames = self._reader.stream, self._encoder.encode(events)
-        if not self._has_begun:
-            self._opening += frames
-            if not events or self._is_worth_beginning(frames, events):
-                self._begin()
-        elif frames:
-            self._write(frames)
         if not events:
+            self._begin()
             self._end(b"")
-        elif stream.has_unread or stream.is_ended:
+            return
+        self.hear(events)
+        stream = self._reader.stream
+        if stream.has_unread:
             self._flush_soon()  # not at once: there are others
+        elif stream.is_ended:
+            self._flush()
 
-    def _is_worth_beginning(self, frames: bytes, events: Sequence[Event]) -> bool:
-        """Tell whether the reply begins with `frames`, or later failures still have a status."""
+    def _open(self, frames: bytes, events: Sequence[Event]) -> None:
+        """Begin the reply with `frames`, or keep them: then later failures still have a status."""
+        self._opening += frames
         is_waiting = all(isinstance(event, Waiting) for event in events)
-        return bool(frames) and (self._encoder.begins_with_waiting or not is_waiting)
+        if frames and (self._encoder.begins_with_waiting or not is_waiting):
+            self._begin()
 
     def _fail(self, error: GatewayError) -> None:
         if not self._has_begun:

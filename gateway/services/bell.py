@@ -8,6 +8,8 @@ import asyncio
 class Bell:
     """Rings for all who wait at that moment. On one event loop."""
 
+    __slots__ = ("_waiters",)
+
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[bool]] = []
 

@@ -5,6 +5,7 @@ What runs the model and writes the records is `streams`.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
@@ -15,8 +16,11 @@ from gateway.core.events import Event, Finished, Timings, Usage
 from gateway.core.sessions import SessionOpened
 from gateway.core.telling import Wait
 from gateway.services.bell import Bell
-from gateway.services.replay import ReplayBuffer
+from gateway.services.replay import ReplayBuffer, weigh
 from gateway.services.tally import Tally
+
+FEW_EVENTS = 16
+"""So many may go past the buffer together: more are large, and weighing them is for nothing."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -37,12 +41,50 @@ class StreamLimits(msgspec.Struct, frozen=True):
     keep_s: float
 
 
+class Listener(Protocol):
+    """Who hears at once what comes, for the one who reads. Nothing of it may block or fail."""
+
+    def heed(self) -> None:
+        """A `take` may give something else than the one before."""
+        ...
+
+    def is_ready(self, size: int) -> bool:
+        """Tell whether events of about so many bytes can be written now. If so, what was read
+        before them was taken by the client's connection, as `StreamReader.confirm` tells."""
+        ...
+
+    def hear(self, events: Sequence[Event]) -> None:
+        """These count as read. Is told only what it is ready for, and nothing is unread then."""
+        ...
+
+
 class LiveStream:
     """One stream, from its opening until nobody can read it any more.
 
     `is_resumable`: another reader may go on where one left; `is_detached`: it needs none;
     `is_awaited`: somebody waits for the whole answer, and nobody can read it.
     """
+
+    __slots__ = (
+        "_buffer",
+        "_changed",
+        "_clock",
+        "_handed_tokens",
+        "_is_stopped",
+        "_left",
+        "_limits",
+        "_listener",
+        "_reader",
+        "_stop",
+        "caller",
+        "error",
+        "is_awaited",
+        "is_detached",
+        "is_ended",
+        "is_resumable",
+        "opened",
+        "tally",
+    )
 
     def __init__(
         self,
@@ -72,7 +114,7 @@ class LiveStream:
             max_events=limits.replay_events, max_bytes=limits.replay_bytes, keeps=is_resumable
         )
         self._reader: StreamReader | None = None
-        self._listener: Callable[[], None] | None = None
+        self._listener: Listener | None = None
         self._handed_tokens = 0
         self._changed = Bell()
         self._stop: Callable[[], None] | None = None
@@ -173,6 +215,19 @@ class LiveStream:
     def put(self, events: Sequence[Event]) -> Wait | None:
         """Add events as far as there is room; return how to wait until the rest is added, too. For
         the owner of the stream only."""
+        listener = self._listener
+        if (
+            listener is not None
+            and not self._buffer.unread_bytes
+            and len(events) <= FEW_EVENTS
+            and listener.is_ready(sum(map(weigh, events)))
+        ):
+            # Past the buffer, in which nearly every token would be for a moment only.
+            self._handed_tokens = self.tally.said_tokens  # nothing of that is unread
+            self.tally.observe(events, self._clock())
+            self._buffer.append_read(events)
+            listener.hear(events)
+            return None
         left = self._append(events)
         return partial(self._put_later, left) if left else None
 
@@ -204,7 +259,7 @@ class LiveStream:
         """Let everybody see what changed."""
         self._changed.ring()
         if self._listener is not None:
-            self._listener()
+            self._listener.heed()
 
     def end(self, error: GatewayError | None) -> None:
         """Nothing follows, but `error` if there is one; for the owner of the stream only."""
@@ -238,10 +293,10 @@ class LiveStream:
             raise self.error.renewed()
         return []
 
-    def listen_by(self, reader: "StreamReader", changed: Callable[[], None] | None) -> None:
+    def listen_by(self, reader: "StreamReader", listener: Listener | None) -> None:
         """Do what `StreamReader.listen` promises; nothing for a reader that was replaced."""
         if self._reader is reader:
-            self._listener = changed
+            self._listener = listener
 
     def confirm_by(self, reader: "StreamReader") -> None:
         """Do what `StreamReader.confirm` promises; nothing for a reader that was replaced."""
@@ -269,6 +324,8 @@ class LiveStream:
 
 class StreamReader:
     """Reads one stream; use it as `async with`, or call `leave`."""
+
+    __slots__ = ("stream",)
 
     def __init__(self, stream: LiveStream) -> None:
         self.stream = stream
@@ -311,10 +368,9 @@ class StreamReader:
         """Do as `read`, but at once: None when nothing is ready."""
         return self.stream.take_by(self, most)
 
-    def listen(self, changed: Callable[[], None] | None) -> None:
-        """Have `changed` called whenever a `take` may give something else than the one before,
-        until the reader leaves. It must neither block nor fail."""
-        self.stream.listen_by(self, changed)
+    def listen(self, listener: Listener | None) -> None:
+        """Have `listener` told what comes, until the reader leaves."""
+        self.stream.listen_by(self, listener)
 
     def confirm(self) -> None:
         """Tell that the client's connection has taken all that was read: it counts as used, also if

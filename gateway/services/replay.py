@@ -5,6 +5,7 @@ Plain data: who may read, and who waits for whom, is for `live`.
 
 import sys
 from collections import deque
+from collections.abc import Sequence
 
 from gateway.core.errors import InvalidRequest, StreamGap
 from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, count_tokens
@@ -22,6 +23,17 @@ class ReplayBuffer:
     What was not read yet is never dropped: whoever appends asks `has_room` first. With `keeps`
     false, what was read is gone.
     """
+
+    __slots__ = (
+        "_max_bytes",
+        "_max_events",
+        "_read",
+        "_unread",
+        "position",
+        "size_bytes",
+        "unread_bytes",
+        "unread_tokens",
+    )
 
     def __init__(self, *, max_events: int, max_bytes: int, keeps: bool) -> None:
         self._max_events = max_events
@@ -50,6 +62,16 @@ class ReplayBuffer:
         self.unread_tokens += tokens
         self.size_bytes += size
         if self._read:
+            self._trim()
+
+    def append_read(self, events: Sequence[Event]) -> None:
+        """Number `events` that are read as they come, because nothing before them is unread."""
+        self.position += len(events)
+        if self._read is not None:
+            for event in events:
+                size = weigh(event)
+                self._read.append((event, size, count_tokens(event)))
+                self.size_bytes += size
             self._trim()
 
     def take(self, most: int) -> list[Event]:

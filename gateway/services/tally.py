@@ -21,6 +21,19 @@ from gateway.core.names import ModelRef
 class Tally:
     """What is known of one stream so far. Clock values are seconds of one monotonic clock."""
 
+    __slots__ = (
+        "_ended_at",
+        "_first_at",
+        "_last_at",
+        "_opened_at",
+        "_started",
+        "_switches",
+        "finished",
+        "gaps",
+        "ref",
+        "said_tokens",
+    )
+
     def __init__(self, opened_at: float) -> None:
         self.ref: ModelRef | None = None
         self.finished: Finished | None = None
@@ -31,7 +44,7 @@ class Tally:
         self._last_at = opened_at
         self._ended_at: float | None = None
         self._started: Started | None = None
-        self._switches: list[Switched] = []
+        self._switches: tuple[Switched, ...] = ()
 
     def observe(self, events: Sequence[Event], at: float) -> None:
         """Count events that came together."""
@@ -42,16 +55,15 @@ class Tally:
                 pieces += 1
             else:
                 self._note(event, at)
-        if pieces:
-            self._note_pieces(pieces, at)
-
-    def _note_pieces(self, count: int, at: float) -> None:
+        if not pieces:
+            return
         if self._first_at is None:
             self._first_at = at
         else:
             self.gaps.add(at - self._last_at)
-        self.gaps.add_none(count - 1)
         self._last_at = at
+        if pieces > 1:
+            self.gaps.add_none(pieces - 1)
 
     def _note(self, event: Event, at: float) -> None:
         match event:
@@ -62,7 +74,7 @@ class Tally:
                 self.ref = event.ref
             case Switched():
                 self.ref = event.target
-                self._switches.append(event)
+                self._switches += (event,)
             case Finished():
                 self.finished = event
                 self._ended_at = at
