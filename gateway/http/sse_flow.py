@@ -88,7 +88,7 @@ class SseFlow:
         self._connection.watch(self._note_loss)
         self._reader.listen(self)
         if awaits_first:
-            self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._begin)
+            self._pinger = self._loop.call_later(FIRST_BYTES_WAIT_S, self._ping)
         else:
             self._begin()
         self._flush()
@@ -113,9 +113,7 @@ class SseFlow:
         if self._is_to_begin:
             return
         self._has_begun = True
-        if self._pinger is not None:
-            self._pinger.cancel()
-        self._pinger = self._loop.call_later(self._settings.ping_interval_s, self._ping)
+        self._await_ping()
         opening, self._opening = self._opening, b""
         self._wire.start(self._reader.stream.id)
         self._write(opening)
@@ -240,7 +238,19 @@ class SseFlow:
         logger.info("stream %s: its reader took nothing for long", self._reader.stream.id)
         self._lose_patience()
 
+    def _await_ping(self) -> None:
+        every_s = self._settings.ping_interval_s
+        if self._pinger is not None:
+            if every_s >= FIRST_BYTES_WAIT_S:
+                return  # it comes early enough, and looks what to wait for: a timer costs
+            self._pinger.cancel()
+        self._pinger = self._loop.call_later(every_s, self._ping)
+
     def _ping(self) -> None:
+        if not self._has_begun:
+            self._pinger = None
+            self._begin()
+            return
         every_s = self._settings.ping_interval_s
         left_s = self._wrote_at + every_s - self._loop.time()
         if left_s <= 0:

@@ -10,6 +10,7 @@ from gateway.core.errors import Internal
 from gateway.core.events import Event, Finished, Started, TextDelta, Usage
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionOpened
+from gateway.http import sse_flow
 from gateway.http.disconnect import Connection
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse_events import PING
@@ -135,6 +136,35 @@ async def test_a_defect_of_whoever_is_told_the_end_is_not_told_again(
     await turns(3)
     assert told == [None]
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("first_s", [0.001, 60.0])
+async def test_who_began_with_an_event_is_pinged_in_time(
+    first_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the wait for the first bytes would be over before the first ping, or long after."""
+    monkeypatch.setattr(sse_flow, "FIRST_BYTES_WAIT_S", first_s)
+    house = House(ping_interval_s=0.02)
+    house.flow.begin(awaits_first=True)
+    house.live.put((TextDelta("x"),))
+    with anyio.fail_after(10):
+        await house.pinged.wait()
+    assert b"HEAD" in house.written[0]
+    assert b'"x"' in b"".join(house.written[1:-1])
+    house.flow.stop()
+
+
+async def test_who_is_told_nothing_hears_that_all_is_well_and_then_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse_flow, "FIRST_BYTES_WAIT_S", 0.001)
+    house = House(ping_interval_s=0.02)
+    house.flow.begin(awaits_first=True)
+    assert house.written == []
+    with anyio.fail_after(10):
+        await house.pinged.wait()
+    assert house.written == [b"HEAD\n\n", NativeEvents.preamble, PING]
+    house.flow.stop()
 
 
 async def test_who_is_stopped_writes_nothing_and_tells_nobody() -> None:
