@@ -76,6 +76,8 @@ class ReplayBuffer:
 
     def take(self, most: int) -> list[Event]:
         """Return the next events, `most` at most; they count as read."""
+        if not self._unread:
+            return []
         taken = self._unread[:most]
         self._pass(taken)
         return [event for event, _, _ in taken]
@@ -92,7 +94,7 @@ class ReplayBuffer:
             raise StreamGap(f"Events {after + 1} to {oldest} of the stream are no longer kept.")
         if after < self.position:
             self._step_back(self.position - after)
-        else:
+        elif after > self.position:
             self._pass(self._unread[: after - self.position])
 
     def _pass(self, held: list[_Held]) -> None:
