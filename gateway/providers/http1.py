@@ -18,6 +18,7 @@ from gateway.providers.http1_connection_wire import Connection, Take
 from gateway.providers.http1_wire import (
     ConnectionLost,
     ConnectTimedOut,
+    KnownHeads,
     ReplyHead,
     StillBusy,
     Unreachable,
@@ -49,6 +50,7 @@ class Http1Client:
         self._host, self._port = url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme]
         self._tls = _open_tls() if url.scheme == "https" else None
         self.is_secure = self._tls is not None
+        self.heads = KnownHeads()
         self._base_path = url.path.rstrip("/").encode()
         fields = {"Host": _host_field(self._host, url.scheme, self._port), **headers}
         self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from gateway.core.telling import Wait
 from gateway.providers.http1_wire import (
     ConnectionLost,
+    KnownHeads,
     MalformedReply,
     ReplyHead,
     ReplyParser,
@@ -35,6 +36,9 @@ class Pool(Protocol):
 
     @property
     def is_secure(self) -> bool: ...
+
+    @property
+    def heads(self) -> KnownHeads: ...
 
     def keep(self, connection: "Connection") -> None:
         """Take a connection back for the next request."""
@@ -122,7 +126,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: bytes, within_s: float) -> None:
         """Send a request; its reply is to be released."""
-        self._parser = ReplyParser()
+        self._parser = ReplyParser(self._pool.heads)
         self._has_begun = False
         self._asked_at = self._loop.time()
         self.set_deadline(within_s)

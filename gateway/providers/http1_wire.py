@@ -13,6 +13,7 @@ MAX_HEAD_BYTES = 32 * 1024
 """Of a status line and its headers together, and of the trailers after the last chunk."""
 MAX_CHUNK_LINE_BYTES = 256
 MAX_INTERIM_REPLIES = 8
+_MAX_KNOWN_HEADS = 8
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
@@ -69,11 +70,43 @@ class ReplyHead(msgspec.Struct, frozen=True):
         return self.headers.get("content-encoding", "").lower() not in ("", "identity")
 
 
+_Step = Callable[["ReplyParser", bytes, list[bytes]], None]
+
+
+class KnownHead(msgspec.Struct, frozen=True):
+    """A head, and what it says of the body: read by `step`, `left` bytes where it is sized."""
+
+    head: ReplyHead
+    keeps_alive: bool
+    has_body: bool
+    step: _Step
+    left: int
+
+
+class KnownHeads:
+    """The heads of one server that were read last: but for their dates they are mostly the same,
+    byte for byte."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, KnownHead] = {}
+
+    def read(self, data: bytes) -> KnownHead:
+        """Return what a status line and its headers say; raises MalformedReply."""
+        known = self._known.get(data)
+        if known is None:
+            known = _read_head(data)
+            if len(self._known) == _MAX_KNOWN_HEADS:
+                self._known.clear()
+            self._known[data] = known
+        return known
+
+
 class ReplyParser:
     """Parses one reply, however it is cut. `is_complete` is true from its last byte on, and
     `keeps_alive` tells whether another request may follow on the connection."""
 
     __slots__ = (
+        "_heads",
         "_interim",
         "_left",
         "_owes_line_end",
@@ -84,12 +117,13 @@ class ReplyParser:
         "keeps_alive",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, heads: KnownHeads) -> None:
         self.head: ReplyHead | None = None
         self.is_complete = False
         self.keeps_alive = False
+        self._heads = heads
         # A plain function: a bound method would tie the parser to itself, work for the collector.
-        self._step: Callable[[ReplyParser, bytes, list[bytes]], None] = ReplyParser._read_head
+        self._step: _Step = ReplyParser._read_head
         self._rest = b""
         self._left = 0
         self._owes_line_end = False
@@ -119,16 +153,14 @@ class ReplyParser:
             return
         if end > MAX_HEAD_BYTES:
             raise MalformedReply("its head is too long")
-        status_line, *lines = data[:end].split(_CRLF)
-        found = _STATUS.fullmatch(status_line)
-        if found is None:
-            raise MalformedReply("its status line is none")
-        status, headers = int(found[2]), _read_headers(lines)
-        if status < 200:
-            self._skip_interim(status)
+        known = self._heads.read(data[:end])
+        if known.head.status < 200:
+            self._skip_interim(known.head.status)
         else:
-            self.head = ReplyHead(status, headers)
-            self._choose_framing(status, headers, is_old=found[1] == b"0")
+            self.head, self.keeps_alive = known.head, known.keeps_alive
+            self._step, self._left = known.step, known.left
+            if not known.has_body:
+                self._complete(b"")
         if rest := data[end + 4 :]:
             self._step(self, rest, body)
 
@@ -137,25 +169,6 @@ class ReplyParser:
         self._interim += 1
         if status == 101 or self._interim > MAX_INTERIM_REPLIES:
             raise MalformedReply(f"it announces what was not asked for ({status})")
-
-    def _choose_framing(self, status: int, headers: dict[str, str], *, is_old: bool) -> None:
-        """Decide where the body ends (RFC 9112, 6.3)."""
-        self.keeps_alive = not is_old and "close" not in _tokens(headers.get("connection", ""))
-        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-        if coding is not None:
-            if coding.lower() != "chunked" or length is not None or is_old:
-                raise MalformedReply("where its body ends can be read in two ways")
-            self._step = ReplyParser._read_chunks
-        elif length is not None:
-            # Two of them are one value with a comma by now.
-            if not _LENGTH.fullmatch(length):
-                raise MalformedReply("its Content-Length is no number")
-            self._left = int(length)
-            self._step = ReplyParser._read_sized
-        else:
-            self._step = ReplyParser._read_until_close
-        if status in _BODILESS or (self._step is ReplyParser._read_sized and not self._left):
-            self._complete(b"")
 
     def _read_sized(self, data: bytes, body: list[bytes]) -> None:
         piece = data[: self._left]
@@ -247,6 +260,35 @@ class ReplyParser:
         if len(rest) > most:
             raise MalformedReply("its head is too long")
         self._rest = rest
+
+
+def _read_head(data: bytes) -> KnownHead:
+    status_line, *lines = data.split(_CRLF)
+    found = _STATUS.fullmatch(status_line)
+    if found is None:
+        raise MalformedReply("its status line is none")
+    head, is_old = ReplyHead(int(found[2]), _read_headers(lines)), found[1] == b"0"
+    keeps_alive = not is_old and "close" not in _tokens(head.headers.get("connection", ""))
+    if head.status < 200:
+        return KnownHead(head, keeps_alive, False, ReplyParser._read_head, 0)
+    step, left = _choose_framing(head.headers, is_old=is_old)
+    is_empty = head.status in _BODILESS or (step is ReplyParser._read_sized and not left)
+    return KnownHead(head, keeps_alive, not is_empty, step, left)
+
+
+def _choose_framing(headers: dict[str, str], *, is_old: bool) -> tuple[_Step, int]:
+    """Decide where the body ends (RFC 9112, 6.3); return how to read it, and a length if known."""
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None:
+        if coding.lower() != "chunked" or length is not None or is_old:
+            raise MalformedReply("where its body ends can be read in two ways")
+        return ReplyParser._read_chunks, 0
+    if length is None:
+        return ReplyParser._read_until_close, 0
+    # Two of them are one value with a comma by now.
+    if not _LENGTH.fullmatch(length):
+        raise MalformedReply("its Content-Length is no number")
+    return ReplyParser._read_sized, int(length)
 
 
 def _read_headers(lines: list[bytes]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gateway.providers.http1_wire import (
     MAX_HEAD_BYTES,
     MAX_INTERIM_REPLIES,
+    KnownHeads,
     MalformedReply,
     ReplyHead,
     ReplyParser,
@@ -46,7 +47,7 @@ UNTIL_CLOSE = b"HTTP/1.0 200 OK\r\nServer: x\r\n\r\n" + LINE
 
 
 def parse(*pieces: bytes) -> tuple[ReplyParser, bytes]:
-    parser, body = ReplyParser(), list[bytes]()
+    parser, body = ReplyParser(KnownHeads()), list[bytes]()
     for piece in pieces:
         parser.feed(piece, body)
     return parser, b"".join(body)
@@ -168,7 +169,7 @@ def test_what_could_be_read_in_two_ways_is_refused(name: str) -> None:
 
 
 def test_what_came_before_a_mistake_is_there() -> None:
-    parser, body = ReplyParser(), list[bytes]()
+    parser, body = ReplyParser(KnownHeads()), list[bytes]()
     with pytest.raises(MalformedReply):
         parser.feed(OLLAMA + CHUNKS + b"rubbish\r\n", body)
     assert b"".join(body) == LINE * 2
@@ -186,3 +187,26 @@ def test_heads_and_trailers_are_bounded(begin: bytes, filler: bytes) -> None:
 def test_announcements_are_bounded() -> None:
     with pytest.raises(MalformedReply):
         parse(b"HTTP/1.1 102 Processing\r\n\r\n" * (MAX_INTERIM_REPLIES + 1))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_head_that_is_known_means_the_same_again(name: str) -> None:
+    data, wanted, keeps_alive = RECORDED[name]
+    known, parsers = KnownHeads(), list[ReplyParser]()
+    for _ in range(2):
+        parser, body = ReplyParser(known), list[bytes]()
+        parser.feed(data, body)
+        assert (b"".join(body), parser.is_complete) == (wanted, True)
+        assert parser.keeps_alive is keeps_alive
+        parsers.append(parser)
+    assert parsers[0].head is parsers[1].head
+
+
+def test_heads_that_are_known_are_few() -> None:
+    heads = KnownHeads()
+    first = heads.read(b"HTTP/1.1 200 OK\r\nDate: 0")
+    assert heads.read(b"HTTP/1.1 200 OK\r\nDate: 0") is first
+    for second in range(1, 100):
+        heads.read(b"HTTP/1.1 200 OK\r\nDate: %d" % second)
+    assert len(heads._known) < 10
+    assert heads.read(b"HTTP/1.1 200 OK\r\nDate: 0") == first
