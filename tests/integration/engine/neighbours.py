@@ -15,7 +15,8 @@ from gateway.core.names import ModelRef, parse_ref
 from gateway.engine.memory.budget import MemoryBudget
 from gateway.providers.ollama import OllamaService, OllamaTimeouts
 from gateway.providers.ollama_ledger_wire import SharedMemory
-from gateway.providers.ollama_memory_wire import OllamaDevices
+from gateway.providers.ollama_listing_wire import name_key
+from gateway.providers.ollama_memory_wire import OllamaDevices, Stay
 from tests.integration.engine.house import House, keeping_house
 from tests.integration.ollama_peer import OllamaPeer
 from tests.told import stream_of
@@ -25,6 +26,10 @@ PATIENCE_S = 60.0
 X, Y, Z = (parse_ref("ollama", name) for name in "xyz")
 SIZE = 8 * MB
 """Of the file of each of the peer's models; it is taken to hold 10 MB, and holds 9."""
+
+
+def request_to(ref: ModelRef) -> GenerateRequest:
+    return GenerateRequest("r", str(ref), messages=(Message.user("Hello"),))
 
 
 class Reader:
@@ -39,10 +44,10 @@ class Reader:
         self.error: GatewayError | None = None
 
     async def read(self, service: OllamaService) -> None:
-        request = GenerateRequest("r", str(self.ref), messages=(Message.user("Hello"),))
         try:
             with self.scope:
-                async with aclosing(stream_of(service, request, self.ref)) as events:
+                asked = request_to(self.ref)
+                async with aclosing(stream_of(service, asked, self.ref)) as events:
                     async for event in events:
                         self.started.set()
                         self.finished = isinstance(event, Finished)
@@ -55,10 +60,13 @@ class Reader:
 class Neighbours:
     """`house` has the manager and the clock, `ollama` the service, `peer` what is really there."""
 
-    def __init__(self, house: House, peer: OllamaPeer, ollama: OllamaService) -> None:
+    def __init__(
+        self, house: House, peer: OllamaPeer, ollama: OllamaService, memory: SharedMemory
+    ) -> None:
         self.house = house
         self.peer = peer
         self.ollama = ollama
+        self.memory = memory
         self.tasks: TaskGroup
 
     @property
@@ -83,6 +91,10 @@ class Neighbours:
         if reader.error is not None:
             raise reader.error
         return reader
+
+    def stay(self, ref: ModelRef) -> Stay:
+        """What the ledger knows of one of Ollama's models."""
+        return self.memory._stays[name_key(ref)]
 
     async def settle(self) -> None:
         """Let the ledger be what Ollama says."""
@@ -125,7 +137,7 @@ async def neighbours(
             evict_s=evict_s,
         )
         ollama = OllamaService(peer.url, OllamaTimeouts(control_s=5.0), memory=memory)
-        both = Neighbours(house, peer, ollama)
+        both = Neighbours(house, peer, ollama, memory)
         both.tasks = tasks
         try:
             with anyio.fail_after(PATIENCE_S):

@@ -7,16 +7,28 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import ModelTooLarge, NoRoom, ProviderUnavailable
 from gateway.core.loading import LoadConfig
 from gateway.core.models import LocalModel
+from gateway.core.telling import Wait
 from gateway.engine.files.needs import estimate_load
 from gateway.providers.ollama_memory_wire import OllamaDevices, find_devices
+from tests.begun import Begun
 from tests.integration.engine.house import A, B
-from tests.integration.engine.neighbours import MB, SIZE, Neighbours, X, Y, Z, neighbours
-from tests.integration.ollama_peer import FOREVER
+from tests.integration.engine.neighbours import (
+    MB,
+    SIZE,
+    Neighbours,
+    X,
+    Y,
+    Z,
+    neighbours,
+    request_to,
+)
+from tests.integration.ollama_peer import FOREVER, chat_line, chunks
 
 OpenNeighbours = Callable[..., AbstractAsyncContextManager[Neighbours]]
 
@@ -317,3 +329,51 @@ def test_the_machine_tells_where_ollama_loads(
     for name in files:
         (tmp_path / name).touch()
     assert find_devices(wanted, platform=platform, root=str(tmp_path)) == devices
+
+
+async def test_an_answer_goes_by_itself_only_where_its_model_is_in_memory(
+    for_one: OpenNeighbours,
+) -> None:
+    async with for_one() as both:
+        heard = Begun()
+        await both.ask(X)
+        await both.settle()
+        assert both.ollama.begin(request_to(Y), Y, heard._tell, heard._over) is None
+        assert both.stay(X).leases == 0
+        begun = Begun().begin(both.ollama, request_to(X), X)
+        assert both.stay(X).leases == 1
+        _, error, _ = await begun.end()
+        assert (error, begun.rest, both.stay(X).leases) == (None, None, 0)
+        both.stay(X).is_going = True
+        assert both.ollama.begin(request_to(X), X, heard._tell, heard._over) is None
+        assert both.stay(X).leases == 0
+
+
+def until(event: asyncio.Event) -> Wait:
+    async def wait() -> None:
+        await event.wait()
+
+    return wait
+
+
+@pytest.mark.parametrize("when", ["before a word", "in the answer", "before the rest began"])
+async def test_who_gives_an_answer_up_leaves_its_model(for_one: OpenNeighbours, when: str) -> None:
+    wait = asyncio.Event()
+    said = [] if when == "before a word" else [chat_line("a")]
+    async with for_one() as both:
+        await both.ask(X)
+        await both.settle()
+        both.peer.script(X.model, chunks([*said, wait]))
+        begun = Begun(lambda _: until(wait) if when == "before the rest began" else None)
+        begun.begin(both.ollama, request_to(X), X)
+        assert both.stay(X).leases == 1
+        while when == "in the answer" and not begun.tellings:
+            await anyio.lowlevel.checkpoint()
+        if when == "before the rest began":
+            await begun.is_over.wait()
+            assert both.stay(X).leases == 1
+        begun.cancel()
+        assert both.stay(X).leases == 0
+        begun.cancel()
+        assert both.stay(X).leases == 0
+        wait.set()
