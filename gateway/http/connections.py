@@ -13,9 +13,9 @@ import msgspec
 
 from gateway.core.errors import Overloaded
 from gateway.core.hosts import is_loopback
+from gateway.core.turns import Turns
 from gateway.http.encoding import encode_json
 from gateway.http.errors import native_error
-from gateway.http.turns import Turns
 from gateway.problems import describe
 
 logger = logging.getLogger(__name__)

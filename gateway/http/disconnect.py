@@ -9,7 +9,7 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope
 
-from gateway.http.turns import Turns
+from gateway.core.turns import Turns
 
 T = TypeVar("T")
 

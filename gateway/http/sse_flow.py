@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from gateway.core.errors import GatewayError, StreamTakenOver
 from gateway.core.events import Event, Waiting
+from gateway.core.turns import LARGE_BYTES
 from gateway.http.disconnect import Connection
 from gateway.http.sse_events import FIRST_BYTES_WAIT_S, PING, EventEncoder
 from gateway.http.sse_wire import SseWire
-from gateway.http.turns import LARGE_BYTES
 from gateway.problems import describe
 from gateway.services.live import StreamReader
 from gateway.settings import Settings

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from gateway.core.turns import Turns
 from gateway.providers.http1_connection_wire import Connection, Take
 from gateway.providers.http1_wire import (
     ConnectionLost,
@@ -51,6 +52,7 @@ class Http1Client:
         self._tls = _open_tls() if url.scheme == "https" else None
         self.is_secure = self._tls is not None
         self.heads = KnownHeads()
+        self.turns = Turns()
         self._base_path = url.path.rstrip("/").encode()
         fields = {"Host": _host_field(self._host, url.scheme, self._port), **headers}
         self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()

@@ -11,6 +11,7 @@ from math import inf
 from typing import Protocol, cast
 
 from gateway.core.telling import Wait
+from gateway.core.turns import LARGE_BYTES, Turns
 from gateway.providers.http1_wire import (
     ConnectionLost,
     KnownHeads,
@@ -39,6 +40,9 @@ class Pool(Protocol):
 
     @property
     def heads(self) -> KnownHeads: ...
+
+    @property
+    def turns(self) -> Turns: ...
 
     def keep(self, connection: "Connection") -> None:
         """Take a connection back for the next request."""
@@ -76,6 +80,7 @@ class Connection(asyncio.Protocol):
         "_pool",
         "_take",
         "_transport",
+        "_unread",
         "_wait_before",
         "_within_s",
     )
@@ -88,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._parser: ReplyParser | None = None
         self._pieces: list[bytes] = []
         self._held = 0
+        self._unread = b""
         self._is_paused = False
         self._has_begun = False
         self._error: TransportError | None = None
@@ -202,7 +208,7 @@ class Connection(asyncio.Protocol):
 
     def _resume(self) -> None:
         """Read on, if reading was paused for all that was held."""
-        if self._is_paused:
+        if self._is_paused and not self._unread:
             self._is_paused = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -221,6 +227,7 @@ class Connection(asyncio.Protocol):
         self._take = self._wait_before = self._fault = self._hear = None
         self._pieces.clear()
         self._held = 0
+        self._unread = b""
         transport = self._transport
         serves = not (
             self._is_paused or transport.is_closing() or transport.get_write_buffer_size()
@@ -288,6 +295,7 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         """Do what the deadline means, if this is it."""
         self._alarm, self._alarm_at = None, inf
+        self._read_now()  # what has come came in time
         if self._loop.time() < self._deadline:
             self._set_alarm()
         elif self._parser is None or self._is_parting:
@@ -306,11 +314,33 @@ class Connection(asyncio.Protocol):
         )  # uvloop's are of no class of asyncio's
 
     def data_received(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None or self._is_parting:
+        if self._parser is None or self._is_parting:
             self.abort()  # a server that speaks without being asked is none to be asked again
             return
         self._has_begun = True
+        if len(data) > LARGE_BYTES or self._unread:
+            self._unread += data
+            self._read_in_turn()
+        else:
+            self._read(data)
+
+    def _read_in_turn(self) -> None:
+        """Read what came, in a later turn if this one had its share; until then nothing more."""
+        if self._unread and not self._pool.turns.admit(len(self._unread), self._read_in_turn):
+            self._pause()
+        else:
+            self._read_now()
+
+    def _read_now(self) -> None:
+        """Read what waits for its turn."""
+        data, self._unread = self._unread, b""
+        if data:
+            self._resume()
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        parser = self._parser
+        assert parser is not None, "who is not asked is not heard"
         try:
             parser.feed(data, self._pieces)
         except MalformedReply as error:
@@ -330,11 +360,16 @@ class Connection(asyncio.Protocol):
     def _hold(self, size: int) -> None:
         """Take note that so much more waits for somebody to read it."""
         self._held += size
-        if self._held > MAX_HELD_BYTES and not self._is_paused:
+        if self._held > MAX_HELD_BYTES:
+            self._pause()
+
+    def _pause(self) -> None:
+        if not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._read_now()
         self._pool.forget(self)
         if self._alarm is not None:
             self._alarm.cancel()

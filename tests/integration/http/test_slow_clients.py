@@ -13,8 +13,8 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from gateway.core.events import Started, TextDelta
 from gateway.core.states import StreamEnd
+from gateway.core.turns import TURN_BYTES
 from gateway.http import body as http_body
-from gateway.http.turns import TURN_BYTES
 from tests.integration.http.loop_turns import LoopTurns
 from tests.integration.http.serving import Served, serving
 from tests.integration.http.sse_reader import HELLO, NATIVE

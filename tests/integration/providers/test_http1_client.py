@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.core.telling import Wait
+from gateway.core.turns import TURN_BYTES
 from gateway.providers.http1 import Http1Client, Reply
 from gateway.providers.http1_connection_wire import MAX_HELD_BYTES
 from gateway.providers.http1_wire import (
@@ -538,4 +540,84 @@ async def test_time_spent_waiting_for_who_takes_is_not_the_server_s() -> None:
         reply.expect_within(0.2)
         await reply.pour(take)
         assert calls
+        reply.close()
+
+
+PIECE = b"".join(b"%06d\n" % number for number in range(3000))
+"""What its order shows."""
+
+
+@pytest.mark.parametrize("is_poured", [True, False])
+async def test_large_pieces_of_many_replies_share_the_turns(is_poured: bool) -> None:
+    """And all that came is read, also where the server has closed since."""
+    together, gate, begun = 60, asyncio.Event(), 0
+    turn, taken = 0, Counter[int]()
+    bodies: list[bytes] = []
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await gate.wait()
+            writer.write(PIECE)
+
+        return serve
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(bodies) < together:
+            asyncio.get_running_loop().call_soon(count)
+
+    async def hear_out(client: Http1Client) -> None:
+        nonlocal begun
+        body: list[bytes] = []
+
+        def take(data: bytes) -> None:
+            taken[turn] += len(data)
+            body.append(data)
+
+        reply = await client.post("/", b"", 30.0)
+        begun += 1
+        if begun == together:
+            count()
+            gate.set()
+        if is_poured:
+            await reply.pour(take)
+            reply.close()
+            bodies.append(b"".join(body))
+        else:
+            bodies.append(await read_all(reply))
+
+    async with serving(make) as (_, client), anyio.create_task_group() as tasks:
+        for _ in range(together):
+            tasks.start_soon(hear_out, client)
+    assert bodies == [PIECE] * together
+    assert max(taken.values(), default=0) <= TURN_BYTES + len(PIECE)
+
+
+async def test_what_waits_for_its_turn_came_in_time() -> None:
+    """A deadline that passes meanwhile is none: the server has spoken."""
+    gate = asyncio.Event()
+
+    def make(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await server.take(reader)
+            writer.write(CHUNKED)
+            await gate.wait()
+            writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(PIECE), PIECE))
+            await server.see_it_go(reader)
+
+        return serve
+
+    async with serving(make) as (_, client):
+        reply = await client.post("/", b"", 30.0)
+        reply.expect_within(0.2)
+        monopolised = client.turns
+        monopolised._left = 0
+        monopolised._is_noticed = True  # no turn begins
+        gate.set()
+        assert await reply.read() == PIECE
+        monopolised._is_noticed = False
+        monopolised._left = TURN_BYTES
         reply.close()

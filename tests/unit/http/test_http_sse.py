@@ -10,11 +10,11 @@ from starlette.types import Message, Scope
 
 from gateway.core.events import Event, TextDelta
 from gateway.core.sessions import SessionOpened
+from gateway.core.turns import Turns
 from gateway.http.disconnect import CONNECTION, Connection
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse import StreamReply
 from gateway.http.sse_events import PING
-from gateway.http.turns import Turns
 from gateway.services.live import LiveStream
 from gateway.services.streams import choose_limits
 from gateway.settings import Settings

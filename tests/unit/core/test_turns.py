@@ -3,7 +3,7 @@
 import anyio
 import anyio.lowlevel
 
-from gateway.http.turns import TURN_BYTES, Turns
+from gateway.core.turns import TURN_BYTES, Turns
 
 
 class Writer:

@@ -1,21 +1,21 @@
-"""The turns of one event loop, for those who write in them: what comes in the same one can go
-together, and how much is written in one is bounded.
+"""The turns of one event loop, for those who read or write in them: what comes in the same one can
+go together, and how much is done in one is bounded.
 
 An upstream, or a machine that wakes up, may have a large piece for each of many readers at once. To
-encode and send all of it takes longer than anybody else should wait.
+read all of it, or to encode and send it, takes longer than anybody else should wait.
 """
 
 import asyncio
 from collections.abc import Callable
 
 LARGE_BYTES = 4 * 2**10
-"""Who has less to write, as with nearly every token, is not worth the counting."""
+"""Who has less, as with nearly every token, is not worth the counting."""
 TURN_BYTES = 256 * 2**10
-"""What is written in one turn, and the last of it beyond: some milliseconds."""
+"""What is read or written in one turn, and the last of it beyond: some milliseconds."""
 
 
 class Turns:
-    """Numbers the turns in which somebody asks, and shares them among those who write large pieces,
+    """Numbers the turns in which somebody asks, and shares them among those with large pieces,
     in their order. One callback of the loop for each, however many ask."""
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Turns:
         return self._number
 
     def admit(self, size: int, later: Callable[[], None]) -> bool:
-        """Tell whether so many bytes may be written now; else `later` is called in one of the next
-        turns, once, and asks again."""
+        """Tell whether so many bytes may be read or written now; else `later` is called in one of
+        the next turns, once, and asks again."""
         if self._left <= 0:
             self._waiting[later] = None
             return False
