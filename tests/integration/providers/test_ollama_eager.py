@@ -20,6 +20,7 @@ from tests.begun import Begun, Outcome, outcome
 from tests.integration.ollama_peer import (
     Do,
     OllamaPeer,
+    Script,
     Seen,
     Step,
     answer,
@@ -320,25 +321,28 @@ async def run(rest: Callable[[], Awaitable[None]]) -> None:
     await rest()
 
 
-async def test_who_is_told_may_give_up_meanwhile(ollama_peer: OllamaPeer) -> None:
+@pytest.mark.parametrize("at", [1, 2], ids=["at the first words", "at the end"])
+@pytest.mark.parametrize("script", [answer(200, A + END), chunks([A + END])])
+async def test_who_is_told_may_give_up_meanwhile(
+    ollama_peer: OllamaPeer, script: Script, at: int
+) -> None:
     """Also where all of the answer has come: the connection then serves the next, as if new."""
 
     def leave(events: Sequence[Event]) -> Wait | None:
+        if begun.tellings != at:
+            return None
         begun.cancel()
         return gate_of(asyncio.Event())
 
     async with warm(ollama_peer) as service:
-        for message in (RECORDED["chunked"], RECORDED["chunked"][:-7]):
-            await keep_one(service, ollama_peer)
-            done = asyncio.Event()
-            ollama_peer.script("llama3.2", raw([message, done]))
-            begun = Begun(leave).begin(service, ask(), REF)
-            while not begun.tellings:
-                await anyio.lowlevel.checkpoint()
-            done.set()
-            await until_let_go(service)
-            assert not begun.is_over.is_set()
-            assert type((await begin_whole(service, ollama_peer))[-1]) is Finished
+        await keep_one(service, ollama_peer)
+        ollama_peer.script("llama3.2", script)
+        begun = Begun(leave).begin(service, ask(), REF)
+        while begun.tellings < at:
+            await anyio.lowlevel.checkpoint()
+        await until_let_go(service)
+        assert type((await begin_whole(service, ollama_peer))[-1]) is Finished
+        assert (begun.tellings, begun.is_over.is_set()) == (at, False)
 
 
 async def begin_whole(service: OllamaService, peer: OllamaPeer) -> list[Event]:
