@@ -27,7 +27,6 @@ from gateway.store.claim import file_name
 from gateway.store.database import Database
 from gateway.store.journal import FileJournal
 from gateway.store.pepper import load_peppers
-from gateway.telemetry.watchdog import LoopWatchdog
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +121,6 @@ def _start(
     days = settings.downloads_keep_days
     purger = _build_purger(settings, stores.downloads, RecordCounts(), "downloads", days)
     tasks.start_soon(purger.run, name="download purger")
-    if settings.stall_warn_s:
-        watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
-        tasks.start_soon(watchdog.run, name="loop watchdog")
 
 
 async def _close(settings: Settings, gateway: Gateway, providers: Mapping[str, Provider]) -> None:

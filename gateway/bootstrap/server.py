@@ -27,6 +27,7 @@ from gateway.services.gateway import Gateway
 from gateway.settings import Settings
 from gateway.store.claim import claimed
 from gateway.telemetry import configure_logging
+from gateway.telemetry.watchdog import LoopWatchdog
 from schema import create_graphql
 from schema.body import MAX_BODY_BYTES
 
@@ -95,7 +96,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             started=partial(_say_hello, needs_key=gateway.gatekeeper.needs_keys),
         )
         _spare_the_collector()
-        await server.serve([listener])
+        # Only now: nobody waited for the loop before.
+        async with anyio.create_task_group() as tasks:
+            if settings.stall_warn_s:
+                watchdog = LoopWatchdog(gateway.metrics.stalls, warn_s=settings.stall_warn_s)
+                tasks.start_soon(watchdog.run, name="loop watchdog")
+            await server.serve([listener])
+            tasks.cancel_scope.cancel()
 
 
 def _choose_vanished_s(settings: Settings) -> float:

@@ -29,6 +29,7 @@ MAX_FRAMES = 20
 _LOOP_FILES = (
     *("asyncio/runners.py", "asyncio/base_events.py", "asyncio/events.py", "selectors.py"),
 )
+ORDINARY_COLLECTIONS = "as once torch is imported and after loads of models"
 MAX_TOLD = 10
 """Stacks that are logged in each minute; more would bury the log in what it tells already."""
 
@@ -117,7 +118,7 @@ class LoopWatchdog:
         level, where = _describe(frame, frames)
         if level is logging.WARNING and self._collected_at > now - stood_s:
             # Every thread stands still meanwhile, whatever it does.
-            level, where = logging.INFO, "while garbage was collected, as after loads of models"
+            level, where = logging.INFO, f"while garbage was collected, {ORDINARY_COLLECTIONS}"
         logger.log(level, "the event loop has stood still for %.0f ms %s", stood_s * 1000, where)
 
 
