@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from gateway.core.errors import GatewayError, InvalidRequest, InvalidText, PayloadTooLarge
 from gateway.core.messages import require_clean_text
+from gateway.http.headers import find_header
 
 OFF_LOOP_BYTES = 32 * 2**10
 """Bodies above it are decoded in a thread: the loop must not stall for their many values."""
@@ -54,24 +55,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     What is left of a body that is too large is discarded by the server, so that the client gets
     the reply and may go on using its connection.
     """
-    media_type, declared = _read_headers(request)
+    media_type = (find_header(request.scope, b"content-type") or "").partition(";")[0]
+    media_type = media_type.strip().lower()
     if media_type.startswith("multipart/") or media_type == "application/x-www-form-urlencoded":
         raise HTTPException(415, f"The body is {media_type}; send JSON as application/json.")
+    declared = find_header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         await _discard(request)
         raise _too_large(max_bytes)
     return await _collect(request, max_bytes)
-
-
-def _read_headers(request: Request) -> tuple[str, str]:
-    """Return the media type and the length that the client says the body has."""
-    media_type = length = b""
-    for name, value in request.scope["headers"]:
-        if name == b"content-type":
-            media_type = media_type or value
-        elif name == b"content-length":
-            length = length or value
-    return media_type.partition(b";")[0].strip().lower().decode("latin-1"), length.decode("latin-1")
 
 
 async def _collect(request: Request, max_bytes: int) -> bytes:
