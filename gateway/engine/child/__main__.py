@@ -51,6 +51,7 @@ from gateway.engine.engine import Embedder, Engine, Generator
 from gateway.engine.files.progress import LoadProgress
 from gateway.engine.loading.loader import choose_device
 from gateway.engine.loading.room import open_room
+from gateway.engine.memory.overhead import resident_bytes
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.weights.runtime import import_torch
 
@@ -173,7 +174,7 @@ class _Child:
         _limit_memory(spec.ref, limit_bytes)
         device = await anyio.to_thread.run_sync(choose_device, spec.load.device)
         self._is_in_ram = device == "cpu"
-        self._own_bytes = _resident_bytes()
+        self._own_bytes = resident_bytes() or 0
         engine = self._engine = await open_engine(
             spec, progress, self._memory, room=open_room(spec.threads)
         )
@@ -234,7 +235,7 @@ class _Child:
         nothing else, and what of the model is still only mapped."""
         if not self._is_in_ram:
             return engine.memory_bytes
-        return max(self._own_bytes + engine.memory_bytes, _resident_bytes())
+        return max(self._own_bytes + engine.memory_bytes, resident_bytes() or 0)
 
 
 async def serve(connection: socket.socket) -> None:
@@ -308,15 +309,6 @@ def _data_bytes() -> int:
     """Return what counts against the limit now; 0 where the kernel does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
-
-
-def _resident_bytes() -> int:
-    """Return the memory of this process that is in RAM; 0 where the kernel does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return 0
     return pages * resource.getpagesize()
