@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,10 +50,16 @@ class FusedSteps:
         self._gemv = gemv
         self._stack = stack
         self._cache = cache
+        self._buffers = _make_buffers(stack, gemv)
         self._program: _Program | None = None
         self._works = True
         self.tried: set[tuple[bool, bool]] = set()
         """The kinds of steps that were compared: with prompts in them, over wide keys."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes from the load on: room for what the tasks write."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def logits(self, ids: Tensor, view: View, wanted: Tensor) -> Tensor | None:
         """Return what `Stack.logits` does; None for a step that must go that way."""
@@ -62,7 +68,9 @@ class FusedSteps:
         if self._program is None:
             if not all(_is_packed(product) for product in self._stack.products()):
                 return None  # they are not packed yet
-            self._program = _Program(self._stack, self._cache, self._gemv, self._code)
+            self._program = _Program(
+                self._stack, self._cache, self._gemv, self._code, self._buffers
+            )
         kind = bool(view.chunks), self._cache.is_wide
         if kind in self.tried:
             return self._program.run(ids, view, wanted)
@@ -89,9 +97,16 @@ class FusedSteps:
 class _Program:
     """The tasks of a step, and what they read and write: for any count of tokens."""
 
-    def __init__(self, stack: Stack, cache: SlotCache, gemv: Gemv, code: LayerCode) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        cache: SlotCache,
+        gemv: Gemv,
+        code: LayerCode,
+        buffers: Mapping[str, Tensor],
+    ) -> None:
         self._stack, self._cache, self._gemv, self._code = stack, cache, gemv, code
-        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._buffers = buffers
         self._list: list[tuple[int, list[int]]] = []
         self._heads: list[tuple[int, int]] = []
         self._kept: list[Any] = []
@@ -101,10 +116,9 @@ class _Program:
         self._shared_counts: list[int] = []
         self._allocations = -1
         self._rows = 0
-        first = stack.layers[0]
-        self._shared = first.shared_heads
-        self._hidden = self._buffer("hidden", first.before_attention.weight.numel())
-        self._turns = [self._buffer(name, first.size) for name in ("cos", "sin")]
+        self._shared = stack.layers[0].shared_heads
+        self._hidden = buffers["hidden"]
+        self._turns = [buffers[name] for name in ("cos", "sin")]
         self._places = torch.zeros(2, gemv.most_rows, dtype=torch.long)
         self._added = self._write()
         self._table = torch.zeros(len(self._list), WIDTH, dtype=torch.long)
@@ -159,15 +173,8 @@ class _Program:
             added_bytes = _row_bytes(added)
         return added
 
-    def _buffer(self, name: str, size: int) -> Tensor:
-        """Return what tasks write for those that follow: all layers use the same."""
-        if (name, size) not in self._buffers:
-            empty = torch.zeros(self._gemv.most_rows, size, dtype=torch.bfloat16)
-            self._buffers[name, size] = empty
-        return self._buffers[name, size]
-
     def _norm(self, added: Tensor, added_bytes: int, norm: Any) -> Tensor:
-        output = self._buffer("normed", self._hidden.shape[1])
+        output = self._buffers["normed"]
         self._kept.append(norm.weight)
         task = self._add(
             self._code.norm,
@@ -179,7 +186,7 @@ class _Program:
 
     def _product(self, name: str, given: Tensor, shared: Any) -> Tensor:
         bound = _bound(shared)
-        output = self._buffer(name, bound.width)
+        output = self._buffers[name]
         self._kept.append(bound)
         *fields, units, _ = bound.fields(given.data_ptr(), output.data_ptr(), 1)
         task = self._add(self._gemv.function, fields, [], units)
@@ -188,7 +195,7 @@ class _Program:
         return output
 
     def _gate(self, given: Tensor, size: int) -> Tensor:
-        output = self._buffer("gated", size)
+        output = self._buffers["gated"]
         sizes = [1, 2 * size, _row_bytes(given), _row_bytes(output)]
         addresses = [given.data_ptr(), output.data_ptr()]
         task = self._add(self._code.gate, addresses, sizes, size // 16)
@@ -196,7 +203,7 @@ class _Program:
         return output
 
     def _attend(self, given: Tensor, layer: Layer) -> Tensor:
-        output = self._buffer("attended", layer.heads * layer.size)
+        output = self._buffers["attended"]
         query, key, eps = layer.head_norm or (zero := torch.zeros(0), zero, 0.0)
         self._kept += [query, key]
         tensors = [*self._places, *self._turns, query, key]
@@ -242,6 +249,21 @@ class _Program:
         return (len(self._list) - 1) * WIDTH
 
 
+def _make_buffers(stack: Stack, gemv: Gemv) -> dict[str, Tensor]:
+    """Return what tasks write for those that follow, by what it is: all layers use the same."""
+    layer = stack.layers[0]
+    hidden, queries = layer.before_attention.weight.numel(), layer.heads * layer.size
+    own = {"hidden": hidden, "normed": hidden, "cos": layer.size, "sin": layer.size}
+    own |= {"attended": queries, "gated": layer.inner}
+    joint = queries + 2 * layer.shared_heads * layer.size
+    products = {"qkv": joint, "added": hidden, "gate_up": 2 * layer.inner}
+    sizes = own | {name: gemv.width(size) for name, size in products.items()}
+    return {
+        name: torch.zeros(gemv.most_rows, size, dtype=torch.bfloat16)
+        for name, size in sizes.items()
+    }
+
+
 def _check(stack: Stack) -> None:
     first = stack.layers[0]
     weight = first.before_attention.weight
@@ -250,6 +272,8 @@ def _check(stack: Stack) -> None:
         raise ValueError("numbers of another kind")
     if first.size % 32 or weight.numel() % 16 or first.inner % 16:
         raise ValueError("heads or layers of another size")
+    if len({(each.heads, each.shared_heads, each.size, each.inner) for each in stack.layers}) > 1:
+        raise ValueError("layers that differ")
     for layer in stack.layers:
         if layer.heads % layer.shared_heads:
             raise ValueError("heads that share no key")

@@ -27,8 +27,9 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """A model in memory. `memory_bytes` is what its weights and buffers take, packed or not,
-    `first_bytes` what one short sequence takes besides. `packing` is what is left to be packed."""
+    """A model in memory. `memory_bytes` is what its weights, packed or not, its buffers and its
+    runner take, `first_bytes` what one short sequence takes besides. `packing` is what is left to
+    be packed."""
 
     model: Any
     runner: Runner

@@ -40,7 +40,12 @@ class Runner(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """What the sequences take now, beside the weights."""
+        """What the sequences take now."""
+        ...
+
+    @property
+    def own_bytes(self) -> int:
+        """What it takes itself as long as the model is loaded, beside the weights."""
         ...
 
     def first_bytes(self) -> int:
@@ -134,6 +139,10 @@ class BatchRunner:
         """What would be given back if there were no room for the sequences."""
         graph_bytes = self._graphs.memory_bytes if self._graphs is not None else 0
         return self._prompts.memory_bytes + graph_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        return self._fused.memory_bytes if self._fused is not None else 0
 
     def first_bytes(self) -> int:
         if self._stack is not None:

@@ -38,6 +38,7 @@ class SerialRunner:
     """
 
     is_batched = False
+    own_bytes = 0
 
     def __init__(self, model: Any, decoder: Callable[..., Decoder] = CachedDecoder) -> None:
         self._make = decoder

@@ -33,7 +33,7 @@ class LlamaRunner:
     """An engine.runner.Runner: prompts and single tokens go through the model side by side."""
 
     is_batched = True
-    memory_bytes = 0
+    memory_bytes = own_bytes = 0
     """All that sequences may take was set aside at the load, and is counted there."""
 
     def __init__(self, context: LlamaContext, sequences: int) -> None:

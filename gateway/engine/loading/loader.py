@@ -140,7 +140,7 @@ def _describe(
         eos_ids=eos_ids,
         vocabulary_size=vocabulary_size,
         context_length=_context_length(model, config),
-        memory_bytes=tensor_bytes(model) + runnable.linear_bytes,
+        memory_bytes=tensor_bytes(model) + runnable.linear_bytes + runnable.runner.own_bytes,
         first_bytes=first_bytes,
         device=device,
         dtype=str(model.dtype).removeprefix("torch."),

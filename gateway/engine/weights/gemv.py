@@ -48,7 +48,7 @@ class Gemv:
         """
         from llvmlite import binding, ir
 
-        from gateway.engine.weights.gemv_code import NAME, most_tile, write_product
+        from gateway.engine.weights.gemv_code import BLOCK, NAME, most_tile, write_product
 
         self._overhead = overhead or Overhead()
         if has_dot is None:
@@ -60,6 +60,7 @@ class Gemv:
         self.function = self._code.get_function_address(NAME)
         self.most_rows = MOST_ROWS_BY_DOT if has_dot else MOST_ROWS
         self._most_tile = most_tile(has_dot=has_dot)
+        self._block = BLOCK
         self._task = ctypes.c_int64 * (len(PRODUCT) + 2)
         self._layers: dict[tuple[int, bool], LayerCode] = {}
         self._lock = threading.Lock()
@@ -79,6 +80,10 @@ class Gemv:
         """Return how many rows are multiplied at a time: as few tiles as may be, of like sizes."""
         tiles = -(-rows // self._most_tile)
         return -(-rows // tiles)
+
+    def width(self, outputs: int) -> int:
+        """Return how wide the rows are that a product of so many outputs writes: whole blocks."""
+        return -(-outputs // self._block) * self._block
 
     def run_team(self, function: int, task: int) -> None:
         """Have each thread of the team call a function with the address of a task."""
@@ -135,13 +140,14 @@ class BoundGemv:
         from gateway.engine.weights.gemv_code import BLOCK, PAD
 
         outputs, inputs = shape
-        blocks = -(-outputs // BLOCK)
+        width = gemv.width(outputs)
+        blocks = width // BLOCK
         block_bytes = weight.element_size() * BLOCK * PAD * -(-inputs // PAD)
         if inputs % 2 or torch.ops.mkldnn._nbytes(weight) != blocks * block_bytes:
             raise ValueError(f"packed weights of {outputs} x {inputs} in another layout")
         self._gemv = gemv
         self._weight = weight
-        self.outputs, self.inputs, self.width = outputs, inputs, blocks * BLOCK
+        self.outputs, self.inputs, self.width = outputs, inputs, width
         # Without a bias all blocks have the same zeros.
         self._bias = torch.zeros(BLOCK if bias is None else self.width)
         if bias is not None:

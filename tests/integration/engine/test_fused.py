@@ -1,5 +1,6 @@
 """Steps of few tokens in one call say what float32 says, as nearly as torch's operators do."""
 
+import gc
 import logging
 import random
 from pathlib import Path
@@ -252,6 +253,24 @@ def test_what_a_step_said_is_not_overwritten_by_the_next(gemv: Gemv, folder: Pat
     said.append(say(loaded, place, [9]))
     assert torch.equal(kept, before)
     assert not torch.equal(said[-1], said[-2])
+
+
+def test_what_a_call_writes_is_counted_with_the_model(gemv: Gemv, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 6}
+    folder = build_model(tmp_path / "m", dtype=torch.bfloat16, initializer_range=0.1, **sizes)
+
+    def rooms() -> dict[int, int]:
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+        return {id(each): each.nbytes for each in tensors if each.shape[:1] == (gemv.most_rows,)}
+
+    plain = load(folder, None)
+    before = rooms()
+    loaded = load(folder, gemv)
+    place = loaded.runner.open()
+    for ids in ([5], [6], [7, 8], [9, 10]):
+        say(loaded, place, ids)
+    taken = sum(size for key, size in rooms().items() if key not in before)
+    assert fused_of(loaded)._works and loaded.memory_bytes - plain.memory_bytes == taken > 0
 
 
 def test_until_the_model_is_packed_torch_computes(gemv: Gemv, folder: Path) -> None:
