@@ -4,7 +4,7 @@ import gc
 import logging
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -69,17 +69,33 @@ def fused_of(loaded: LoadedModel) -> FusedSteps:
     return steps
 
 
+class Three(NamedTuple):
+    """One model: as float32 says it, by compiled steps, and by torch's operators."""
+
+    exact: Any
+    ours: LoadedModel
+    plain: LoadedModel
+
+
+@pytest.fixture(params=FAMILIES)
+def three(any_gemv: Gemv, tmp_path: Path, request: pytest.FixtureRequest) -> Three:
+    sizes = {**WIDE, **FAMILIES[request.param], "initializer_range": 0.1}
+    folder = build_model(tmp_path / "m", family=request.param, dtype=torch.bfloat16, **sizes)
+    return Three(exact_model(folder), load(folder, any_gemv), load(folder, None))
+
+
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_steps_come_as_near_to_float32_as_torch_s_operators(
-    any_gemv: Gemv, tmp_path: Path, family: str
-) -> None:
-    sizes = {**WIDE, **FAMILIES[family], "initializer_range": 0.1}
-    folder = build_model(tmp_path / "m", family=family, dtype=torch.bfloat16, **sizes)
-    exact, ours, plain = exact_model(folder), load(folder, any_gemv), load(folder, None)
+def are_as_near(errors: dict[str, list[float]]) -> None:
+    mean = {name: sum(found) / len(found) for name, found in errors.items()}
+    assert mean["ours"] < 1.1 * mean["plain"], mean
+    assert max(errors["ours"]) < 2 * max(errors["plain"]), errors
+
+
+def test_steps_come_as_near_to_float32_as_torch_s_operators(three: Three) -> None:
+    exact, ours, plain = three
     rng = random.Random(0)
     errors: dict[str, list[float]] = {"ours": [], "plain": []}
     # Alone, and beside others of other lengths; four sequences have keys that lie the other way.
@@ -107,9 +123,7 @@ def test_steps_come_as_near_to_float32_as_torch_s_operators(
                 for place in places[name]:
                     loaded.runner.release(place)
     assert (False, False) in fused_of(ours).tried and fused_of(ours)._works
-    mean = {name: sum(found) / len(found) for name, found in errors.items()}
-    assert mean["ours"] < 1.1 * mean["plain"], mean
-    assert max(errors["ours"]) < 2 * max(errors["plain"]), errors
+    are_as_near(errors)
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +161,8 @@ def test_a_sequence_goes_on_as_the_cache_grows_and_others_come_and_go(
     assert fused_of(loaded).tried >= {(False, False), (False, True)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_beside_decoding_are_part_of_the_call(
-    any_gemv: Gemv, tmp_path: Path, family: str
-) -> None:
-    sizes = {**WIDE, **FAMILIES[family], "initializer_range": 0.1}
-    folder = build_model(tmp_path / "m", family=family, dtype=torch.bfloat16, **sizes)
-    exact, ours, plain = exact_model(folder), load(folder, any_gemv), load(folder, None)
+def test_prompts_beside_decoding_are_part_of_the_call(any_gemv: Gemv, three: Three) -> None:
+    exact, ours, plain = three
     rng = random.Random(0)
     prompts = [[rng.randrange(3, 250) for _ in range(length)] for length in (9, 40, 3, 70, 100)]
     # Who decodes, who goes on with a prompt and who begins one, in all orders of rows.
@@ -179,9 +188,7 @@ def test_prompts_beside_decoding_are_part_of_the_call(
     if any_gemv.has_dot:
         assert {has_prompts for has_prompts, _ in fused.tried} == {False, True}
     assert fused._works
-    mean = {name: sum(found) / len(found) for name, found in errors.items()}
-    assert mean["ours"] < 1.1 * mean["plain"], mean
-    assert max(errors["ours"]) < 2 * max(errors["plain"]), errors
+    are_as_near(errors)
 
 
 def test_a_step_of_more_tokens_than_a_call_has_room_for_is_several(
