@@ -347,6 +347,14 @@ DEFENCES = (
         "integration/process/test_database_away.py::frozen",
     ),
     Defence(
+        "F42",
+        "migrators take turns",
+        "store/migrate.py",
+        "        _wait_for_other_migrators(connection)\n        config",
+        "        config",
+        "integration/store/test_migrations.py::take_turns",
+    ),
+    Defence(
         "F43",
         "streams get an end when the grace is over",
         "services/streams.py",

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -18,6 +19,7 @@ from gateway.store import migrate
 from gateway.store.database import create_sync_engine, parse_url
 from gateway.store.tables import metadata
 
+ROOT = Path(__file__).parents[3]
 TABLES = {
     "alembic_version",
     "api_keys",
@@ -26,15 +28,16 @@ TABLES = {
     "collections",
     "decisions",
     "downloads",
+    "hub_metadata",
     "model_configs",
     "model_files",
     "models",
     "providers",
     "routing_rules",
     "routing_stamp",
-    *("alembic_version", "api_keys", "hub_metadata", "models", "providers", "secrets"),
     "rotation_steps",
     "rotations",
+    "secrets",
     "stream_sessions",
 }
 
@@ -177,16 +180,63 @@ def test_an_unknown_target_is_refused(database_url: str) -> None:
     migrate.require_head(database_url)
 
 
+MIGRATOR = """
+import sys
+from gateway.store import migrate
+migrate.head()
+print("ready", flush=True)
+sys.stdin.readline()
+migrate.upgrade(sys.argv[1])
+"""
+
+
+@contextmanager
+def migrators(url: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are about to migrate; those still there at the end are killed."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with ExitStack() as started:
+        found = []
+        for _ in range(count):
+            command = [sys.executable, "-c", MIGRATOR, url]
+            process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+            started.enter_context(process)
+            started.callback(process.kill)
+            found.append(process)
+        for process in found:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield found
+
+
+def wait_until_all_wait(url: str, count: int) -> None:
+    """Return once so many of PostgreSQL's clients wait for others; of SQLite's nobody can tell."""
+    if url.startswith("sqlite"):
+        return
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    give_up_at = time.monotonic() + 30
+    engine = connect(url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        while connection.execute(waiting).scalar() != count:
+            assert time.monotonic() < give_up_at
+    engine.dispose()
+
+
 def test_migrators_that_start_together_take_turns(empty_url: str) -> None:
-    together = Barrier(4)
-
-    def run() -> None:
-        together.wait()
-        migrate.upgrade(empty_url)
-
-    with ThreadPoolExecutor(4) as threads:
-        for finished in [threads.submit(run) for _ in range(4)]:
-            finished.result()
+    engine = connect(empty_url).execution_options(writes=True)
+    with migrators(empty_url, 2) as processes:
+        with engine.connect() as connection:
+            # Whoever is let in comes to here, has looked what there is, and waits.
+            connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            wait_until_all_wait(empty_url, len(processes))
+            connection.rollback()
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     migrate.require_head(empty_url)
 
 
@@ -209,8 +259,7 @@ def test_the_working_directory_does_not_matter(
 
 def test_importing_the_module_does_not_import_alembic() -> None:
     code = "import sys, gateway.store.migrate; sys.exit('alembic' in sys.modules)"
-    root = Path(__file__).parents[3]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_an_installed_package_finds_its_own_migrations(
