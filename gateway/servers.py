@@ -110,12 +110,19 @@ class OpenAIServer(BaseModel):
 
 
 def check_names(
-    servers: Mapping[str, OpenAIServer], *, providers: tuple[str, ...], aliases: Mapping[str, str]
+    servers: Mapping[str, OpenAIServer],
+    *,
+    providers: tuple[str, ...],
+    aliases: Mapping[str, str],
+    reserved: tuple[str, ...] = (),
 ) -> None:
-    """Raise ValueError for a server whose name cannot stand before its models' names."""
+    """Raise ValueError for a server whose name cannot stand before its models' names: no name, one
+    that others have, or one of those that listings have for what is no provider (`reserved`)."""
     for name in servers:
         if not _NAME.fullmatch(name):
             raise ValueError(f"'{name}' is no name: letters, digits, '_', '.' and '-' are allowed")
+        if name in reserved:
+            raise ValueError(f"'{name}' stands in listings for what is no provider: take another")
         taken = [alias for alias in aliases if alias.partition("/")[0] == name]
         if name in providers or taken:
             raise ValueError(f"'{taken[0] if taken else name}' already means something else")

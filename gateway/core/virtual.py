@@ -13,7 +13,7 @@ from gateway.core.states import ModelState
 Order = Literal["listed", "weighted", "warm_first"]
 MAX_CANDIDATES = 64
 LISTED_UNDER = "virtual"
-"""What stands in listings where a model has its provider; no part of a name."""
+"""What stands in listings where a model has its provider: no part of a name, and no provider's."""
 
 
 class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.core.errors import InvalidRequest
 from gateway.core.rotation import RESERVED, RotationOrder, check_rotations
-from gateway.core.virtual import VirtualModel, check_rules
+from gateway.core.virtual import LISTED_UNDER, VirtualModel, check_rules
 from gateway.servers import OpenAIServer, check_names
 from gateway.settings.values import (
     Aliases,
@@ -67,8 +67,12 @@ class RoutingSettings(Group):
     def _check_servers(
         cls, value: dict[str, OpenAIServer], info: ValidationInfo
     ) -> dict[str, OpenAIServer]:
-        known = info.data.get("providers", ()), info.data.get("aliases", {})
-        check_names(value, providers=(*known[0], RESERVED), aliases=known[1])
+        check_names(
+            value,
+            providers=info.data.get("providers", ()),
+            aliases=info.data.get("aliases", {}),
+            reserved=(RESERVED, LISTED_UNDER),
+        )
         return value
 
     @field_validator("virtual_models")

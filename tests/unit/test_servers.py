@@ -146,6 +146,12 @@ def test_a_name_of_another_provider_is_a_mistake_even_if_that_is_off(tmp_path: P
     assert "another kind" in mistake(tmp_path, {"ollama": server}, environ)
 
 
+@pytest.mark.parametrize("name", ["virtual", "rotation"])
+def test_a_name_that_listings_have_for_no_provider_is_a_mistake(tmp_path: Path, name: str) -> None:
+    said = mistake(tmp_path, {name: {"urls": ["http://a"]}})
+    assert f"'{name}' stands in listings for what is no provider" in said
+
+
 def test_a_virtual_model_may_not_hide_a_servers_models(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="already means"):
         load(
