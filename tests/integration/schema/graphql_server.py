@@ -1,7 +1,6 @@
 """The GraphQL endpoint over real services, served by uvicorn on loopback."""
 
 import socket
-from collections import ChainMap
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,51 +9,23 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import uvicorn
-from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from gateway.core.keys import Peppers
 from gateway.core.models import Capability, ModelInfo, ModelStateChange
 from gateway.core.names import ModelRef
 from gateway.core.ports import DownloadSource, ProviderStore, SessionStore
 from gateway.core.states import ModelState
-from gateway.core.virtual import VirtualModel
 from gateway.http.app import create_app
 from gateway.http.stream import read_stream_values
-from gateway.services.catalog import Catalog
-from gateway.services.control import ModelControlService
-from gateway.services.embeddings import EmbeddingService
-from gateway.services.feed import ModelFeed
-from gateway.services.gatekeeper import Gatekeeper
-from gateway.services.gateway import Gateway
-from gateway.services.images import ImagePolicy
-from gateway.services.keys import KeyService
-from gateway.services.metrics import MetricsService
-from gateway.services.recorder import SessionRecorder
-from gateway.services.router import ModelRouterService
-from gateway.services.stream_tokens import StreamTokens
-from gateway.services.streams import StreamService, choose_limits
-from gateway.services.tracker import ModelStateTracker
-from gateway.services.wrong_keys import WrongKeys
 from gateway.settings import Settings
-from gateway.telemetry.meter import Meter
-from gateway.telemetry.watchdog import Stalls
 from gateway.testing import (
-    MemoryJournal,
-    MemoryKeyStore,
-    MemoryModelStateStore,
     MemoryProviderStore,
     MemorySessionStore,
 )
 from schema import create_graphql
-from tests.integration.downloads import build_downloads
-from tests.integration.hub_services import hub_services
-from tests.integration.rotations import build_rotations
-from tests.integration.routing_services import build_routing
+from tests.integration.gateways import build_gateway
 from tests.integration.schema.listing_provider import ListingProvider
 from tests.integration.schema.loading_provider import LoadingProvider
-from tests.ledgers import open_memory
-from tests.libraries import build_library
 
 NODE = "test-node"
 LLAMA = ModelInfo(
@@ -105,11 +76,21 @@ class GraphQLServer:
         settings = Settings(
             environment="development" if self.ide else "production",
             providers=tuple(self.providers) or ("none",),
+            catalog_timeout_s=self.catalog_timeout_s,
+            reconcile_interval_s=60,
             **self.settings,
         )
         with _listen() as listener:
             async with anyio.create_task_group() as tasks:
-                self.gateway = self._build(settings, tasks)
+                self.gateway = build_gateway(
+                    settings,
+                    tasks,
+                    list(self.providers.values()),
+                    node=NODE,
+                    sessions=self.sessions,
+                    statuses=self.provider_states,
+                    sources=self.sources,
+                )
                 await self.gateway.gatekeeper.load()
                 for provider in self.providers.values():
                     if isinstance(provider, LoadingProvider):
@@ -151,98 +132,6 @@ class GraphQLServer:
         with anyio.fail_after(5):
             while self.gateway.feed.subscriber_count or self.sockets.count:
                 await anyio.lowlevel.checkpoint()
-
-    def _build(self, settings: Settings, tasks: TaskGroup) -> Gateway:
-        catalog = Catalog(self.providers, timeout_s=self.catalog_timeout_s, ttl_s=0)
-        model_states = MemoryModelStateStore()
-        recorder = SessionRecorder(self.sessions, MemoryJournal(), node=NODE, boot="b")
-        feed = ModelFeed(max_subscribers=settings.max_subscriptions)
-        rules: dict[str, VirtualModel] = {}
-        routing = build_routing(settings, catalog, tuple(self.providers), rules)
-        router = ModelRouterService(
-            self.providers,
-            catalog,
-            aliases=routing.rules.aliases,
-            images=ImagePolicy(2**20, 10**6),
-            rules=ChainMap(rules, routing.rules.virtual),
-        )
-        tracker = ModelStateTracker(
-            catalog,
-            model_states,
-            self.provider_states,
-            feed,
-            provider_names=tuple(self.providers),
-            node=NODE,
-            interval_s=60,
-        )
-        streams = StreamService(
-            router,
-            recorder,
-            tasks,
-            node=NODE,
-            limits=choose_limits(settings),
-            tokens=StreamTokens(b"secret", lifetime_s=settings.stream_token_s),
-            decisions=routing.log,
-        )
-        key_store, peppers = MemoryKeyStore(), Peppers([b"pepper of the tests, 32 characters"])
-        gatekeeper = Gatekeeper(
-            key_store,
-            peppers,
-            tasks,
-            end_streams=streams.end_of,
-            wrong_keys=WrongKeys(settings.wrong_keys_per_minute),
-        )
-        control = ModelControlService(
-            self.providers, catalog, tasks, aliases={}, look_again=tracker.look_again
-        )
-        embeddings = EmbeddingService(router, max_open=8)
-        memory = open_memory(tuple(self.providers))
-        return Gateway(
-            node=NODE,
-            provider_names=tuple(self.providers),
-            catalog=catalog,
-            router=router,
-            control=control,
-            streams=streams,
-            embeddings=embeddings,
-            recorder=recorder,
-            tracker=tracker,
-            feed=feed,
-            sessions=self.sessions,
-            model_states=model_states,
-            provider_states=self.provider_states,
-            keys=KeyService(key_store, peppers, changed=gatekeeper.look),
-            gatekeeper=gatekeeper,
-            **build_library(settings, catalog, control, self.providers, NODE, routing),
-            **hub_services(settings, tasks),
-            metrics=MetricsService(
-                Meter(),
-                Stalls(),
-                providers=self.providers,
-                streams=streams,
-                embeddings=embeddings,
-                feed=feed,
-                recorder=recorder,
-                health=router.health,
-                tracker=tracker,
-                memory=memory,
-                decisions=routing.log,
-            ),
-            downloads=build_downloads(self.sources),
-            rules=routing.rules,
-            decisions=routing.decisions(self.sessions, router, NODE),
-            rotations=build_rotations(
-                self.providers,
-                catalog,
-                router,
-                control,
-                streams,
-                embeddings,
-                rules,
-                routing.rules.aliases,
-            ),
-            memory=memory,
-        )
 
 
 def _listen() -> socket.socket:
