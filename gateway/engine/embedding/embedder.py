@@ -242,8 +242,9 @@ class _Worker:
             finally:
                 self._memory.release(extra_bytes)
         elif len(batch) > 1:
-            for pair in batch:
-                self._answer([pair])
+            for job, index in batch:
+                if not job.is_over:  # another input of it, or its caller, ended it meanwhile
+                    self._answer([(job, index)])
         elif not self._closing:
             batch[0][0].error = NoRoom(
                 f"There is no memory for an input of {longest} tokens: it takes {extra_bytes} "

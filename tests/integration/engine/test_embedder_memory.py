@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
+from msgspec.structs import replace
 from torch import Tensor
 
 from gateway.core.embeddings import Embeddings, EmbedRequest
@@ -147,6 +148,24 @@ async def test_who_has_no_room_waits_for_that_which_other_models_make(
     assert found.usage.prompt_tokens == LONGEST
     assert told == [budget.total_bytes]
     assert budget.used_bytes == 0
+
+
+async def test_who_fails_for_want_of_room_asks_for_none_of_the_rest(
+    loaded: LoadedEmbedder,
+) -> None:
+    asked: list[int] = []
+    own = MemoryBudget(1).open(REF, 0)
+    assert own is not None
+    own.on_shortage = asked.append
+    together = replace(loaded, batch_tokens=3 * LONGEST)
+    engine = EmbeddingEngine(REF, together, max_queue=8, memory=own)
+    with pytest.raises(NoRoom):
+        await engine.embed(ask(LONGEST, LONGEST, LONGEST))
+    await engine.aclose()
+    assert set(asked) == {loaded.extra_bytes(3, LONGEST), loaded.extra_bytes(1, LONGEST)}
+    assert asked.count(loaded.extra_bytes(1, LONGEST)) == asked.count(
+        loaded.extra_bytes(3, LONGEST)
+    )
 
 
 async def test_who_waits_for_room_ends_with_the_model(start: Start) -> None:
