@@ -319,38 +319,10 @@ def _capabilities(card: ModelCard) -> tuple[Capability, ...]:
 def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
     """Build the service with its manager; torch is imported in the background, if at all here."""
     room = open_room(settings.hf_threads)
-    open_spec = _choose_opener(settings, context, room)
+    engines = _Engines(settings, context, room)
     usual = LoadConfig(settings.hf_device, settings.hf_dtype)
-    recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
-
-    async def open(
-        ref: ModelRef, files: LocalModel, config: LoadConfig, progress: LoadProgress, share: Share
-    ) -> Engine:
-        is_gguf = files.card.format == "gguf"
-        spec = EngineSpec(
-            ref=ref,
-            files=files,
-            load=config,
-            max_active=settings.gguf_max_active if is_gguf else settings.hf_max_active,
-            max_queue=settings.hf_max_queue,
-            threads=settings.hf_threads,
-            prompt_cache_bytes=settings.hf_prompt_cache_bytes,
-            gguf_context_length=config.context_length or settings.gguf_context_length,
-            recipe=recipes.get((files, config)),
-        )
-        engine = await open_spec(spec, progress, share)
-        if engine.recipe is not None:
-            recipes[files, config] = engine.recipe
-        return engine
-
-    def estimate(files: LocalModel, config: LoadConfig) -> int:
-        needed = estimate_load(files, config, _setup(settings))
-        # A process of its own counts what it compiles as its own.
-        is_here = settings.hf_isolation == "thread" and choose_device(config.device) == "cpu"
-        return needed + room.code_bytes(files, config) if is_here else needed
-
     manager = HuggingFaceModelManager(
-        open=open,
+        open=engines.open,
         choose_device=lambda config: choose_device(config.device),
         ledger=context.ledger,
         task_group=context.task_group,
@@ -359,7 +331,7 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         place_wait_s=settings.hf_place_wait_s,
         keep_alive_s=settings.hf_keep_alive_s,
         default_config=ModelConfig(load=usual),
-        estimate=estimate,
+        estimate=engines.estimate,
         overhead_bytes=lambda: room.overhead.held_bytes,
         clock=context.clock,
     )
@@ -372,28 +344,71 @@ def create(settings: Settings, context: ProviderContext) -> HuggingFaceService:
         used=context.used,
     )
     # With the models elsewhere, torch is here for no more than to see which devices there are.
-    if settings.hf_isolation == "thread" or settings.hf_device != "cpu":
+    if engines.are_here or settings.hf_device != "cpu":
         service.warm_up(context.task_group)
     service.preload(settings.hf_preload, context.task_group, context.configured)
     return service
 
 
-def _setup(settings: Settings) -> Setup:
-    return Setup(
-        gguf_sequences=settings.gguf_max_active,
-        gguf_context_length=settings.gguf_context_length,
-        process_bytes=PROCESS_BYTES if settings.hf_isolation == "process" else 0,
-    )
+class _Engines:
+    """Opens engines as the settings say, and tells what that takes."""
 
+    def __init__(self, settings: Settings, context: ProviderContext, room: EngineRoom) -> None:
+        self.are_here = settings.hf_isolation == "thread"
+        """Whether they are in this process, and not each in its own."""
+        self._settings = settings
+        self._room = room
+        self._open_spec = self._choose_opener(context)
+        self._recipes: dict[tuple[LocalModel, LoadConfig], Recipe] = {}
 
-def _choose_opener(
-    settings: Settings, context: ProviderContext, room: EngineRoom
-) -> Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]:
-    if settings.hf_isolation == "thread":
-        return partial(open_engine, room=room)
-    return partial(
-        open_isolated,
-        task_group=context.task_group,
-        environment=model_environment(settings),
-        memory_limit_bytes=settings.hf_child_memory_bytes,
-    )
+    async def open(
+        self,
+        ref: ModelRef,
+        files: LocalModel,
+        config: LoadConfig,
+        progress: LoadProgress,
+        share: Share,
+    ) -> Engine:
+        engine = await self._open_spec(self._specify(ref, files, config), progress, share)
+        if engine.recipe is not None:
+            self._recipes[files, config] = engine.recipe
+        return engine
+
+    def estimate(self, files: LocalModel, config: LoadConfig) -> int:
+        """Return what a load takes at the most. Blocking: reads headers, and may import torch."""
+        settings = self._settings
+        setup = Setup(
+            gguf_sequences=settings.gguf_max_active,
+            gguf_context_length=settings.gguf_context_length,
+            process_bytes=0 if self.are_here else PROCESS_BYTES,
+        )
+        needed = estimate_load(files, config, setup)
+        # A process of its own counts what it compiles as its own.
+        compiles = self.are_here and choose_device(config.device) == "cpu"
+        return needed + self._room.code_bytes(files, config) if compiles else needed
+
+    def _specify(self, ref: ModelRef, files: LocalModel, config: LoadConfig) -> EngineSpec:
+        settings, is_gguf = self._settings, files.card.format == "gguf"
+        return EngineSpec(
+            ref=ref,
+            files=files,
+            load=config,
+            max_active=settings.gguf_max_active if is_gguf else settings.hf_max_active,
+            max_queue=settings.hf_max_queue,
+            threads=settings.hf_threads,
+            prompt_cache_bytes=settings.hf_prompt_cache_bytes,
+            gguf_context_length=config.context_length or settings.gguf_context_length,
+            recipe=self._recipes.get((files, config)),
+        )
+
+    def _choose_opener(
+        self, context: ProviderContext
+    ) -> Callable[[EngineSpec, LoadProgress, Share], Awaitable[Engine]]:
+        if self.are_here:
+            return partial(open_engine, room=self._room)
+        return partial(
+            open_isolated,
+            task_group=context.task_group,
+            environment=model_environment(self._settings),
+            memory_limit_bytes=self._settings.hf_child_memory_bytes,
+        )
