@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,10 @@ from gateway.engine.decoding.loaded import LoadedModel
 from gateway.engine.engine import TransformersEngine
 from gateway.engine.loading.loader import load_model
 from tests.tiny_models import build_model
+from tests.tiny_tokenizers import byte_tokenizer
+
+if TYPE_CHECKING:
+    from gateway.engine.weights.gemv import Gemv
 
 StartEngine = Callable[..., AbstractAsyncContextManager[TransformersEngine]]
 
@@ -27,6 +31,31 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama(llama_folder: Path) -> LoadedModel:
     return load_model("llama", llama_folder, LoadConfig(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model whose template opens the reasoning itself."""
+    template = "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    tokenizer = byte_tokenizer(special=["<think>", "</think>"], template=template)
+    folder = tmp_path_factory.mktemp("models") / "thinker"
+    build_model(folder, tokenizer=tokenizer, max_position_embeddings=4096)
+    return load_model("thinker", folder, LoadConfig(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def gemv() -> "Gemv":
+    """The compiled products, where this machine has what they need."""
+    import torch
+
+    from gateway.engine.weights.gemv import find_gemv
+
+    pytest.importorskip("llvmlite", reason="the extra fast-cpu is not installed")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN packs no bfloat16 for this processor")
+    found = find_gemv()
+    assert found is not None, "it is installed, but of no use: see the log"
+    return found
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ python -m tests.integration.engine.memory_child CYCLES FOLDER [FOLDER ...]
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,15 +18,11 @@ from gateway.engine.engine import Engine
 from gateway.engine.files.progress import LoadProgress
 from gateway.engine.memory.budget import DeviceBudgets, Share
 from gateway.engine.memory.ledger import MemoryLedger
+from gateway.engine.memory.overhead import resident_bytes
 from gateway.engine.opening import EngineSpec, open_engine
 from gateway.engine.residents.manager import HuggingFaceModelManager
 from tests.integration.engine.conftest import ask
 from tests.told import collect
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Opener:

@@ -20,7 +20,7 @@ from gateway.engine.loading.loader import LoadConfig, load_model
 from tests.integration.engine.conftest import StartEngine, ask
 from tests.integration.engine.test_vision import CAT, show
 from tests.tiny_models import build_model
-from tests.tiny_tokenizers import byte_tokenizer, qwen_tokenizer
+from tests.tiny_tokenizers import qwen_tokenizer
 from tests.tiny_vlms import build_vlm
 from tests.told import collect
 
@@ -32,16 +32,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = tmp_path_factory.mktemp("models") / "qwen"
     build_model(folder, tokenizer=qwen_tokenizer(), max_position_embeddings=4096)
     return load_model("qwen", folder, LoadConfig(device="cpu"))
-
-
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model whose template opens the reasoning itself."""
-    template = "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
-    tokenizer = byte_tokenizer(special=["<think>", "</think>"], template=template)
-    folder = tmp_path_factory.mktemp("models") / "thinker"
-    build_model(folder, tokenizer=tokenizer, max_position_embeddings=4096)
-    return load_model("thinker", folder, LoadConfig(device="cpu"))
 
 
 async def cut(

@@ -16,7 +16,7 @@ from gateway.engine.decoding.loaded import LoadedModel
 from gateway.engine.decoding.runner import Feed
 from gateway.engine.loading.loader import load_model
 from gateway.engine.loading.room import EngineRoom
-from gateway.engine.weights.gemv import Gemv, find_gemv
+from gateway.engine.weights.gemv import Gemv
 from tests.tiny_models import build_model
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
@@ -27,16 +27,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 4, "sliding_window": 20},
     "phi3": {"num_key_value_heads": 2, "sliding_window": 37},
 }
-
-
-@pytest.fixture(scope="module")
-def gemv() -> Gemv:
-    pytest.importorskip("llvmlite", reason="the extra fast-cpu is not installed")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN packs no bfloat16 for this processor")
-    found = find_gemv()
-    assert found is not None, "it is installed, but of no use: see the log"
-    return found
 
 
 def load(folder: Path, gemv: Gemv | None, *, packs: bool = True) -> LoadedModel:

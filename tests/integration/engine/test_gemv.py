@@ -23,16 +23,6 @@ from gateway.engine.weights.tasks import PRODUCT
 from tests.tiny_models import build_model
 
 
-@pytest.fixture(scope="module")
-def gemv() -> Gemv:
-    pytest.importorskip("llvmlite", reason="the extra fast-cpu is not installed")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN packs no bfloat16 for this processor")
-    found = find_gemv()
-    assert found is not None, "it is installed, but of no use: see the log"
-    return found
-
-
 def layer_of(outputs: int, inputs: int, *, bias: bool, seed: int = 0) -> nn.Linear:
     torch.manual_seed(seed)
     layer = nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16)

@@ -50,16 +50,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model("qwen", folder, LoadConfig(device="cpu"))
 
 
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model whose template opens the reasoning itself."""
-    template = "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
-    tokenizer = byte_tokenizer(special=["<think>", "</think>"], template=template)
-    folder = tmp_path_factory.mktemp("models") / "thinker"
-    build_model(folder, tokenizer=tokenizer, max_position_embeddings=4096)
-    return load_model("thinker", folder, LoadConfig(device="cpu"))
-
-
 def bound(schema: dict[str, Any] | None, **options: Any) -> GenerateRequest:
     """Return a request for JSON of a model that does not think."""
     wanted = ResponseFormat("json_schema" if schema else "json_object", schema)

@@ -14,26 +14,10 @@ from typing import Self
 from tests.integration.hub_peer.api import Api, answer_api
 from tests.integration.hub_peer.files import Files, HubFile, HubRepo, refuse
 from tests.integration.hub_peer.wire import Exchange, Headers, Seen
+from tests.integration.peer_connection import PeerConnection
 
 _RESOLVE = re.compile(r"resolve/([^/]+)/(.+)", re.DOTALL)
 _CACHED = "/api/resolve-cache/models/"
-
-
-class _Connection(asyncio.StreamReaderProtocol):
-    """Tells at once when the client closes, also while nobody reads."""
-
-    def __init__(self, peer: "HubPeer", host: str) -> None:
-        self.stream = asyncio.StreamReader(limit=2**24)
-        self.gone = asyncio.Event()
-        super().__init__(self.stream, partial(peer.accept, host, self.gone))
-
-    def eof_received(self) -> bool | None:
-        self.gone.set()
-        return super().eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set()
-        super().connection_lost(exc)
 
 
 class HubPeer:
@@ -61,7 +45,7 @@ class HubPeer:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for host, port in self._ports.items():
-            connect = partial(_Connection, self, host)
+            connect = partial(PeerConnection, partial(self.accept, host))
             server = await loop.create_server(connect, "127.0.0.1", port)
             self._servers.append(server)
             self._ports[host] = server.sockets[0].getsockname()[1]
@@ -140,7 +124,6 @@ class HubPeer:
     async def accept(
         self,
         host: str,
-        gone: asyncio.Event,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -148,9 +131,11 @@ class HubPeer:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        protocol = writer.transport.get_protocol()
+        assert isinstance(protocol, PeerConnection)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                while await self._serve_one(host, gone, reader, writer):
+                while await self._serve_one(host, protocol.gone, reader, writer):
                     pass
         except asyncio.CancelledError:
             # asyncio's stream callback logs a cancelled task; stopping is the end it waits for.

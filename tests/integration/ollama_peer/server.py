@@ -7,24 +7,7 @@ from typing import Self
 
 from tests.integration.ollama_peer.exchange import Exchange, Seen
 from tests.integration.ollama_peer.scripts import Script
-
-
-class _Connection(asyncio.StreamReaderProtocol):
-    """Tells at once when the client closes, also while nobody reads."""
-
-    def __init__(self, peer: "PeerServer") -> None:
-        # Wide enough that reading never pauses: a paused transport would not see the close.
-        self.stream = asyncio.StreamReader(limit=2**28)
-        self.gone = asyncio.Event()
-        super().__init__(self.stream, peer._accept)
-
-    def eof_received(self) -> bool | None:
-        self.gone.set()
-        return super().eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set()
-        super().connection_lost(exc)
+from tests.integration.peer_connection import PeerConnection
 
 
 class PeerServer:
@@ -45,7 +28,7 @@ class PeerServer:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Connection(self), "127.0.0.1", self._port, backlog=2048
+            lambda: PeerConnection(self._accept), "127.0.0.1", self._port, backlog=2048
         )
         self._port = self._server.sockets[0].getsockname()[1]
         return self
@@ -110,7 +93,7 @@ class PeerServer:
         self.connections += 1
         number = self.connections
         protocol = writer.transport.get_protocol()
-        assert isinstance(protocol, _Connection)
+        assert isinstance(protocol, PeerConnection)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._serve_one(reader, writer, protocol.gone, number):

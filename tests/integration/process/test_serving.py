@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -24,6 +25,14 @@ def events_of(reply: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
             name = line.removeprefix("event: ")
         elif line.startswith("data: "):
             yield name, json.loads(line.removeprefix("data: "))
+
+
+@contextmanager
+def going_on(gateway: GatewayProcess) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+    """A stream of a model that says much, and its events."""
+    body = chat("huggingface/smol", "go on", temperature=0)
+    with gateway.client.stream("POST", "/api/v1/stream", json=body) as reply:
+        yield events_of(reply)
 
 
 def wait_for_records(rows: Rows, query: str, count: int) -> list[tuple[Any, ...]]:
@@ -127,10 +136,8 @@ def test_a_loaded_model_is_loaded_in_every_listing(serve: Serve, rows: Rows) -> 
 def test_leaving_stops_the_model_and_the_record_says_cancelled(serve: Serve, rows: Rows) -> None:
     gateway = serve()
     gateway.generate("huggingface/smol", "hi", max_tokens=1)
-    with gateway.client.stream(
-        "POST", "/api/v1/stream", json=chat("huggingface/smol", "go on", temperature=0)
-    ) as reply:
-        for name, _ in events_of(reply):
+    with going_on(gateway) as events:
+        for name, _ in events:
             if name == "delta":
                 break
     query = (
@@ -146,10 +153,8 @@ def test_kill_9_in_mid_stream_leaves_an_interrupted_record_after_the_next_start(
     serve: Serve, rows: Rows
 ) -> None:
     gateway = serve(GATEWAY_STREAM_BUFFER_EVENTS="4")
-    with gateway.client.stream(
-        "POST", "/api/v1/stream", json=chat("huggingface/smol", "go on", temperature=0)
-    ) as reply:
-        for name, _ in events_of(reply):
+    with going_on(gateway) as events:
+        for name, _ in events:
             if name == "started":
                 gateway.kill()
                 break
@@ -163,11 +168,9 @@ def test_kill_9_in_mid_stream_leaves_an_interrupted_record_after_the_next_start(
 
 def test_sigterm_ends_every_stream_with_a_terminal_event(serve: Serve, rows: Rows) -> None:
     gateway = serve(GATEWAY_DRAIN_GRACE_S="0", GATEWAY_STREAM_BUFFER_EVENTS="4")
-    with gateway.client.stream(
-        "POST", "/api/v1/stream", json=chat("huggingface/smol", "go on", temperature=0)
-    ) as reply:
+    with going_on(gateway) as events:
         seen = []
-        for name, data in events_of(reply):
+        for name, data in events:
             seen.append((name, data))
             if name == "started":
                 gateway.terminate()
@@ -206,10 +209,8 @@ def test_a_second_gateway_of_the_same_name_is_refused_and_disturbs_nothing(
     serve: Serve, rows: Rows
 ) -> None:
     gateway = serve(GATEWAY_STREAM_BUFFER_EVENTS="4")
-    with gateway.client.stream(
-        "POST", "/api/v1/stream", json=chat("huggingface/smol", "go on", temperature=0)
-    ) as reply:
-        for name, _ in events_of(reply):
+    with going_on(gateway) as events:
+        for name, _ in events:
             if name == "started":
                 break
         second = run_gateway(gateway.environment, "serve")
@@ -220,13 +221,9 @@ def test_a_second_gateway_of_the_same_name_is_refused_and_disturbs_nothing(
 
 def test_a_second_signal_ends_the_drain_at_once(serve: Serve) -> None:
     gateway = serve(GATEWAY_DRAIN_GRACE_S="3600", GATEWAY_STREAM_BUFFER_EVENTS="4")
-    with gateway.client.stream(
-        "POST",
-        "/api/v1/stream",
-        json=chat("huggingface/smol", "go on", temperature=0),
-    ) as reply:
+    with going_on(gateway) as events:
         seen = []
-        for name, data in events_of(reply):
+        for name, data in events:
             seen.append((name, data))
             if name == "started":
                 gateway.terminate()

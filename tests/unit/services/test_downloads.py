@@ -109,6 +109,13 @@ class Queue:
                 yield
             tasks.cancel_scope.cancel()
 
+    async def running(self, order: DownloadOrder) -> Download:
+        """Order a download and return once its source is at it."""
+        ordered = await self.service.start(order)
+        while order.repo not in self.source.running:
+            await anyio.lowlevel.checkpoint()
+        return ordered
+
     async def until(self, download: Download, state: DownloadState) -> Download:
         async with self.service.watch([download.id]) as changes:
             async for found in changes:
@@ -168,9 +175,7 @@ async def test_the_same_order_is_one_download_until_it_ends(queue: Queue) -> Non
 
 async def test_a_paused_one_stops_and_goes_on_with_its_commit(queue: Queue) -> None:
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         paused = await queue.service.pause(ordered.id)
         assert queue.source.running == []
         assert (paused.state, paused.progress.bytes_done) == (S.PAUSED, 4)
@@ -184,9 +189,7 @@ async def test_a_paused_one_stops_and_goes_on_with_its_commit(queue: Queue) -> N
 
 async def test_a_cancelled_one_stops_and_leaves_nothing(queue: Queue) -> None:
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         cancelled = await queue.service.cancel(ordered.id)
         assert cancelled.state is S.CANCELLED and queue.source.running == []
         for act in (queue.service.resume, queue.service.pause, queue.service.cancel):
@@ -261,9 +264,7 @@ async def test_a_defect_shows_nothing_of_itself(
 
 async def test_a_gateway_that_stops_gives_back_what_it_runs(queue: Queue) -> None:
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
     given_back = await queue.service.find(ordered.id)
     assert (given_back.state, given_back.progress.bytes_done) == (S.QUEUED, 4)
     again = Queue(queue.store)
@@ -275,9 +276,7 @@ async def test_a_gateway_that_stops_gives_back_what_it_runs(queue: Queue) -> Non
 
 async def test_draining_stops_at_once_and_takes_no_more(queue: Queue) -> None:
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         await queue.service.drain()
         assert queue.source.running == []
         assert (await queue.service.find(ordered.id)).state is S.QUEUED
@@ -293,9 +292,7 @@ async def test_one_that_another_gateway_paused_stops_at_the_next_beat(
     monkeypatch.setattr("gateway.services.download_runs.BEAT_S", 0.01)
     elsewhere = Queue(queue.store, node="other")
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         await elsewhere.service.pause(ordered.id)
         while queue.source.running:
             await anyio.lowlevel.checkpoint()
@@ -308,9 +305,7 @@ async def test_one_that_another_gateway_cancelled_is_cleared_away_here(
     monkeypatch.setattr("gateway.services.download_runs.BEAT_S", 0.01)
     elsewhere = Queue(queue.store, node="other")
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         await elsewhere.service.cancel(ordered.id)
         while not queue.source.discarded:
             await anyio.lowlevel.checkpoint()
@@ -419,9 +414,7 @@ async def test_one_that_has_ended_is_forgotten_and_no_other(queue: Queue) -> Non
 
 async def test_watchers_hear_the_present_first_and_the_end(queue: Queue) -> None:
     async with queue.working():
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         heard = []
         async with queue.service.watch([ordered.id]) as changes:
             async for download in changes:
@@ -529,9 +522,7 @@ async def test_one_that_is_resumed_while_it_still_stops_runs_again() -> None:
     store = HeldStore()
     queue = Queue(store)
     async with queue.working(), anyio.create_task_group() as tasks:
-        ordered = await queue.service.start(A)
-        while not queue.source.running:
-            await anyio.lowlevel.checkpoint()
+        ordered = await queue.running(A)
         store.holds_returns = True
         tasks.start_soon(queue.service.pause, ordered.id)
         await store.answered.wait()
