@@ -76,8 +76,9 @@ class FusedSteps:
             return self._program.run(ids, view, wanted)
         if not len(wanted):
             return None  # there is nothing to compare
+        expected = self._try(self._program, ids, view, wanted)
         self.tried.add(kind)
-        return self._try(self._program, ids, view, wanted)
+        return expected
 
     def _is_for(self, tokens: int, view: View) -> bool:
         is_few = tokens <= self._gemv.most_rows or self._gemv.has_dot
@@ -85,6 +86,7 @@ class FusedSteps:
         return is_few and farthest <= NEAR and self._cache.capacity % 16 == 0
 
     def _try(self, program: _Program, ids: Tensor, view: View, wanted: Tensor) -> Tensor:
+        """Compare a step with what torch's operators say, which is returned."""
         found = program.run(ids, view, wanted).float()
         expected = self._stack.logits(ids, view, self._cache, wanted)
         near = 5e-2 * float(expected.abs().max())
@@ -107,8 +109,8 @@ class _Program:
     ) -> None:
         self._stack, self._cache, self._gemv, self._code = stack, cache, gemv, code
         self._buffers = buffers
-        self._list: list[tuple[int, list[int]]] = []
-        self._heads: list[tuple[int, int]] = []
+        self._tasks: list[tuple[int, list[int]]] = []
+        self._attentions: list[tuple[int, int]] = []
         self._kept: list[Any] = []
         # Where in the tasks the count of tokens is, and what follows from it.
         self._counts: list[int] = []
@@ -116,21 +118,23 @@ class _Program:
         self._shared_counts: list[int] = []
         self._allocations = -1
         self._rows = 0
-        self._shared = stack.layers[0].shared_heads
+        self._shared_heads = stack.layers[0].shared_heads
         self._hidden = buffers["hidden"]
         self._turns = [buffers[name] for name in ("cos", "sin")]
         self._places = torch.zeros(2, gemv.most_rows, dtype=torch.long)
         self._added = self._write()
-        self._table = torch.zeros(len(self._list), WIDTH, dtype=torch.long)
-        for index, (_, fields) in enumerate(self._list):
+        self._table = torch.zeros(len(self._tasks), WIDTH, dtype=torch.long)
+        for index, (_, fields) in enumerate(self._tasks):
             self._table[index, : len(fields)] = torch.tensor(fields)
         self._flat = self._table.view(-1)
         self._taken = torch.tensor(
-            [index * WIDTH + len(fields) - 1 for index, (_, fields) in enumerate(self._list)]
+            [index * WIDTH + len(fields) - 1 for index, (_, fields) in enumerate(self._tasks)]
         )
-        starts = [self._table[index].data_ptr() for index in range(len(self._list))]
-        pairs = [[function, start] for (function, _), start in zip(self._list, starts, strict=True)]
-        self._program = torch.tensor([*pairs, [0, 0]])
+        starts = [self._table[index].data_ptr() for index in range(len(self._tasks))]
+        pairs = [
+            [function, start] for (function, _), start in zip(self._tasks, starts, strict=True)
+        ]
+        self._calls = torch.tensor([*pairs, [0, 0]])
 
     def run(self, ids: Tensor, view: View, wanted: Tensor) -> Tensor:
         """Return the logits of the tokens that are wanted."""
@@ -155,7 +159,7 @@ class _Program:
             buffer[:rows] = turn[:, 0]
         self._places[:, :rows] = places
         self._flat[self._taken] = 0
-        self._gemv.run_team(self._code.run, self._program.data_ptr())
+        self._gemv.run_team(self._code.run, self._calls.data_ptr())
         return self._hidden[:rows] + self._added[:rows, : hidden.shape[1]]
 
     def _write(self) -> Tensor:
@@ -214,7 +218,7 @@ class _Program:
             *(_row_bytes(given), _row_bytes(output), 0, 0, 0),
         ]
         tasks = [self._add(function, addresses, sizes) for function in self._code.narrow]
-        self._heads.append((tasks[0] // WIDTH, tasks[1] // WIDTH))
+        self._attentions.append((tasks[0] // WIDTH, tasks[1] // WIDTH))
         self._shared_counts += [task + len(ATTEND) for task in tasks]
         return output
 
@@ -222,17 +226,17 @@ class _Program:
         """Have the tasks be for so many tokens."""
         self._flat[self._counts] = rows
         self._flat[self._tiles] = self._gemv.tile(rows)
-        self._flat[self._shared_counts] = rows * self._shared
+        self._flat[self._shared_counts] = rows * self._shared_heads
         self._rows = rows
 
     def _point(self) -> None:
         """Have the tasks look at the tensors that the cache has now."""
-        for layer, tasks in enumerate(self._heads):
+        for layer, tasks in enumerate(self._attentions):
             keys, values = self._cache.tensors(layer)
             row, head, _, inner = (stride * keys.element_size() for stride in keys.stride())
             code = self._code.wide if self._cache.is_wide else self._code.narrow
             for index, function in zip(tasks, code, strict=True):
-                self._program[index, 0] = function
+                self._calls[index, 0] = function
                 for name, number in (
                     ("keys", keys.data_ptr()),
                     ("values", values.data_ptr()),
@@ -245,8 +249,8 @@ class _Program:
 
     def _add(self, function: int, addresses: list[int], sizes: list[int], units: int = 0) -> int:
         """Add a task; return where in the table it begins."""
-        self._list.append((function, [*addresses, *sizes, units, 0]))
-        return (len(self._list) - 1) * WIDTH
+        self._tasks.append((function, [*addresses, *sizes, units, 0]))
+        return (len(self._tasks) - 1) * WIDTH
 
 
 def _make_buffers(stack: Stack, gemv: Gemv) -> dict[str, Tensor]:

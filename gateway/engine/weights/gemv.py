@@ -101,14 +101,17 @@ class Gemv:
 
 
 class HeadCode(NamedTuple):
-    """The addresses of two functions: for keys whose numbers, or whose tokens, lie side by side."""
+    """The addresses of `keep` and `attend`, for keys that lie in one of two ways."""
 
     keep: int
     attend: int
 
 
 class LayerCode:
-    """The addresses of the functions of `layer_code.write_layer`, which it keeps."""
+    """The addresses of the functions of `layer_code.write_layer`, which it keeps.
+
+    `narrow` are those for keys whose numbers lie side by side, `wide` for those whose tokens do.
+    """
 
     def __init__(self, barrier: Any, size: int, *, has_head_norm: bool) -> None:
         """`barrier` is the function by which the threads of a team wait for each other."""

@@ -7,7 +7,7 @@ PRODUCT = (
     "input", "weight", "bias", "output", "pairs", "block_bytes", "bias_step", "output_bytes",
     "rows", "tile",
 )  # fmt: skip
-"""Of a task. `input` [rows, 2 * pairs] and `output` (rows `output_bytes` apart) are addresses of
+"""`input` [rows, 2 * pairs] and `output` (rows `output_bytes` apart) are addresses of
 bfloat16, `bias` of float32: 64 for each block, `bias_step` bytes apart. A block is multiplied with
 `tile` of the rows at a time, at most `gemv_code.most_tile`."""
 NORM = ("hidden", "added", "weight", "output", "eps", "size", "row_bytes", "added_bytes")
