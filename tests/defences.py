@@ -164,9 +164,17 @@ DEFENCES = (
         "F10",
         "the end of the connection cancels the work",
         "http/disconnect.py",
-        "        self._connection.watch(self._cancel)\n",
+        "            connection.watch(work.cancel)\n",
         "",
         "integration/http/test_disconnect.py::leaving_stops_the_model",
+    ),
+    Defence(
+        "F10",
+        "the end of a connection of the express way stops what is answered on it",
+        "http/express/exchange.py",
+        "self._line.connection.watch(self._stream.forsake)",
+        "pass",
+        "integration/http/test_express.py::who_leaves_stops",
     ),
     Defence(
         "F11",
@@ -309,7 +317,7 @@ DEFENCES = (
     Defence(
         "F39",
         "`started` waits for what the log does not take",
-        "services/streams.py",
+        "services/owner.py",
         "await self._recorder.wait_written(self._ticket, COMMIT_WAIT_S)\n",
         "pass\n",
         "integration/process/test_first_moments.py::full_disk",

@@ -12,10 +12,10 @@ from gateway.core.events import Event, Finished, Started, TextDelta, ToolCallDel
 from gateway.core.messages import ToolCall
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionOpened
+from gateway.core.turns import TURN_BYTES, Turns
 from gateway.http.disconnect import Connection
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse_flow import SseFlow
-from gateway.http.turns import TURN_BYTES, Turns
 from gateway.services.live import LiveStream, StreamLimits
 from gateway.settings import Settings
 

@@ -10,12 +10,12 @@ from gateway.core.errors import Internal
 from gateway.core.events import Event, Finished, Started, TextDelta, Usage
 from gateway.core.names import ModelRef
 from gateway.core.sessions import SessionOpened
+from gateway.core.turns import Turns
 from gateway.http import sse_flow
 from gateway.http.disconnect import Connection
 from gateway.http.native_events import NativeEvents
 from gateway.http.sse_events import PING
 from gateway.http.sse_flow import SseFlow
-from gateway.http.turns import Turns
 from gateway.services.live import LiveStream
 from gateway.services.streams import choose_limits
 from gateway.settings import Settings
