@@ -25,6 +25,7 @@ from gateway.telemetry.propagation import incoming
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
+REQUEST_ID_BYTES = 16
 _REQUEST_ID_NAME = REQUEST_ID.lower().encode()
 _DECISION_ID_NAME = DECISION_ID.lower().encode()
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -85,7 +86,7 @@ class RequestIds:
 
 def choose_request_id(given: str) -> str:
     """Return the caller's own id if it is usable, else a new one."""
-    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(REQUEST_ID_BYTES)
 
 
 def _read_trace(scope: Scope) -> dict[str, str] | None:

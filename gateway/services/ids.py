@@ -1,4 +1,4 @@
-"""RecordIds: the ids of streams and of other requests that are recorded."""
+"""The ids of requests, and of streams and other requests that are recorded."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,22 @@ from collections.abc import Callable
 _RANDOM_BYTES = 8
 _DRAWN = 128
 """Ids for which the system is asked at once: a call for each is most of what an id costs."""
+
+
+class RandomIds:
+    """Hexadecimal digits of so many random bytes, which nobody can foretell."""
+
+    def __init__(self, size_bytes: int, draw: Callable[[int], bytes] = os.urandom) -> None:
+        self._size_bytes = size_bytes
+        self._draw = draw
+        self._drawn: list[str] = []
+
+    def make(self) -> str:
+        if not self._drawn:
+            width = 2 * self._size_bytes
+            digits = self._draw(self._size_bytes * _DRAWN).hex()
+            self._drawn = [digits[at : at + width] for at in range(0, len(digits), width)]
+        return self._drawn.pop()
 
 
 class RecordIds:
@@ -17,17 +33,13 @@ class RecordIds:
     """
 
     def __init__(self, draw: Callable[[int], bytes] = os.urandom) -> None:
-        self._draw = draw
-        self._random: list[str] = []
+        self._random = RandomIds(_RANDOM_BYTES, draw)
         self._second = 0
         self._digits = ""
 
     def make(self, at: float) -> str:
         """Return a new id of what begins at `at`, Unix seconds."""
-        if not self._random:
-            digits, width = self._draw(_RANDOM_BYTES * _DRAWN).hex(), 2 * _RANDOM_BYTES
-            self._random = [digits[place : place + width] for place in range(0, len(digits), width)]
         if not self._digits or self._second != int(at):
             self._second = int(at)
             self._digits = f"{self._second:08x}"
-        return self._digits + self._random.pop()
+        return self._digits + self._random.make()

@@ -269,6 +269,7 @@ class LiveStream:
             self._buffer.append(Finished("cancelled", self.tally.usage))
         self.error = error.renewed() if error else None
         self.is_ended = True
+        self._stop = None  # the owner, who knows this stream: work for the collector
         self._show()
 
     async def read_by(

@@ -30,6 +30,7 @@ from gateway.core.sessions import SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
 from gateway.core.telling import Tell
 from gateway.core.trail import Trail
+from gateway.services.bell import Bell
 from gateway.services.decision_log import DecisionLog
 from gateway.services.ended import EndedStreams
 from gateway.services.ids import RecordIds
@@ -43,6 +44,9 @@ from gateway.settings import Settings
 from gateway.telemetry.meter import Meter
 
 logger = logging.getLogger(__name__)
+
+
+_ENDS = {end.value: end for end in StreamEnd}
 
 
 def choose_limits(settings: Settings) -> StreamLimits:
@@ -95,7 +99,7 @@ class StreamService:
         self._ids = RecordIds()
         self._live: dict[str, LiveStream] = {}
         self._ended = EndedStreams(max_bytes=limits.kept_bytes, clock=clock)
-        self._idle = anyio.Event()
+        self._idle = Bell()
         self.draining = False
 
     @property
@@ -138,19 +142,8 @@ class StreamService:
         `forsake` of the stream.
         """
         stream, trail = self._accept(request, face, caller, is_awaited=True)
-        collector = Collector()
-
-        def take(events: Sequence[Event]) -> None:
-            collector.add_all(events)
-            stream.observe(events)
-
-        def ended() -> None:
-            try:
-                told(stream.error.renewed() if stream.error else collector.whole())
-            except GatewayError as error:
-                told(error)
-
-        self._begin(stream, request, caller, trail, take, ended)
+        awaited = _Awaited(stream, told)
+        self._begin(stream, request, caller, trail, awaited.take, awaited.end)
         return stream
 
     async def generate(
@@ -208,8 +201,6 @@ class StreamService:
             clock=self._clock,
             **kind,
         )
-        if not self._live:
-            self._idle = anyio.Event()
         self._live[stream.id] = stream
         return stream, trail
 
@@ -334,7 +325,7 @@ class StreamService:
         tally = stream.tally
         finished = tally.finished
         if finished is not None:
-            end = StreamEnd(finished.reason)
+            end = _ENDS[finished.reason]
         else:
             end = StreamEnd.ERROR if error else StreamEnd.CANCELLED
         if tally.ref is None:
@@ -363,9 +354,35 @@ class StreamService:
         if stream.is_resumable and keep_s:
             self._ended.keep(stream, keep_s)
         if not self._live:
-            self._idle.set()
+            self._idle.ring()
         if ended is not None:
             ended()
+
+
+class _Awaited:
+    """Collects what a stream says for who wants all of it at once."""
+
+    __slots__ = ("_collector", "_stream", "_told")
+
+    def __init__(
+        self, stream: LiveStream, told: Callable[[Generation | GatewayError], None]
+    ) -> None:
+        self._stream = stream
+        self._told = told
+        self._collector = Collector()
+
+    def take(self, events: Sequence[Event]) -> None:
+        self._collector.add_all(events)
+        self._stream.observe(events)
+
+    def end(self) -> None:
+        error = self._stream.error
+        answer: Generation | GatewayError
+        try:
+            answer = error.renewed() if error else self._collector.whole()
+        except GatewayError as cancelled:
+            answer = cancelled
+        self._told(answer)
 
 
 def _settle(

@@ -95,7 +95,7 @@ class MemoryLedger:
         self._tenants: dict[str, Tenant] = {}
         self._evictions: Counter[tuple[str, EvictionReason]] = Counter()
         self._turn = anyio.Lock()
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # only while somebody waits
 
     def join(self, tenant: Tenant) -> None:
         """Let a provider's models be seen, and evicted."""
@@ -108,8 +108,9 @@ class MemoryLedger:
 
     def notify(self) -> None:
         """Let who waits for room look again."""
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
     def asked(self, ref: ModelRef) -> None:
         """Take note of a request to a model: how often they come is what the policy may know."""
@@ -166,7 +167,7 @@ class MemoryLedger:
         self._shortage_of(want).require_possible()
         deadline = self._clock() + wait_s
         while True:
-            changed = self._changed
+            changed = self._changed = self._changed or anyio.Event()
             # One at a time: nobody takes what another's eviction made free.
             async with self._turn:
                 while True:

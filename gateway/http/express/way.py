@@ -1,7 +1,5 @@
 """The express way: knows who may go it, and what an exchange there needs."""
 
-import secrets
-
 from starlette.requests import Request
 
 from gateway.core.keys import CALLER, Caller
@@ -14,8 +12,10 @@ from gateway.http.express.exchange import (
 )
 from gateway.http.express.heads import HEAD, Head, Heads, Passed, cut_head, is_usual
 from gateway.http.express.replies import Replies
+from gateway.http.middleware import REQUEST_ID_BYTES
 from gateway.http.orders import ReadOrder
 from gateway.services.gateway import Gateway
+from gateway.services.ids import RandomIds
 from gateway.settings import Settings
 
 
@@ -24,6 +24,7 @@ class ExpressWay:
 
     def __init__(self, gateway: Gateway, settings: Settings) -> None:
         self._streams = gateway.streams
+        self._ids = RandomIds(REQUEST_ID_BYTES)
         self._heads = Heads(lambda: gateway.gatekeeper.version)
         self._means = Means(
             gateway.streams, gateway.gatekeeper, gateway.metrics.meter, settings, Replies()
@@ -48,7 +49,7 @@ class ExpressWay:
     def enter(self, passed: Passed, body: bytes, line: Line) -> Exchange | None:
         """Return the exchange that `body` is for, which is yet to begin; None for a body that the
         long way is to refuse."""
-        request_id = secrets.token_hex(16)
+        request_id = self._ids.make()
         try:
             order = passed.read(body, request_id, passed.caller.id)
         except Exception:  # whatever it is: there it is told
