@@ -121,7 +121,8 @@ class House:
         assert await self.gateway.recorder.flush(20)
         self.peer.requests.clear()
         await anyio.wait_all_tasks_blocked()
-        self.gateway.decisions.log._kept.clear()  # the last 2,000, on purpose
+        self.gateway.decisions.log._known.clear()  # the last 2,000, on purpose
+        self.gateway.decisions.log._ended.clear()
         for _ in range(3):
             gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
