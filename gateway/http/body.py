@@ -142,7 +142,7 @@ def is_surely_clean(data: bytes, max_values: int) -> bool:
         len(data) <= max_values
         and data.count(b"{") + data.count(b"[") < MAX_DEPTH
         and _ESCAPE.search(data) is None
-        # Ten times as quick as an expression that looks for digits.
+        # Much quicker than an expression that looks for digits.
         and _LONG_NUMBER not in data.translate(_ONE_DIGIT)
     )
 

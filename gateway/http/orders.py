@@ -42,7 +42,7 @@ ReadOrder = Callable[[bytes, str, str], Order]
 and its kind."""
 
 Learn = Callable[[Request, ReadOrder], None]
-"""Is told of a request that passed every check before its body is read, and how that is."""
+"""Is told of a request that passed every check, and how its body was read."""
 
 
 def open_stream(streams: StreamService, order: Order, caller: Caller) -> StreamReader:

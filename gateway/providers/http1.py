@@ -22,6 +22,7 @@ from gateway.providers.http1_wire import (
     KnownHeads,
     ReplyHead,
     StillBusy,
+    TransportError,
     Unreachable,
 )
 from gateway.telemetry.propagation import outgoing
@@ -248,6 +249,16 @@ class Reply:
         Raises TransportError, after what came before the failure.
         """
         return await self._connection.read()
+
+    async def read_some(self, within_s: float, most: int) -> bytes:
+        """Return what comes of the body within that time, and no more than `most` bytes. A failure
+        is its end, too: for a body that only says more of what the status tells."""
+        some = bytearray()
+        self.expect_within(within_s)
+        with suppress(TransportError):
+            while len(some) < most and (chunk := await self.read()):
+                some += chunk
+        return bytes(some[:most])
 
     def pour_into(self, take: Take) -> None:
         """Have `take` called with what comes of the body, as it comes. Where it returns a Wait or

@@ -1,7 +1,5 @@
 """Asking an Ollama server, and what it means when it does not answer as it should."""
 
-from contextlib import suppress
-
 import msgspec
 
 from gateway.core.errors import GatewayError, ProviderProtocolError
@@ -61,7 +59,7 @@ class OllamaServer:
         if reply.is_encoded:
             raise encoded_answer()
         if reply.status != 200:
-            said = await self._read_error(reply)
+            said = await reply.read_some(self.timeouts.control_s, _MAX_ERROR_BYTES)
             raise describe_status(reply.status, said, ref, reply.headers.get("retry-after"))
 
     async def fetch(self, path: str, body: bytes, ref: ModelRef, max_bytes: int) -> bytes:
@@ -85,15 +83,6 @@ class OllamaServer:
             if len(answer) > max_bytes:
                 raise ProviderProtocolError(PROVIDER, "Ollama's answer is too long.")
         return bytes(answer)
-
-    async def _read_error(self, reply: Reply) -> bytes:
-        """Return what there is of an error's body: the status tells the most, so none is fine."""
-        said = bytearray()
-        reply.expect_within(self.timeouts.control_s)
-        with suppress(TransportError):
-            while len(said) < _MAX_ERROR_BYTES and (chunk := await reply.read()):
-                said += chunk
-        return bytes(said[:_MAX_ERROR_BYTES])
 
     async def _read(self, reply: Reply) -> bytes:
         try:

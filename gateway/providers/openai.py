@@ -7,7 +7,6 @@ not followed, and no proxy is asked: neither a request nor an answer leads anywh
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -289,7 +288,7 @@ class OpenAIService:
                     if dialect != self._dialect:
                         self._dialect = dialect
                     return held
-                said = await self._read_error(held.reply)
+                said = await held.reply.read_some(self._server.control_timeout_s, _MAX_ERROR_BYTES)
             except BaseException:
                 held.close()
                 raise
@@ -333,15 +332,6 @@ class OpenAIService:
             if len(answer) > max_bytes:
                 raise self._faults.unreadable("sent an answer that is too long to be one")
         return bytes(answer)
-
-    async def _read_error(self, reply: Reply) -> bytes:
-        """Return what there is of an error's body: the status tells the most, so none is fine."""
-        said = bytearray()
-        reply.expect_within(self._server.control_timeout_s)
-        with suppress(TransportError):
-            while len(said) < _MAX_ERROR_BYTES and (chunk := await reply.read()):
-                said += chunk
-        return bytes(said[:_MAX_ERROR_BYTES])
 
     async def _read(self, reply: Reply) -> bytes:
         try:

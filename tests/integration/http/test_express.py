@@ -19,7 +19,8 @@ from gateway.core.events import Started, TextDelta
 from gateway.core.keys import KeyOrder, KeyScope
 from gateway.core.states import StreamEnd
 from gateway.http import protocol
-from tests.integration.http.serving import Served, serving
+from gateway.http.express.exchange import WholeExchange
+from tests.integration.http.serving import Served, Way, serving
 from tests.scripted_provider import ECHO, ScriptedProvider, answer
 
 PATHS = ("/api/v1/stream", "/api/v1/generate", "/v1/chat/completions", "/v1/completions")
@@ -126,6 +127,23 @@ async def test_who_passed_every_check_goes_the_long_way_once(path: str) -> None:
             assert (reply.status_code, long.times) == (200, 1)
         assert (await served.client.post(path, json=body_for(path))).status_code == 401
         assert long.times == 2
+
+
+async def test_the_primed_server_of_the_tests_answers_the_first_request_by_the_express_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered: list[WholeExchange] = []
+    begin = WholeExchange.begin
+
+    def note(self: WholeExchange) -> None:
+        answered.append(self)
+        begin(self)
+
+    monkeypatch.setattr(WholeExchange, "begin", note)
+    monkeypatch.setattr(Way, "is_express", True)
+    async with serving(ScriptedProvider(answer("a"))) as served:
+        assert (await served.client.post(PATHS[1], json=body_for(PATHS[1]))).status_code == 200
+    assert len(answered) == 1
 
 
 async def test_a_key_with_a_limit_of_requests_goes_the_long_way_where_they_are_counted() -> None:
