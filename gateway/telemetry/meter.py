@@ -39,8 +39,8 @@ CHAT, EMBEDDINGS = "chat", "embeddings"
 
 
 MAX_UNCOUNTED = 250
-"""Streams that ended and are not counted yet. Together they cost a third: one pays for the way to
-each figure, which is cold by the time the next one ends."""
+"""Streams that ended and are not counted yet. Together they cost less: the way to each figure is
+gone once, and is cold by the time that one more ends."""
 
 EndedStream = tuple[str, SessionClosed, Gaps]
 """The face of a stream, its terminal record and its gaps."""
