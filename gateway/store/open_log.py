@@ -59,6 +59,7 @@ class FileOpenLog:
         self._clock = clock
         self._full: deque[_Segment] = deque()
         self._tail: _Segment | None = None
+        self._fresh: _Segment | None = None
         self._count = 0
         self._rests_until = 0.0
 
@@ -83,14 +84,16 @@ class FileOpenLog:
         return True
 
     async def trim(self, stored: int) -> None:
-        tail = self._tail
-        if tail is not None and tail.size >= self._segment_bytes:
-            self._close_tail()
         done = []
         while self._full and self._full[0].last <= stored:
             done.append(self._full.popleft().path)
-        if done or (self._tail is None and self._clock() >= self._rests_until):
-            await anyio.to_thread.run_sync(self._turn, done)
+        is_full = self._tail is not None and self._tail.size >= self._segment_bytes
+        wants = (self._tail is None or is_full) and self._clock() >= self._rests_until
+        if done or wants:
+            try:
+                await anyio.to_thread.run_sync(self._turn, done, wants)
+            finally:
+                self._adopt()
 
     async def aclose(self, stored: int) -> None:
         """Close the files, and remove those whose records are stored up to that ticket."""
@@ -103,21 +106,31 @@ class FileOpenLog:
         self._rests_until = self._clock() + REST_S
         self._close_tail()  # its end may be torn
 
+    def _adopt(self) -> None:
+        """Go on in the new file: only now, as a record that no log takes waits for a commit."""
+        fresh, self._fresh = self._fresh, None
+        if fresh is None:
+            return
+        self._close_tail()
+        self._tail = fresh
+        if self._clock() < self._rests_until:
+            self._close_tail()
+
     def _close_tail(self) -> None:
         tail, self._tail = self._tail, None
         if tail is not None:
             os.close(tail.file)
             self._full.append(tail)
 
-    def _turn(self, done: Sequence[Path]) -> None:
-        """Remove files, and begin a new one if there is none; in a thread."""
+    def _turn(self, done: Sequence[Path], wants: bool) -> None:
+        """Remove files, and begin a new one where it is wanted; in a thread."""
         for path in done:
             remove(path)
-        if self._tail is not None or self._clock() < self._rests_until:
+        if not wants:
             return
         self._count += 1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._tail = _Segment(self._folder / f"{self._boot}-{self._count:06}{LOG_SUFFIX}")
+            self._fresh = _Segment(self._folder / f"{self._boot}-{self._count:06}{LOG_SUFFIX}")
         except OSError as error:
             self._rest(error.strerror or type(error).__name__)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from gateway.core.errors import DatabaseUnavailable
@@ -98,6 +99,27 @@ async def test_files_go_as_their_records_are_stored(tmp_path: Path) -> None:
     assert 1 <= len(logs(tmp_path)) <= 5
     assert {record.id for record in await left_in(tmp_path)} >= {
         opened(ticket).id for ticket in range(991, 1001)
+    }
+
+
+async def test_it_takes_records_while_the_next_file_is_made(tmp_path: Path) -> None:
+    log = await open_log(tmp_path, segment_bytes=1000)
+    taken: list[bool] = []
+
+    async def trim_for_ever() -> None:
+        while True:
+            await log.trim(50)
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(trim_for_ever)
+        for ticket in range(1, 101):
+            taken.append(log.append([opened(ticket)], ticket))
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert all(taken)
+    assert {record.id for record in await left_in(tmp_path)} >= {
+        opened(ticket).id for ticket in range(51, 101)
     }
 
 
