@@ -1,7 +1,6 @@
 """Puts the services together."""
 
 import secrets
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from gateway.bootstrap.models import Models, build_models
 from gateway.bootstrap.stores import Stores
 from gateway.core.keys import Peppers
 from gateway.core.ports import Provider, Tracer
+from gateway.core.virtual import VirtualModels
 from gateway.hub.place import name_place
 from gateway.services.collections import CollectionService
 from gateway.services.configs import ConfigService
@@ -159,7 +159,7 @@ def _build_router(ground: _Ground, *, asked: Callable[[str], None]) -> ModelRout
         models.catalog,
         aliases=models.rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=ChainMap(models.rotations, models.rules.virtual),
+        rules=VirtualModels(models.rotations, models.rules.virtual),
         asked=asked,
         max_continuations=settings.max_continuations,
         meter=ground.meter,

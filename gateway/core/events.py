@@ -162,56 +162,54 @@ class Generation(msgspec.Struct, frozen=True):
 class Collector:
     """Makes one answer of the events of a stream."""
 
-    __slots__ = ("_calls", "_finished", "_logprobs", "_reasoning", "_ref", "_switches", "_text")
+    __slots__ = ("_logprobs", "_others", "_texts")
 
     def __init__(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls: list[ToolCall] = []
+        self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._switches: list[Switched] = []
-        self._ref: ModelRef | None = None
-        self._finished: Finished | None = None
+        self._others: list[Event] = []
 
     def add_all(self, events: Sequence[Event]) -> None:
-        texts = self._text
         for event in events:
             if type(event) is TextDelta:  # nearly all are
-                texts.append(event.text)
+                self._texts.append(event.text)
                 if event.logprobs:
                     self._logprobs += event.logprobs
             else:
-                self._add(event)
-
-    def _add(self, event: Event) -> None:
-        match event:
-            case ReasoningDelta():
-                self._reasoning.append(event.text)
-            case ToolCallDelta():
-                self._calls.append(event.call)
-            case Started():
-                self._ref = event.ref
-            case Switched():
-                self._ref = event.target
-                self._switches.append(event)
-            case Finished():
-                self._finished = event
+                self._others.append(event)
 
     def whole(self) -> Generation:
         """Return the answer; raises StreamCancelled for one that was cancelled, or that has no
         end: somebody else did that."""
-        finished = self._finished
+        ref: ModelRef | None = None
+        finished: Finished | None = None
+        reasoning: list[str] = []
+        calls: list[ToolCall] = []
+        switches: list[Switched] = []
+        for event in self._others:
+            match event:
+                case Started():
+                    ref = event.ref
+                case Finished():
+                    finished = event
+                case ReasoningDelta():
+                    reasoning.append(event.text)
+                case ToolCallDelta():
+                    calls.append(event.call)
+                case Switched():
+                    ref = event.target
+                    switches.append(event)
         if finished is None or finished.reason == "cancelled":
             raise StreamCancelled("The stream was cancelled before its answer was complete.")
-        assert self._ref is not None, "a stream broke its grammar: an end and no start"
+        assert ref is not None, "a stream broke its grammar: an end and no start"
         return Generation(
-            ref=self._ref,
-            text="".join(self._text),
-            reasoning="".join(self._reasoning),
-            tool_calls=tuple(self._calls),
+            ref=ref,
+            text="".join(self._texts),
+            reasoning="".join(reasoning),
+            tool_calls=tuple(calls),
             finish_reason=finished.reason,
             usage=finished.usage,
             logprobs=tuple(self._logprobs),
             truncated=finished.truncated,
-            switches=tuple(self._switches),
+            switches=tuple(switches),
         )

@@ -149,7 +149,8 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     `continue_on_failure`: an answer that breaks goes on with another model, or does not; None: as
     the rule of the name has it. `said` is what was said then, `tells_ids` asks for the tokens of
     deltas. `truncate` allows a provider that cuts prompts to do so, and to tell it; None: as the
-    provider is set.
+    provider is set. `is_whole`: the answer is wanted in one piece, and deltas of text that come
+    together may be one.
     """
 
     id: str
@@ -169,6 +170,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
     said: Said | None = None
     tells_ids: bool = False
     truncate: bool | None = None
+    is_whole: bool = False
 
     @property
     def has_images(self) -> bool:

@@ -1,7 +1,8 @@
 """Names that stand for several models: rules as data. Pure."""
 
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar, overload
 
 import msgspec
 
@@ -39,6 +40,30 @@ class VirtualModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     continue_on_failure: bool = False
     max_continuations: int | None = None
     version: int = 0
+
+
+T = TypeVar("T")
+
+
+class VirtualModels(ChainMap[str, VirtualModel]):
+    """Those of several sources, the first of which counts. Every request looks for its name here,
+    which is to cost little."""
+
+    def __contains__(self, name: object) -> bool:
+        for models in self.maps:  # noqa: SIM110 - a generator costs ten times as much
+            if name in models:
+                return True
+        return False
+
+    @overload
+    def get(self, key: str, default: None = None) -> VirtualModel | None: ...
+    @overload
+    def get(self, key: str, default: VirtualModel | T) -> VirtualModel | T: ...
+    def get(self, key: str, default: VirtualModel | T | None = None) -> VirtualModel | T | None:
+        for models in self.maps:
+            if key in models:
+                return models[key]
+        return default
 
 
 def describe_virtual(rule: VirtualModel, candidates: Sequence[ModelInfo]) -> ModelInfo:

@@ -103,7 +103,12 @@ def _parse_plain_chat(data: bytes, request_id: str, caller: str) -> Completion |
     if messages is None or options is None:
         return None
     request = GenerateRequest(
-        id=request_id, model=body.model, messages=messages, options=options, caller=caller
+        id=request_id,
+        model=body.model,
+        messages=messages,
+        options=options,
+        caller=caller,
+        is_whole=not body.stream,
     )
     return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
 
@@ -127,6 +132,7 @@ def _parse_chat(data: bytes, request_id: str, caller: str) -> Completion:
         caller=caller,
         continue_on_failure=body.continue_on_failure,
         truncate=body.truncate,
+        is_whole=not body.stream,
     )
     return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
 
@@ -144,6 +150,7 @@ def parse_completion(data: bytes, request_id: str, caller: str = "") -> Completi
         caller=caller,
         continue_on_failure=body.continue_on_failure,
         truncate=body.truncate,
+        is_whole=not body.stream,
     )
     return Completion(request, bool(body.stream), _includes_usage(body.stream_options))
 

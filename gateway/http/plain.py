@@ -60,6 +60,8 @@ def read_options(body: PlainOptions | None) -> Options | None:
         seed=body.seed,
         max_tokens=body.max_tokens,
     )
+    if options == NO_OPTIONS:
+        return NO_OPTIONS
     try:
         require_in_range(options)
     except InvalidRequest:

@@ -14,6 +14,8 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_CHUNK_LINE_BYTES = 256
 MAX_INTERIM_REPLIES = 8
 _MAX_KNOWN_HEADS = 8
+_SIZES = [b"%x" % size for size in range(2048)]
+"""Of chunks, as they are written: nearly all are of lines that are short."""
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
@@ -220,7 +222,7 @@ class ReplyParser:
         bytes of a read nearly always are. Else do nothing and return False."""
         parts = data.split(_CRLF)
         pieces = parts[1::2]
-        if len(parts) % 2 == 0 or parts.pop() or parts[::2] != [b"%x" % len(p) for p in pieces]:
+        if len(parts) % 2 == 0 or parts.pop() or not _are_sizes(parts[::2], pieces):
             return False
         if b"" in pieces:
             if pieces.index(b"") < len(pieces) - 1:
@@ -260,6 +262,13 @@ class ReplyParser:
         if len(rest) > most:
             raise MalformedReply("its head is too long")
         self._rest = rest
+
+
+def _are_sizes(sizes: list[bytes], pieces: list[bytes]) -> bool:
+    try:
+        return sizes == list(map(_SIZES.__getitem__, map(len, pieces)))
+    except IndexError:
+        return False
 
 
 def _read_head(data: bytes) -> KnownHead:

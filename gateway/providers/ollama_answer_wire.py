@@ -43,7 +43,7 @@ class OllamaAnswer(Answer):
         memory: OllamaMemory,
     ) -> None:
         """`memory` is told of the use."""
-        super().__init__(AnswerReader(request.id, ref), tell)
+        super().__init__(AnswerReader(request.id, ref, joins=request.is_whole), tell)
         self._common = common
         self._request = request
         self._ref = ref

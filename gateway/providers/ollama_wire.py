@@ -185,13 +185,20 @@ class AnswerReader:
     """
 
     def __init__(
-        self, request_id: str, ref: ModelRef, max_line_bytes: int = MAX_LINE_BYTES
+        self,
+        request_id: str,
+        ref: ModelRef,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        *,
+        joins: bool = False,
     ) -> None:
+        """`joins` makes one delta of the text of lines that come together."""
         self.finished: Finished | None = None
         self.lines = 0
         self._request_id = request_id
         self._ref = ref
         self._max_line_bytes = max_line_bytes
+        self._joins = joins
         self._rest = bytearray()
         self._silent_lines = 0
         self._calls = 0
@@ -237,21 +244,37 @@ class AnswerReader:
 
     def _read(self, lines: bytes, events: list[Event]) -> None:
         """Add the events of whole lines."""
-        for part in self._decode(lines):
-            message = part.message
-            if (  # a line that says some text and nothing else, as nearly all lines of a chat do
-                self.lines
-                and message is not None
-                and message.content
-                and not (message.thinking or message.tool_calls or part.done or part.logprobs)
-                and part.error is _ABSENT
-            ):
-                self.lines += 1
-                events.append(TextDelta(message.content))
-                continue
-            self._read_one(part, events)
-            if self.finished is not None:
-                return
+        texts: list[str] = []
+        try:
+            for part in self._decode(lines):
+                message = part.message
+                if (  # says some text and nothing else, as nearly all lines of a chat do
+                    message is not None
+                    and message.content
+                    and not (message.thinking or message.tool_calls or part.done or part.logprobs)
+                    and part.error is _ABSENT
+                ):
+                    texts.append(message.content)
+                    continue
+                self._say(texts, events)
+                texts = []
+                self._read_one(part, events)
+                if self.finished is not None:
+                    return
+        finally:
+            self._say(texts, events)
+
+    def _say(self, texts: list[str], events: list[Event]) -> None:
+        """Add the texts of lines that had nothing else."""
+        if not texts:
+            return
+        if not self.lines:
+            events.append(Started(self._ref))
+        self.lines += len(texts)
+        if self._joins and len(texts) > 1:
+            events.append(TextDelta("".join(texts), len(texts)))
+        else:
+            events.extend(map(TextDelta, texts))
 
     def _read_one(self, part: _Line, events: list[Event]) -> None:
         if (error := bytes(part.error)) and error != b"null":
@@ -373,7 +396,7 @@ def _encode_format(wanted: ResponseFormat | None) -> str | dict[str, Any] | None
 
 def _encode_options(request: GenerateRequest, num_ctx: int | None) -> _OptionsBody:
     options = request.options
-    if options == NO_OPTIONS:
+    if options is NO_OPTIONS or options == NO_OPTIONS:
         return _OptionsBody(num_ctx=num_ctx)
     for param, given in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_ids)):
         if given:

@@ -33,7 +33,7 @@ class Attempt:
     def __init__(self, board: "HealthBoard", ref: ModelRef) -> None:
         self._board = board
         self.ref = ref
-        self.probes: list[Breaker] = []
+        self.probes: tuple[Breaker, ...] = ()
         self._has_answered = False
 
     def answered(self) -> None:
@@ -117,7 +117,7 @@ class HealthBoard:
         for breaker in found.values():
             if breaker.state(now) == "half_open":
                 breaker.begin_probe()
-                attempt.probes.append(breaker)
+                attempt.probes += (breaker,)
         return attempt
 
     def count(self, attempt: Attempt, error: GatewayError) -> None:

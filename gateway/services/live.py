@@ -78,6 +78,7 @@ class LiveStream:
         "_stop",
         "caller",
         "error",
+        "id",
         "is_awaited",
         "is_detached",
         "is_ended",
@@ -100,6 +101,7 @@ class LiveStream:
     ) -> None:
         """`left` is told when the reader left and no other took its place."""
         self.opened = opened
+        self.id = opened.id
         self.caller = caller
         self.is_resumable = is_resumable
         self.is_detached = is_detached
@@ -119,10 +121,6 @@ class LiveStream:
         self._changed = Bell()
         self._stop: Callable[[], None] | None = None
         self._is_stopped = False
-
-    @property
-    def id(self) -> str:
-        return self.opened.id
 
     @property
     def timings(self) -> Timings:

@@ -129,18 +129,23 @@ class ModelRouterService:
         if provider is None or not self.health.is_well(ref):
             return None
         relay = self._relay(request)
-        course = _Course(request, tell, trail, Tries(plan.routes), relay)
-        part = _Part(tell, relay)
+        part = _Part(_Course(request, tell, trail, Tries(plan.routes), relay))
         part.attempt = self.health.attempt(ref)
-        told = _Told(course, part, self._walk, over)
         asked = request if relay is None else relay.begin()
-        cancel = provider.begin(asked, ref, part.hear, told.note)
+        cancel = provider.begin(asked, ref, part.hear, partial(self._note_end, part, over))
         if cancel is not None:
             self._note(plan, trail)
             self._budget.earn()
             trail.ask(0)
             tell((Routed(ref),))  # nobody reads it: there is nothing to wait for
         return cancel
+
+    def _note_end(self, part: "_Part", over: Over, rest: Rest | None) -> None:
+        """A part that began without a task came as far as a provider takes it."""
+        if rest is None and part.is_over:
+            over(None)
+        else:
+            over(partial(self._walk, part.course, part, rest or _nothing))
 
     async def _walk(
         self, course: "_Course", part: "_Part | None" = None, rest: Rest | None = None
@@ -155,7 +160,7 @@ class ModelRouterService:
                     return
                 course.trail.ask(tries.place)
                 await tell_one(course.tell, Routed(tries.route.ref, tries.after))
-                part = _Part(course.tell, relay)
+                part = _Part(course)
             try:
                 await self._ask(course, part, rest)
                 return
@@ -338,16 +343,17 @@ class _Course:
 class _Part:
     """What one provider says, on its way to who asked."""
 
-    __slots__ = ("_relay", "_tell", "attempt", "has_begun", "is_over")
+    __slots__ = ("_relay", "_tell", "attempt", "course", "has_begun", "is_over")
 
     attempt: Attempt
 
-    def __init__(self, tell: Tell, relay: Relay | None) -> None:
+    def __init__(self, course: _Course) -> None:
+        self.course = course
         self.has_begun = False
         """Whether there was more than waiting."""
         self.is_over = False
-        self._tell = tell
-        self._relay = relay
+        self._tell = course.tell
+        self._relay = course.relay
 
     def hear(self, events: Sequence[Event]) -> Wait | None:
         if self.is_over:
@@ -371,30 +377,6 @@ class _Part:
         if self.is_over and type(events[-1]) is not Finished:
             return partial(_stop_after, wait)
         return wait
-
-
-class _Told:
-    """Is told how far a part came that began without a task."""
-
-    __slots__ = ("_course", "_over", "_part", "_walk")
-
-    def __init__(
-        self,
-        course: _Course,
-        part: _Part,
-        walk: Callable[[_Course, _Part, Rest], Awaitable[None]],
-        over: Over,
-    ) -> None:
-        self._course = course
-        self._part = part
-        self._walk = walk
-        self._over = over
-
-    def note(self, rest: Rest | None) -> None:
-        if rest is None and self._part.is_over:
-            self._over(None)
-        else:
-            self._over(partial(self._walk, self._course, self._part, rest or _nothing))
 
 
 async def _nothing() -> None:

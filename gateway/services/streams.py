@@ -123,8 +123,11 @@ class StreamService:
         stream, trail = self._accept(
             request, face, caller, is_resumable=is_resumable or is_detached, is_detached=is_detached
         )
+        telemetry.decision_id.set(stream.id)
         reader = stream.attach()
-        self._begin(stream, request, caller, trail, stream.put, None)
+        if request.caller != caller.id:
+            request = replace(request, caller=caller.id)
+        self._begin(stream, request, trail, stream.put, None)
         return reader
 
     def ask(
@@ -143,7 +146,9 @@ class StreamService:
         """
         stream, trail = self._accept(request, face, caller, is_awaited=True)
         awaited = _Awaited(stream, told)
-        self._begin(stream, request, caller, trail, awaited.take, awaited.end)
+        if not (request.is_whole and request.caller == caller.id):
+            request = replace(request, caller=caller.id, is_whole=True)
+        self._begin(stream, request, trail, awaited.take, awaited.end)
         return stream
 
     async def generate(
@@ -161,6 +166,7 @@ class StreamService:
         """
         told: asyncio.Future[Generation | GatewayError] = asyncio.get_running_loop().create_future()
         stream = self.ask(request, face=face, caller=caller, told=partial(_settle, told))
+        telemetry.decision_id.set(stream.id)
         decided(stream.id)
         try:
             answer = await told
@@ -172,7 +178,14 @@ class StreamService:
         return stream, answer
 
     def _accept(
-        self, request: GenerateRequest, face: str, caller: Caller, **kind: bool
+        self,
+        request: GenerateRequest,
+        face: str,
+        caller: Caller,
+        *,
+        is_resumable: bool = False,
+        is_detached: bool = False,
+        is_awaited: bool = False,
     ) -> tuple[LiveStream, Trail]:
         """Admit a request and return its stream; `_begin` must follow."""
         try:
@@ -192,14 +205,15 @@ class StreamService:
             caller=caller.id,
         )
         trail = self._decisions.begin(opening, "stream")
-        telemetry.decision_id.set(opening.id)
         stream = LiveStream(
             opening,
             caller=caller.id,
             limits=self._limits,
+            is_resumable=is_resumable,
+            is_detached=is_detached,
+            is_awaited=is_awaited,
             left=self._left,
             clock=self._clock,
-            **kind,
         )
         self._live[stream.id] = stream
         return stream, trail
@@ -293,7 +307,6 @@ class StreamService:
         self,
         stream: LiveStream,
         request: GenerateRequest,
-        caller: Caller,
         trail: Trail,
         take: Tell,
         ended: Callable[[], None] | None,
@@ -301,8 +314,6 @@ class StreamService:
         """Have the stream's model begin, and what it says given to `take`; `ended` is told once the
         stream has."""
         trace = self._tracer.stream(stream.opened) if self._tracer else None
-        if request.caller != caller.id:
-            request = replace(request, caller=caller.id)
         Owner(
             stream,
             request,

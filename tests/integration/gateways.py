@@ -1,6 +1,5 @@
 """The real services over given providers, with stores in memory."""
 
-from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from anyio.abc import TaskGroup
 
 from gateway.core.keys import Peppers
 from gateway.core.ports import DownloadSource, Provider, ProviderStore, SessionStore, Tracer
-from gateway.core.virtual import VirtualModel
+from gateway.core.virtual import VirtualModel, VirtualModels
 from gateway.engine.memory.ledger import MemoryLedger
 from gateway.services.catalog import Catalog
 from gateway.services.control import ModelControlService
@@ -172,7 +171,7 @@ def _build_router(
         ground.catalog,
         aliases=rules.aliases,
         images=ImagePolicy(settings.max_image_bytes, settings.max_image_pixels),
-        rules=ChainMap(ground.rotations, rules.virtual),
+        rules=VirtualModels(ground.rotations, rules.virtual),
         max_continuations=settings.max_continuations,
         meter=ground.meter,
         sleep=retry_sleep,

@@ -13,7 +13,7 @@ from gateway.core.models import Capability, ModelInfo
 from gateway.core.names import ModelRef
 from gateway.core.plan import Health, Plan, plan_routes
 from gateway.core.states import ModelState
-from gateway.core.virtual import Candidate, Order, VirtualModel, check_rules
+from gateway.core.virtual import Candidate, Order, VirtualModel, VirtualModels, check_rules
 
 CHAT = (Capability.CHAT,)
 SMALL = ModelInfo(ModelRef("ollama", "small:latest"), capabilities=CHAT, context_length=100)
@@ -240,3 +240,15 @@ def test_an_alias_that_leads_back_to_its_rotation_is_passed_over() -> None:
     )
     assert order_of(made) == ["warm"]
     assert made.considered[-1].code == "model_not_found"
+
+
+def test_of_virtual_models_the_first_source_counts() -> None:
+    first, second = (VirtualModel("a", (Candidate(name),)) for name in ("x", "y"))
+    models = VirtualModels({"a": first}, {"a": second, "b": second})
+    assert models.get("a") is first
+    assert models.get("b") is second
+    assert models.get("c") is None
+    assert models.get("c", second) is second
+    assert ("a" in models, "b" in models, "c" in models) == (True, True, False)
+    models.maps[1]["c"] = first
+    assert models.get("c") is first

@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import GatewayError
-from gateway.core.events import Event, Finished
+from gateway.core.events import Event, Finished, Started, TextDelta
 from gateway.core.names import ModelRef
 from gateway.providers.ollama_wire import AnswerReader
 
@@ -26,9 +27,11 @@ RECORDED = (
 )
 
 
-def play(pieces: list[bytes]) -> tuple[list[Event], Finished | None, str | None]:
+def play(
+    pieces: list[bytes], *, joins: bool = False
+) -> tuple[list[Event], Finished | None, str | None]:
     """Read `pieces`, then the end; return the events, the end and the error's code."""
-    reader = AnswerReader("r1", REF)
+    reader = AnswerReader("r1", REF, joins=joins)
     events: list[Event] = []
     try:
         for piece in pieces:
@@ -55,6 +58,33 @@ def test_any_split_of_a_stream_gives_the_same_events(places: list[int]) -> None:
     assert whole[1] is not None
     assert len(whole[0]) == 5
     assert play(cut(RECORDED, places)) == whole
+
+
+SPOKEN = b"".join(
+    b'{"message":{"role":"assistant","content":"%b"},"done":false}\n' % text
+    for text in (b"How", b" are", b" \\u4f60", b"?")
+)
+ERROR_LINE = b'{"error":"out of memory"}\n'
+DONE_LINE = b'{"message":{"content":""},"done":true,"prompt_eval_count":3,"eval_count":5}\n'
+
+
+@pytest.mark.parametrize("end", [DONE_LINE, ERROR_LINE, b"", b"rubbish\n"])
+@given(places=st.lists(st.integers(min_value=0, max_value=len(SPOKEN + DONE_LINE)), max_size=9))
+def test_texts_that_come_together_may_be_one_and_say_the_same(
+    end: bytes, places: list[int]
+) -> None:
+    apart, finished, error = play([SPOKEN + end])
+    pieces = cut(SPOKEN + end, places)
+    joined, *told = play(pieces, joins=True)
+    assert told == [finished, error]
+    assert joined[0] == apart[0] == Started(REF)
+    for events in (apart, joined):
+        deltas = [event for event in events if isinstance(event, TextDelta)]
+        assert "".join(delta.text for delta in deltas) == "How are \u4f60?"
+        assert sum(delta.tokens for delta in deltas) == 4
+        assert len(deltas) == len(events) - 1
+    if len(pieces) == 1:
+        assert len(joined) == 2
 
 
 def test_a_stream_byte_by_byte_gives_the_same_events() -> None:
