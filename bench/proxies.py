@@ -114,6 +114,14 @@ def make_nginx(upstream: str, core: int) -> Proxy:
     return Proxy(server, Route(server.url, OPENAI, MODEL, _bearer(KEY)))
 
 
+def make_plain(upstream: str, core: int) -> Proxy:
+    """Return the proxy that the frameworks alone make, which knows no keys."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.plain_proxy", upstream, str(port)]
+    server = _serve(core, command, clean_environment(), port, "/ready")
+    return Proxy(server, Route(server.url, OPENAI, MODEL))
+
+
 def make_litellm(name: str) -> Make:
     """Return LiteLLM's proxy as its documentation wants it in production, without a database."""
 
@@ -221,6 +229,7 @@ PROXIES: Mapping[str, Make] = {
     "gateway": make_gateway(OPENAI),
     "native": make_gateway(NATIVE),
     "nginx": make_nginx,
+    "starlette": make_plain,
     "litellm-ollama": make_litellm("ollama_chat"),
     "litellm-openai": make_litellm("openai"),
     "portkey": make_portkey,
@@ -233,6 +242,7 @@ TITLES = {
     "gateway": "ours, OpenAI face",
     "native": "ours, native face",
     "nginx": "nginx",
+    "starlette": "Starlette and aiohttp",
     "litellm-ollama": "LiteLLM, `ollama_chat/`",
     "litellm-openai": "LiteLLM, `openai/`",
     "portkey": "Portkey",

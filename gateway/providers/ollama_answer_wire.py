@@ -32,7 +32,16 @@ class OllamaAnswer(Answer):
     """It is always asked for without cutting the prompt: only so Ollama tells that it would have
     to. Where that is allowed it is asked for once more."""
 
-    __slots__ = ("_common", "_is_cut", "_may_cut", "_memory", "_ref", "_request", "_stay")
+    __slots__ = (
+        "_common",
+        "_is_cut",
+        "_may_cut",
+        "_memory",
+        "_num_ctx",
+        "_ref",
+        "_request",
+        "_stay",
+    )
 
     def __init__(
         self,
@@ -49,6 +58,7 @@ class OllamaAnswer(Answer):
         self._ref = ref
         self._memory = memory
         self._stay: Stay | None = None
+        self._num_ctx = common.configs.num_ctx(ref)
         self._may_cut = common.truncate if request.truncate is None else request.truncate
         self._is_cut = False
 
@@ -74,7 +84,7 @@ class OllamaAnswer(Answer):
 
     def _encode(self) -> tuple[str, bytes]:
         """Return the route and the body; raises what is wrong with the request."""
-        request, num_ctx = self._request, self._common.configs.num_ctx(self._ref)
+        request, num_ctx = self._request, self._num_ctx
         if num_ctx is not None and not self._may_cut and is_longer(request, num_ctx):
             raise too_long(self._ref)
         return encode_request(request, self._ref, num_ctx, truncate=self._is_cut)
@@ -119,13 +129,13 @@ class OllamaAnswer(Answer):
             self._memory.leave(self._stay)
 
     def _is_doubtful(self, finished: Finished) -> bool:
-        counted, num_ctx = finished.usage.prompt_tokens, self._common.configs.num_ctx(self._ref)
-        return self._common.guard.is_doubtful(self._request, self._ref, counted, num_ctx)
+        counted = finished.usage.prompt_tokens
+        return self._common.guard.is_doubtful(self._request, self._ref, counted, self._num_ctx)
 
     async def _conclude(self, finished: Finished) -> None:
-        counted, num_ctx = finished.usage.prompt_tokens, self._common.configs.num_ctx(self._ref)
+        counted = finished.usage.prompt_tokens
         is_cut = self._is_cut or await self._common.guard.was_cut(
-            self._request, self._ref, counted, num_ctx
+            self._request, self._ref, counted, self._num_ctx
         )
         if is_cut and not self._may_cut:
             raise too_long(self._ref)
