@@ -36,8 +36,8 @@ NGINX = "nginx"
 def ensure_environment(name: str) -> Path:
     """Return the bin folder of a peer's Python environment; making it takes minutes.
 
-    It is made anew when what goes into it changed. Raises CalledProcessError, pip's words are on
-    stderr.
+    It has the Python that runs this, and is made anew when what goes into it changed. Raises
+    CalledProcessError, pip's words are on stderr.
     """
     constraints = ROOT / "constraints.txt"
     options = ["--constraint", str(constraints)] if name in OUR_VERSIONS else []
@@ -48,7 +48,8 @@ def ensure_environment(name: str) -> Path:
         subprocess.run([*pip, *REQUIREMENTS[name]], check=True, stdout=sys.stderr)
 
     pinned = [constraints.read_text()] if options else []
-    return _ensure(name, "\n".join([*REQUIREMENTS[name], *pinned]), install) / "bin"
+    python = f"{sys.base_prefix} {sys.version}"
+    return _ensure(name, "\n".join([python, *REQUIREMENTS[name], *pinned]), install) / "bin"
 
 
 def ensure_node_packages(name: str) -> Path:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -23,6 +24,7 @@ from gateway.core.models import Capability
 from gateway.core.names import ModelRef, parse_ref
 from gateway.core.states import ModelState
 from gateway.providers.ollama import OllamaService
+from gateway.providers.ollama_control_wire import ControlPlane
 from tests.integration.ollama_peer import (
     FOREVER,
     Do,
@@ -351,3 +353,15 @@ async def test_no_key_of_the_environment_is_sent(
         await service.models()
         await read(service)
     assert all("authorization" not in seen.headers for seen in ollama_peer.requests)
+
+
+@pytest.mark.parametrize("url, loads", [("http://127.0.0.1:1", 0), ("https://127.0.0.1:1", 1)])
+async def test_certificates_are_loaded_only_for_a_server_with_tls(
+    url: str, loads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **k: loaded.append(k) or create(**k))
+    control = ControlPlane(url, timeout_s=1)
+    await control.aclose()
+    assert len(loaded) == loads
