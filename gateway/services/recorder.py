@@ -9,10 +9,8 @@ from there to the database once it is back, oldest first.
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 
 import anyio
 
@@ -68,7 +66,7 @@ class SessionRecorder:
         self._now = now
         self._clock = clock
         self._sleep = sleep
-        self._pending: deque[SessionRecord] = deque()
+        self._pending: list[SessionRecord] = []
         self._unlogged: list[SessionRecord] = []
         self._lost: set[str] = set()
         self._work = Bell()
@@ -191,7 +189,7 @@ class SessionRecorder:
         return self._settled_count > before
 
     async def _spool(self) -> None:
-        records = list(islice(self._pending, MAX_SPOOL))
+        records = self._pending[:MAX_SPOOL]
         ticket = self._settled_count + len(records)
         try:
             await self._journal.append(records)
@@ -214,7 +212,7 @@ class SessionRecorder:
         return True
 
     async def _store_pending(self) -> bool:
-        records = list(islice(self._pending, MAX_BATCH))
+        records = self._pending[:MAX_BATCH]
         ticket = self._settled_count + len(records)
         if not await self._write(records):
             return False
@@ -271,8 +269,7 @@ class SessionRecorder:
 
     def _settle(self, ticket: int) -> None:
         """Forget the records up to `ticket`: others have them. Both writers may say so of one."""
-        for _ in range(ticket - self._settled_count):
-            self._pending.popleft()
+        del self._pending[: max(0, ticket - self._settled_count)]
         self._settled_count = max(ticket, self._settled_count)
         self._durable_count = max(ticket, self._durable_count)
         self.journal_healthy = self.journal_healthy or not self._pending
@@ -282,13 +279,13 @@ class SessionRecorder:
     def _add(self, record: SessionRecord) -> int:
         self._pending.append(record)
         self._added_count += 1
-        if self._log is not None:
-            self._unlogged.append(record)
-            if len(self._unlogged) == 1:
-                asyncio.get_running_loop().call_soon(self._write_log)
-        if self._log is None or len(self._pending) == MAX_BATCH:
+        if self._log is None:
             self._hurry.ring()
-        self._work.ring()
+            self._work.ring()
+        else:
+            if not self._unlogged:
+                asyncio.get_running_loop().call_soon(self._write_log)
+            self._unlogged.append(record)
         return self._added_count
 
     def _write_log(self) -> None:
@@ -301,8 +298,9 @@ class SessionRecorder:
         if self._log.append(records, self._added_count) and are_others_durable:
             self._durable_count = self._added_count
             self._written.ring()
-        if not self._are_safe:
+        if len(self._pending) >= MAX_BATCH or not self._are_safe:
             self._hurry.ring()
+        self._work.ring()
 
     @property
     def _are_safe(self) -> bool:
