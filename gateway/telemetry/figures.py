@@ -1,7 +1,9 @@
 """Figures as plain data: values in buckets, and families of them under one name."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from operator import add
 from typing import Literal
 
@@ -24,9 +26,9 @@ class Distribution:
         self.total += value
 
     def add_all(self, values: Sequence[float]) -> None:
-        counts, bounds = self.counts, self.bounds
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
+        buckets = Counter(map(bisect_left, repeat(self.bounds), values))
+        for bucket, count in buckets.items():
+            self.counts[bucket] += count
         self.total = sum(values, self.total)
 
     def merge(self, counts: Sequence[int], total: float) -> None:
