@@ -180,7 +180,10 @@ class DatabaseSessionStore:
         statement = insert.on_conflict_do_update(
             index_elements=[columns.id],
             set_={
-                name: case((condition, insert.excluded[name]), else_=columns[name])
+                # A condition that is the only one is asked of the row already, and not per column.
+                name: insert.excluded[name]
+                if len(changes) == 1
+                else case((condition, insert.excluded[name]), else_=columns[name])
                 for condition, changed in changes.items()
                 for name in changed
                 if name != "id"
