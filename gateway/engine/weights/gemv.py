@@ -12,12 +12,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from gateway.engine.memory.overhead import Overhead
+from gateway.engine.weights.blocks import PAD, find_block, lies_in
 from gateway.engine.weights.tasks import PRODUCT
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ bench/README.md."""
 class Gemv:
     """The compiled code, which any thread may run. What is bound to it keeps it.
 
-    `has_dot` tells whether it uses the processor's instruction for products of pairs of bfloat16.
+    `has_dot` tells whether it uses the processor's instruction for products of pairs of bfloat16,
+    `block` how many outputs oneDNN packs together here.
     """
 
     def __init__(self, overhead: Overhead | None = None, *, has_dot: bool | None = None) -> None:
@@ -48,19 +49,19 @@ class Gemv:
         """
         from llvmlite import binding, ir
 
-        from gateway.engine.weights.gemv_code import BLOCK, NAME, most_tile, write_product
+        from gateway.engine.weights.gemv_code import NAME, most_tile, write_product
 
         self._overhead = overhead or Overhead()
         if has_dot is None:
             has_dot = bool(binding.get_host_cpu_features().get("avx512bf16"))
         self.has_dot = has_dot
+        self.block = find_block()
         module = ir.Module("gemv")
-        write_product(module, has_dot=has_dot)
+        write_product(module, self.block, has_dot=has_dot)
         self._code = compile_module(module)
         self.function = self._code.get_function_address(NAME)
         self.most_rows = MOST_ROWS_BY_DOT if has_dot else MOST_ROWS
-        self._most_tile = most_tile(has_dot=has_dot)
-        self._block = BLOCK
+        self._most_tile = most_tile(self.block, has_dot=has_dot)
         self._task = ctypes.c_int64 * (len(PRODUCT) + 2)
         self._layers: dict[tuple[int, bool], LayerCode] = {}
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class Gemv:
 
     def width(self, outputs: int) -> int:
         """Return how wide the rows are that a product of so many outputs writes: whole blocks."""
-        return -(-outputs // self._block) * self._block
+        return -(-outputs // self.block) * self.block
 
     def run_team(self, function: int, task: int) -> None:
         """Have each thread of the team call a function with the address of a task."""
@@ -133,33 +134,27 @@ class LayerCode:
 class BoundGemv:
     """The product of few tokens with one packed weight, which it keeps."""
 
-    def __init__(
-        self, gemv: Gemv, weight: Tensor, shape: Sequence[int], bias: Tensor | None
-    ) -> None:
-        """`weight` is what oneDNN packed of `shape`, [outputs, inputs].
+    def __init__(self, gemv: Gemv, packed: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """`packed` is what oneDNN packed of `weight`, [outputs, inputs].
 
         Raises ValueError where it does not lie as the code expects.
         """
-        from gateway.engine.weights.gemv_code import BLOCK, PAD
-
-        outputs, inputs = shape
-        width = gemv.width(outputs)
-        blocks = width // BLOCK
-        block_bytes = weight.element_size() * BLOCK * PAD * -(-inputs // PAD)
-        if inputs % 2 or torch.ops.mkldnn._nbytes(weight) != blocks * block_bytes:
+        outputs, inputs = weight.shape
+        if inputs % 2 or not lies_in(gemv.block, packed, weight):
             raise ValueError(f"packed weights of {outputs} x {inputs} in another layout")
         self._gemv = gemv
-        self._weight = weight
-        self.outputs, self.inputs, self.width = outputs, inputs, width
+        self._packed = packed
+        self.outputs, self.inputs, self.width = outputs, inputs, gemv.width(outputs)
         # Without a bias all blocks have the same zeros.
-        self._bias = torch.zeros(BLOCK if bias is None else self.width)
+        self._bias = torch.zeros(gemv.block if bias is None else self.width)
         if bias is not None:
             self._bias[:outputs] = bias
-        bias_step = 0 if bias is None else BLOCK * self._bias.element_size()
-        self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(weight), self._bias.data_ptr()
+        bias_step = 0 if bias is None else gemv.block * self._bias.element_size()
+        self._addresses: tuple[int, int] = torch.ops.mkldnn.data_ptr(packed), self._bias.data_ptr()
+        block_bytes = weight.element_size() * gemv.block * PAD * -(-inputs // PAD)
         output_bytes = self.width * weight.element_size()
         self._sizes = inputs // 2, block_bytes, bias_step, output_bytes
-        self._blocks = blocks
+        self._blocks = self.width // gemv.block
 
     def takes(self, tensor: Tensor) -> bool:
         """Tell whether there are few enough tokens."""
@@ -218,13 +213,13 @@ def is_right(gemv: Gemv) -> bool:
     """Tell whether it says what float32 says: of whole blocks and a part of one, with a bias and
     without, for each count of tokens."""
     source = torch.Generator().manual_seed(0)
-    for outputs, inputs, has_bias in ((128, 64, False), (100, 70, True)):
+    for outputs, inputs, has_bias in ((128, 512, False), (100, 518, True)):
         weight, tokens, bias = (
             torch.randn(*sizes, generator=source).bfloat16()
             for sizes in ((outputs, inputs), (gemv.most_rows, inputs), (outputs,))
         )
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        bound = BoundGemv(gemv, packed, weight.shape, bias if has_bias else None)
+        bound = BoundGemv(gemv, packed, weight, bias if has_bias else None)
         expected = tokens.float() @ weight.float().T + (bias.float() if has_bias else 0)
         for rows in range(1, gemv.most_rows + 1):
             found = bound(tokens[:rows]).float()

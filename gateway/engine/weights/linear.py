@@ -43,7 +43,7 @@ class PackedProduct:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self._bias = joint_bias(layers)
         self.memory_bytes = weight.nbytes
-        self.few = _bind(gemv, self._weight, weight.shape, self._bias) if gemv else None
+        self.few = _bind(gemv, self._weight, weight, self._bias) if gemv else None
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if self.few is not None and self.few.takes(tensor):
@@ -213,9 +213,9 @@ def replace_linears(
     return made_bytes
 
 
-def _bind(gemv: Gemv, weight: Tensor, shape: torch.Size, bias: Tensor | None) -> BoundGemv | None:
+def _bind(gemv: Gemv, packed: Tensor, weight: Tensor, bias: Tensor | None) -> BoundGemv | None:
     try:
-        return BoundGemv(gemv, weight, shape, bias)
+        return BoundGemv(gemv, packed, weight, bias)
     except ValueError as error:
         logger.info("left to oneDNN: %s", error)
         return None

@@ -8,7 +8,7 @@ PRODUCT = (
     "rows", "tile",
 )  # fmt: skip
 """`input` [rows, 2 * pairs] and `output` (rows `output_bytes` apart) are addresses of
-bfloat16, `bias` of float32: 64 for each block, `bias_step` bytes apart. A block is multiplied with
+bfloat16, `bias` of float32: those of each block `bias_step` bytes apart. A block is multiplied with
 `tile` of the rows at a time, at most `gemv_code.most_tile`."""
 NORM = ("hidden", "added", "weight", "output", "eps", "size", "row_bytes", "added_bytes")
 """`hidden` becomes `hidden` + `added`, `output` the root mean square norm of that, times `weight`:

@@ -48,11 +48,16 @@ def gemv() -> "Gemv":
     """The compiled products, where this machine has what they need."""
     import torch
 
+    from gateway.engine.weights.blocks import find_block
     from gateway.engine.weights.gemv import find_gemv
 
     pytest.importorskip("llvmlite", reason="the extra fast-cpu is not installed")
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN packs no bfloat16 for this processor")
+    try:
+        find_block()
+    except RuntimeError as error:
+        pytest.skip(str(error))
     found = find_gemv()
     assert found is not None, "it is installed, but of no use: see the log"
     return found

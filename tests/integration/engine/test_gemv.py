@@ -37,7 +37,7 @@ def exact(layer: nn.Linear, tensor: torch.Tensor) -> torch.Tensor:
 
 def bound(gemv: Gemv, layer: nn.Linear) -> BoundGemv:
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
-    return BoundGemv(gemv, packed, layer.weight.shape, layer.bias)
+    return BoundGemv(gemv, packed, layer.weight, layer.bias)
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,0 +1,63 @@
+"""The blocks of packed weights: found by looking, for each set of instructions oneDNN may use."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gateway.engine.weights import blocks as blocks_module
+from gateway.engine.weights.blocks import BLOCKS, find_block, lies_in
+from gateway.engine.weights.gemv import Gemv, find_gemv
+
+HERE = Path(__file__).parent
+TESTS = (
+    "test_gemv.py::test_it_says_what_float32_says_of_any_shape",
+    "test_gemv.py::test_a_processor_without_products_of_pairs_has_them_in_float32",
+    "test_fused.py::test_steps_come_as_near_to_float32_as_torch_s_operators",
+)
+
+
+def run(*arguments: str, instructions: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where oneDNN uses no more than these instructions."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_only_one_size_of_block_fits(gemv: Gemv) -> None:
+    weight = torch.randn(100, 518).bfloat16()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    assert [block for block in BLOCKS if lies_in(block, packed, weight)] == [find_block()]
+    assert find_block() == gemv.block
+    assert not lies_in(gemv.block, packed, torch.randn(100, 518).bfloat16())
+    assert not lies_in(gemv.block, packed, weight[:30])
+
+
+def test_a_layout_that_is_not_known_is_told_of(
+    gemv: Gemv, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(blocks_module, "BLOCKS", (48,))
+    with caplog.at_level(logging.WARNING):
+        assert find_gemv() is None
+    assert "left to oneDNN: RuntimeError: oneDNN packs weights in a layout" in caplog.text
+
+
+@pytest.mark.parametrize("instructions", ["AVX512_CORE_BF16"])
+def test_it_is_right_where_onednn_may_use_less(gemv: Gemv, instructions: str) -> None:
+    """With AMX these are the other blocks."""
+    code = "from gateway.engine.weights.blocks import find_block; print(find_block())"
+    found = run("-c", code, instructions=instructions)
+    assert found.returncode == 0, found.stderr
+    if int(found.stdout) == gemv.block:
+        pytest.skip("this processor has the same blocks without AMX")
+    tests = [str(HERE / test) for test in TESTS]
+    said = run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", *tests,
+        instructions=instructions,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout
+    assert "skipped" not in said.stdout
