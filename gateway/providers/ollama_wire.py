@@ -256,18 +256,18 @@ class AnswerReader:
                 ):
                     texts.append(message.content)
                     continue
-                self._say(texts, events)
-                texts = []
+                if texts:
+                    self._say(texts, events)
+                    texts = []
                 self._read_one(part, events)
                 if self.finished is not None:
                     return
         finally:
-            self._say(texts, events)
+            if texts:
+                self._say(texts, events)
 
     def _say(self, texts: list[str], events: list[Event]) -> None:
         """Add the texts of lines that had nothing else."""
-        if not texts:
-            return
         if not self.lines:
             events.append(Started(self._ref))
         self.lines += len(texts)
