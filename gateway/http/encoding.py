@@ -13,10 +13,13 @@ _LINE_ENDS = (
 )
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 def encode_json(value: Any) -> bytes:
     """Return `value` as one line of JSON; any text, also with lone surrogates, reads back as is."""
     try:
-        data = msgspec.json.encode(value)
+        data = _encode(value)
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but it has a JSON escape
         return json.dumps(msgspec.to_builtins(value), separators=(",", ":")).encode()
     if not data.isascii():

@@ -49,8 +49,6 @@ class NativeEvents:
         self._id = after
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        if len(events) == 1:
-            return self._encode(events[0])
         return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:
@@ -62,11 +60,11 @@ class NativeEvents:
         return b"event: failed\ndata: %b\n\n" % encode_json(data)
 
     def _encode(self, event: Event) -> bytes:
+        if type(event) is TextDelta and not event.logprobs:  # as nearly always: each token is one
+            self._id += 1
+            text = encode_json(event.text)
+            return b'id: %d\nevent: delta\ndata: {"text":%b}\n\n' % (self._id, text)
         match event:
-            case TextDelta() if not event.logprobs:  # as nearly always, and each token is one
-                self._id += 1
-                text = encode_json(event.text)
-                return b'id: %d\nevent: delta\ndata: {"text":%b}\n\n' % (self._id, text)
             case TextDelta():
                 return self._delta({"text": event.text}, event.logprobs)
             case ReasoningDelta():

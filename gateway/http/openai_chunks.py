@@ -107,16 +107,16 @@ class _Chunks(ABC):
         self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        if len(events) == 1:
-            return self._encode(events[0])
         return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:
         return _frame({"error": openai_error(problem)})
 
     def _encode(self, event: Event) -> bytes:
+        if isinstance(event, TextDelta):  # as nearly always, and each token is one
+            return self._text(event)
         match event:
-            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+            case ReasoningDelta() | ToolCallDelta():
                 return self._delta(event)
             case Started():
                 self._name_model(event.ref)
@@ -140,7 +140,10 @@ class _Chunks(ABC):
     def _start(self) -> bytes: ...
 
     @abstractmethod
-    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes: ...
+    def _text(self, event: TextDelta) -> bytes: ...
+
+    @abstractmethod
+    def _delta(self, event: ReasoningDelta | ToolCallDelta) -> bytes: ...
 
     def _switch(self, event: Switched) -> bytes:
         # A chunk that says nothing, which clients are used to, and a field that they pass over.
@@ -178,10 +181,21 @@ class ChatChunks(_Chunks):
     def _start(self) -> bytes:
         return self._delta_chunk(b'{"role":"assistant","content":""}')
 
-    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
+    def _text(self, event: TextDelta) -> bytes:
+        text = event.text
+        if event.logprobs:
+            logprobs = encode_json(_chat_logprobs(event.logprobs))
+            return self._delta_chunk(b'{"content":%b}' % encode_json(text), logprobs)
+        if not text:
+            return b""
+        if self._around is None:
+            # All but the text is the same for every token of a stream.
+            before, _, after = self._delta_chunk(b'{"content":""}').rpartition(b'""')
+            self._around = before, after
+        return encode_json(text).join(self._around)
+
+    def _delta(self, event: ReasoningDelta | ToolCallDelta) -> bytes:
         match event:
-            case TextDelta():
-                return self._text(event) if event.text or event.logprobs else b""
             case ReasoningDelta():
                 if not event.text:
                     return b""
@@ -189,16 +203,6 @@ class ChatChunks(_Chunks):
             case ToolCallDelta():
                 call = {"index": event.index, **_describe_call(event.call)}
                 return self._delta_chunk(b'{"tool_calls":[%b]}' % encode_json(call))
-
-    def _text(self, event: TextDelta) -> bytes:
-        if event.logprobs:
-            logprobs = encode_json(_chat_logprobs(event.logprobs))
-            return self._delta_chunk(b'{"content":%b}' % encode_json(event.text), logprobs)
-        if self._around is None:
-            # All but the text is the same for every token of a stream.
-            before, _, after = self._delta_chunk(b'{"content":""}').rpartition(b'""')
-            self._around = before, after
-        return encode_json(event.text).join(self._around)
 
     def _delta_chunk(self, delta: bytes, logprobs: bytes = _NULL) -> bytes:
         return self._chunk(_DELTA % (delta, logprobs, _NULL))
@@ -213,12 +217,15 @@ class CompletionChunks(_Chunks):
     def _start(self) -> bytes:
         return self._chunk(self.empty % _NULL)
 
-    def _delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> bytes:
-        if not isinstance(event, TextDelta) or not (event.text or event.logprobs):
+    def _text(self, event: TextDelta) -> bytes:
+        if not (event.text or event.logprobs):
             return b""
         logprobs = encode_json(_text_logprobs(event.logprobs, self._told))
         self._told += len(event.text)
         return self._chunk(_TEXT % (encode_json(event.text), logprobs, _NULL))
+
+    def _delta(self, event: ReasoningDelta | ToolCallDelta) -> bytes:
+        return b""  # it has no words for them
 
 
 def describe_chat(live: LiveStream, answer: Generation) -> msgspec.Struct:

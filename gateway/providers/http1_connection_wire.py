@@ -195,15 +195,17 @@ class Connection(asyncio.Protocol):
             wait = take(self._empty())
         except Exception as error:
             fault = error
-        if self._take is take:  # else who took it has let go of the reply meanwhile
+        if (wait or fault) and self._take is take:  # else who took it has let go of the reply
             self._wait_before, self._fault = wait, fault
 
     def _empty(self) -> bytes:
         """Return what is held, and hold it no more."""
         pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
         self._held = 0
+        if len(pieces) == 1:
+            return pieces.pop()
+        data = b"".join(pieces)
+        pieces.clear()
         return data
 
     def _resume(self) -> None:
@@ -215,8 +217,8 @@ class Connection(asyncio.Protocol):
 
     def set_deadline(self, seconds: float) -> None:
         self._within_s = seconds
-        self._deadline = self._loop.time() + seconds
-        if self._deadline < self._alarm_at:
+        self._deadline = deadline = self._loop.time() + seconds
+        if deadline < self._alarm_at:
             self._set_alarm()
 
     def release(self) -> None:

@@ -52,7 +52,8 @@ class OllamaAnswer(Answer):
         memory: OllamaMemory,
     ) -> None:
         """`memory` is told of the use."""
-        super().__init__(AnswerReader(request.id, ref, joins=request.is_whole), tell)
+        reader = AnswerReader(request.id, ref, joins=request.is_whole)
+        super().__init__(reader, tell, common.server.timeouts.idle_s)
         self._common = common
         self._request = request
         self._ref = ref
@@ -88,10 +89,6 @@ class OllamaAnswer(Answer):
         if num_ctx is not None and not self._may_cut and is_longer(request, num_ctx):
             raise too_long(self._ref)
         return encode_request(request, self._ref, num_ctx, truncate=self._is_cut)
-
-    @property
-    def _idle_s(self) -> float:
-        return self._common.server.timeouts.idle_s
 
     async def _arrive(self) -> Reply:
         try:

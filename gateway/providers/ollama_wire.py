@@ -210,8 +210,12 @@ class AnswerReader:
         rubbish, each after the events before it.
         """
         events: list[Event] = []
+        cut = chunk.rfind(b"\n") + 1
         try:
-            self._take(chunk, events)
+            if cut == len(chunk) and not self._rest:  # whole lines, as nearly always
+                self._read(chunk, events)
+            else:
+                self._take(chunk, cut, events)
         except GatewayError as error:
             return _broken_off(events, error)
         return events
@@ -230,8 +234,8 @@ class AnswerReader:
             return _broken_off(events, error)
         return events
 
-    def _take(self, chunk: bytes, events: list[Event]) -> None:
-        cut = chunk.rfind(b"\n") + 1
+    def _take(self, chunk: bytes, cut: int, events: list[Event]) -> None:
+        """Read the lines that end before `cut`, and keep the rest."""
         if cut:
             lines = chunk[:cut]
             if self._rest:

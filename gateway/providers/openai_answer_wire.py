@@ -17,26 +17,21 @@ it does not return."""
 
 
 class OpenAIAnswer(Answer):
-    __slots__ = ("_faults", "_held", "_open", "_within_s")
+    __slots__ = ("_faults", "_held", "_open")
 
     def __init__(
         self, reader: AnswerReader, tell: Tell, faults: Faults, open_reply: Open, within_s: float
     ) -> None:
         """`within_s` is between lines."""
-        super().__init__(reader, tell)
+        super().__init__(reader, tell, within_s)
         self._faults = faults
         self._open = open_reply
-        self._within_s = within_s
         self._held: HeldReply | None = None
 
     def begin_with(self, held: HeldReply, over: Over) -> Callable[[], None]:
         """Do as `begin`."""
         self._held = held
         return self.begin(held.reply, over)
-
-    @property
-    def _idle_s(self) -> float:
-        return self._within_s
 
     async def _arrive(self) -> Reply:
         held, self._held = self._held, None

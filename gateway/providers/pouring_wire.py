@@ -41,11 +41,22 @@ class Answer(ABC):
     not begun. What differs between servers is for who derives from it.
     """
 
-    __slots__ = ("_is_held", "_is_poured", "_is_run", "_over", "_reader", "_reply", "_tell")
+    __slots__ = (
+        "_idle_s",
+        "_is_held",
+        "_is_poured",
+        "_is_run",
+        "_over",
+        "_reader",
+        "_reply",
+        "_tell",
+    )
 
-    def __init__(self, reader: Reader, tell: Tell) -> None:
+    def __init__(self, reader: Reader, tell: Tell, idle_s: float) -> None:
+        """`idle_s` is how long a line may take after the one before it."""
         self._reader = reader
         self._tell = tell
+        self._idle_s = idle_s
         self._reply: Reply | None = None
         self._over: Over | None = None
         self._is_held = True
@@ -77,11 +88,6 @@ class Answer(ABC):
             self._let_go()
 
     # --- what differs --------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def _idle_s(self) -> float:
-        """How long a line may take after the one before it."""
 
     @abstractmethod
     async def _arrive(self) -> Reply:
@@ -190,6 +196,8 @@ class Answer(ABC):
 
 def _tell_parts(parts: Iterable[Event], tell: Tell) -> Wait | None:
     """Tell all `parts` at once; raises what ends them when those before it were told."""
+    if isinstance(parts, list):  # nothing ends it
+        return tell(parts) if parts else None
     events: list[Event] = []
     fault: GatewayError | None = None
     try:

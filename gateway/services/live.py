@@ -213,19 +213,17 @@ class LiveStream:
     def put(self, events: Sequence[Event]) -> Wait | None:
         """Add events as far as there is room; return how to wait until the rest is added, too. For
         the owner of the stream only."""
-        listener = self._listener
-        if (
-            listener is not None
-            and not self._buffer.unread_bytes
-            and len(events) <= FEW_EVENTS
-            and listener.is_ready(sum(map(weigh, events)))
-        ):
-            # Past the buffer, in which nearly every token would be for a moment only.
-            self._handed_tokens = self.tally.said_tokens  # nothing of that is unread
-            self.tally.observe(events, self._clock())
-            self._buffer.append_read(events)
-            listener.hear(events)
-            return None
+        listener, buffer = self._listener, self._buffer
+        if listener is not None and not buffer.unread_bytes and len(events) <= FEW_EVENTS:
+            sizes = list(map(weigh, events))
+            if listener.is_ready(sum(sizes)):
+                # Past the buffer, in which nearly every token would be for a moment only.
+                tally = self.tally
+                self._handed_tokens = tally.said_tokens  # nothing of that is unread
+                tally.observe(events, self._clock())
+                buffer.append_read(events, sizes)
+                listener.hear(events)
+                return None
         left = self._append(events)
         return partial(self._put_later, left) if left else None
 

@@ -3,9 +3,9 @@
 Plain data: who may read, and who waits for whom, is for `live`.
 """
 
-import sys
 from collections import deque
 from collections.abc import Sequence
+from sys import getsizeof
 
 from gateway.core.errors import InvalidRequest, StreamGap
 from gateway.core.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, count_tokens
@@ -64,14 +64,13 @@ class ReplayBuffer:
         if self._read:
             self._trim()
 
-    def append_read(self, events: Sequence[Event]) -> None:
-        """Number `events` that are read as they come, because nothing before them is unread."""
+    def append_read(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
+        """Number `events`, of which each weighs one of `sizes`, that are read as they come, because
+        nothing before them is unread."""
         self.position += len(events)
         if self._read is not None:
-            for event in events:
-                size = weigh(event)
-                self._read.append((event, size, count_tokens(event)))
-                self.size_bytes += size
+            self._read.extend(zip(events, sizes, map(count_tokens, events), strict=True))
+            self.size_bytes += sum(sizes)
             self._trim()
 
     def take(self, most: int) -> list[Event]:
@@ -129,13 +128,13 @@ class ReplayBuffer:
 
 def weigh(event: Event) -> int:
     """Return about how many bytes `event` takes in memory."""
+    if type(event) is TextDelta and not event.logprobs:  # as nearly always
+        return getsizeof(event.text) + EVENT_BYTES
     match event:
-        case TextDelta() if not event.logprobs:  # as nearly always
-            return sys.getsizeof(event.text) + EVENT_BYTES
         case TextDelta() | ReasoningDelta():
-            size = sys.getsizeof(event.text)
+            size = getsizeof(event.text)
         case ToolCallDelta():
-            size = sys.getsizeof(event.call.arguments)
+            size = getsizeof(event.call.arguments)
         case _:
             return EVENT_BYTES
     described = sum(1 + len(each.top) for each in event.logprobs)
