@@ -108,6 +108,25 @@ def test_chunks_and_reads_may_be_cut_anywhere(
     assert (body, parser.is_complete) == (b"".join(chunks), True)
 
 
+@pytest.mark.parametrize("inside", [b"x", b"a\r\nb", b"\r\n", b"0\r\n\r\n", b"y" * 300])
+@pytest.mark.parametrize("size", [b"%x", b"%X", b"0%x", b"%x;x"])
+def test_a_chunk_in_a_read_of_its_own_is_one_whatever_is_in_it(size: bytes, inside: bytes) -> None:
+    one = size % len(inside) + b"\r\n" + inside + b"\r\n"
+    parser, body = parse(OLLAMA, one, one)
+    assert (body, parser.is_complete) == (inside * 2, False)
+    parser, body = parse(OLLAMA, one, b"0\r\n\r\n")
+    assert (body, parser.is_complete) == (inside, True)
+    for reads in ([one[:-1], one[-1:]], [one[:1], one[1:]], [one + one[:3], one[3:]]):
+        _, body = parse(OLLAMA, *reads)
+        assert body in (inside, inside * 2)
+
+
+@pytest.mark.parametrize("said", [b"2\r\nx\r\n", b"1\r\nxy\r\n", b"1\r\nxab", b"x\r\nx\r\n"])
+def test_a_chunk_in_a_read_of_its_own_is_as_long_as_it_says(said: bytes) -> None:
+    with pytest.raises(MalformedReply):
+        parse(OLLAMA, said, b"0\r\n\r\n")
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", *(data for data, *_ in RECORDED.values())]))
 def test_any_bytes_are_a_reply_or_malformed_and_never_anything_else(
     rubbish: bytes, before: bytes

@@ -7,6 +7,8 @@ from gateway.core.events import Event, TextDelta, TokenLogprob, ToolCallDelta
 from gateway.core.messages import ToolCall
 from gateway.services.replay import EVENT_BYTES, ReplayBuffer, weigh
 
+CALL = ToolCall("c", "look", "{}")
+
 
 def filled(
     count: int, *, max_events: int = 100, max_bytes: int = 2**20, keeps: bool = True
@@ -48,6 +50,25 @@ def test_what_was_read_is_dropped_beyond_the_bound_and_what_was_not_is_kept() ->
     with pytest.raises(StreamGap, match=r"1 to 2"):
         buffer.seek(0)
     assert texts(buffer.take(9)) == ["3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_is_read_as_it_comes_is_as_if_it_had_been_unread_before(keeps: bool) -> None:
+    said: list[Event] = [TextDelta("a"), ToolCallDelta(0, CALL, tokens=3), TextDelta("bc")]
+    past, through = filled(0, max_events=2, keeps=keeps), filled(0, max_events=2, keeps=keeps)
+    past.append_read(said, [weigh(event) for event in said])
+    for event in said:
+        through.append(event)
+    through.take(9)
+    for buffer in (past, through):
+        assert (buffer.position, buffer.last_id, buffer.unread_bytes) == (3, 3, 0)
+        assert buffer.size_bytes == sum(map(weigh, said[1:])) * keeps
+        if keeps:
+            buffer.seek(1)
+            assert buffer.unread_tokens == 4
+            assert buffer.take(9) == said[1:]
+        with pytest.raises(StreamGap):
+            buffer.seek(0)
 
 
 def test_the_bytes_of_what_was_read_are_bounded() -> None:
