@@ -6,6 +6,7 @@ Prompts say what they want; see `Ask`. By itself, with its port on stdout:
 """
 
 import asyncio
+import socket
 import sys
 import time
 from typing import cast
@@ -18,6 +19,8 @@ from bench.http1 import Reader
 from bench.ollama_wire import CHAT, OPENAI, OTHERS, Ask, Wire, json_reply, with_nonce
 
 BACKLOG = 4096
+ACCEPTS_A_TURN = 64
+"""uvloop accepts one connection in a turn for each handle that listens: too few under load."""
 WIRES = {"/api/chat": CHAT, "/v1/chat/completions": OPENAI}
 NOT_FOUND = json_reply({"error": "404 page not found"}, "404 Not Found")
 
@@ -56,14 +59,17 @@ class OllamaMock:
         self.connections = 0
         """That are open now."""
         self._cuts: dict[str, asyncio.Future[float]] = {}
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def start(self) -> str:
         """Listen on loopback; return the URL."""
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self), "127.0.0.1", 0, backlog=BACKLOG
-        )
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+        for handle in [listener, *(listener.dup() for _ in range(ACCEPTS_A_TURN - 1))]:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self), sock=handle, backlog=BACKLOG
+            )
+            self._servers.append(server)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def expect_cut(self, nonce: str) -> asyncio.Future[float]:
         """Return what will tell the `perf_counter` at which that answer's connection broke."""
@@ -75,8 +81,8 @@ class OllamaMock:
             cut.set_result(time.perf_counter())
 
     def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
 
 
 class _Connection(asyncio.Protocol):
