@@ -59,7 +59,8 @@ class FileOpenLog:
         self._clock = clock
         self._full: deque[_Segment] = deque()
         self._tail: _Segment | None = None
-        self._fresh: _Segment | None = None
+        self._made: _Segment | OSError | None = None
+        """The next file, or why there is none: all that the thread hands over."""
         self._count = 0
         self._rests_until = 0.0
 
@@ -108,13 +109,14 @@ class FileOpenLog:
 
     def _adopt(self) -> None:
         """Go on in the new file: only now, as a record that no log takes waits for a commit."""
-        fresh, self._fresh = self._fresh, None
-        if fresh is None:
-            return
-        self._close_tail()
-        self._tail = fresh
-        if self._clock() < self._rests_until:
+        made, self._made = self._made, None
+        if isinstance(made, OSError):
+            self._rest(made.strerror or type(made).__name__)
+        elif made is not None:
             self._close_tail()
+            self._tail = made
+            if self._clock() < self._rests_until:
+                self._close_tail()
 
     def _close_tail(self) -> None:
         tail, self._tail = self._tail, None
@@ -123,7 +125,8 @@ class FileOpenLog:
             self._full.append(tail)
 
     def _turn(self, done: Sequence[Path], wants: bool) -> None:
-        """Remove files, and begin a new one where it is wanted; in a thread."""
+        """Remove files, and begin a new one where it is wanted; in a thread, beside which records
+        are written to the file before."""
         for path in done:
             remove(path)
         if not wants:
@@ -131,6 +134,6 @@ class FileOpenLog:
         self._count += 1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._fresh = _Segment(self._folder / f"{self._boot}-{self._count:06}{LOG_SUFFIX}")
+            self._made = _Segment(self._folder / f"{self._boot}-{self._count:06}{LOG_SUFFIX}")
         except OSError as error:
-            self._rest(error.strerror or type(error).__name__)
+            self._made = error

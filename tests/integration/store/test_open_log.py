@@ -1,6 +1,9 @@
 """The opening log on a real disk: what it took the next run finds, and it stays small."""
 
+import errno
 import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,6 +124,39 @@ async def test_it_takes_records_while_the_next_file_is_made(tmp_path: Path) -> N
     assert {record.id for record in await left_in(tmp_path)} >= {
         opened(ticket).id for ticket in range(51, 101)
     }
+
+
+async def test_a_next_file_that_cannot_be_made_breaks_no_write_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    is_making, is_writing = threading.Event(), threading.Event()
+
+    def refuse(*_: object, **__: object) -> None:
+        is_making.set()
+        is_writing.wait(5)
+        raise OSError(errno.EACCES, "Permission denied")
+
+    def write(file: int, data: bytes) -> int:
+        is_writing.set()
+        time.sleep(0.05)  # the thread that makes files goes on
+        return os.write(file, data)
+
+    log = await open_log(tmp_path, segment_bytes=1, write=write, clock=lambda: now)
+    assert log.append([opened(1)], 1)
+    is_writing.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.trim, 0)
+            while not is_making.is_set():
+                await anyio.lowlevel.checkpoint()
+            assert log.append([opened(2)], 2)
+    assert not log.append([opened(3)], 3)  # it rests
+    now = REST_S
+    await log.trim(0)
+    assert log.append([opened(4)], 4)
+    assert await left_in(tmp_path) == [opened(1), opened(2), opened(4)]
 
 
 async def test_a_full_disk_is_left_alone_and_what_was_taken_stays_whole(tmp_path: Path) -> None:
