@@ -59,7 +59,7 @@ class OllamaAnswer(Answer):
         self._ref = ref
         self._memory = memory
         self._stay: Stay | None = None
-        self._num_ctx = common.configs.num_ctx(ref)
+        self._num_ctx: int | None = None
         self._may_cut = common.truncate if request.truncate is None else request.truncate
         self._is_cut = False
 
@@ -85,7 +85,9 @@ class OllamaAnswer(Answer):
 
     def _encode(self) -> tuple[str, bytes]:
         """Return the route and the body; raises what is wrong with the request."""
-        request, num_ctx = self._request, self._num_ctx
+        # As configured now: it may have changed while the request waited for room.
+        request, num_ctx = self._request, self._common.configs.num_ctx(self._ref)
+        self._num_ctx = num_ctx
         if num_ctx is not None and not self._may_cut and is_longer(request, num_ctx):
             raise too_long(self._ref)
         return encode_request(request, self._ref, num_ctx, truncate=self._is_cut)

@@ -1,5 +1,6 @@
 """Loading, unloading and configuring Ollama's models, against the scripted server."""
 
+from contextlib import aclosing
 from datetime import datetime
 
 import anyio
@@ -15,9 +16,10 @@ from gateway.core.errors import (
 from gateway.core.loading import ConfigChange, LoadConfig
 from gateway.core.messages import Options
 from gateway.core.models import ModelInfo, ModelStateChange
-from gateway.core.names import parse_ref
+from gateway.core.names import ModelRef, parse_ref
 from gateway.core.states import ModelState
 from gateway.providers.ollama import OllamaService
+from gateway.providers.ollama_memory_wire import Elsewhere, FindSize, Stay
 from tests.integration.ollama_peer import FOREVER, SOON, OllamaPeer
 from tests.integration.providers.ollama_support import REF, ask, read, serving
 
@@ -96,6 +98,34 @@ async def test_defaults_and_the_context_length_go_with_every_request(
         await service.configure(REF, ConfigChange(load=LoadConfig()))
         await read(service, ask())
         assert ollama_peer.requests[-1].body["options"]["num_ctx"] == 2048
+
+
+class FullMemory(Elsewhere):
+    """In which there is no room before `room` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = anyio.Event()
+
+    async def enter(self, ref: ModelRef, find_size: FindSize) -> Stay:
+        await self.room.wait()
+        return await super().enter(ref, find_size)
+
+
+async def test_who_waited_for_room_asks_for_the_context_length_that_counts_now(
+    ollama_peer: OllamaPeer,
+) -> None:
+    """Another one than the next request's would have the model loaded twice."""
+    ollama_peer.add_model("llama3.2", context_length=4096)
+    memory = FullMemory()
+    service = OllamaService(ollama_peer.url, num_ctx=2048, memory=memory)
+    async with aclosing(service), anyio.create_task_group() as tasks:
+        tasks.start_soon(read, service, ask())
+        await anyio.wait_all_tasks_blocked()
+        await service.configure(REF, ConfigChange(load=LoadConfig(context_length=8192)))
+        memory.room.set()
+    [chat] = ollama_peer.seen("/api/chat")
+    assert chat.body["options"]["num_ctx"] == 8192
 
 
 @pytest.mark.parametrize("field", ["device", "dtype", "quantization", "pinned", "force"])
