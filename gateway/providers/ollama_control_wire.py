@@ -5,6 +5,7 @@ Every call is bounded in time and bytes and raises only our own errors.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -131,7 +132,7 @@ class _Client(ollama.AsyncClient):
             trust_env=False,
             # No redirect is followed: without TLS to begin with there never is any. To load the
             # certificates takes the event loop 50 ms.
-            verify=base_url.startswith("https:"),
+            verify=urlsplit(base_url).scheme == "https",
             timeout=timeout_s,
             headers={"Accept-Encoding": "identity"},
             event_hooks={"response": [_bound_answer]},

@@ -23,11 +23,11 @@ def parse_ollama_host(value: str) -> str:
     text = value.strip().strip("\"'") or "127.0.0.1:11434"
     if re.search(r"\s", text):
         raise ValueError(f"'{text}' holds a space")
-    scheme, separator, _ = text.partition("://")
-    parts = urlsplit(text if separator else f"http://{text}")
+    has_scheme = "://" in text
+    parts = urlsplit(text if has_scheme else f"http://{text}")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"the scheme '{parts.scheme}' is neither http nor https")
-    default_port = {"http": 80, "https": 443}[scheme] if separator else 11434
+    default_port = {"http": 80, "https": 443}[parts.scheme] if has_scheme else 11434
     try:
         port = parts.port or default_port
     except ValueError:

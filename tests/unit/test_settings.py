@@ -141,6 +141,7 @@ def test_lists_and_objects_are_read_from_the_environment(tmp_path: Path) -> None
         ("0.0.0.0", "http://127.0.0.1:11434"),
         ("http://gpu", "http://gpu:80"),
         ("https://gpu", "https://gpu:443"),
+        ("HTTPS://gpu", "https://gpu:443"),
         ("https://gpu:8443/ollama/", "https://gpu:8443/ollama"),
         ("[::1]:99", "http://[::1]:99"),
         ("http://[::]:99", "http://[::1]:99"),

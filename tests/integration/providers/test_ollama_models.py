@@ -355,7 +355,10 @@ async def test_no_key_of_the_environment_is_sent(
     assert all("authorization" not in seen.headers for seen in ollama_peer.requests)
 
 
-@pytest.mark.parametrize("url, loads", [("http://127.0.0.1:1", 0), ("https://127.0.0.1:1", 1)])
+@pytest.mark.parametrize(
+    "url, loads",
+    [("http://127.0.0.1:1", 0), ("https://127.0.0.1:1", 1), ("HTTPS://127.0.0.1:1", 1)],
+)
 async def test_certificates_are_loaded_only_for_a_server_with_tls(
     url: str, loads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
