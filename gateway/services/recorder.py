@@ -294,13 +294,13 @@ class SessionRecorder:
         records, self._unlogged = self._unlogged, []
         if self._log is None or not records:
             return
+        self._work.ring()  # first: whatever becomes of the log, the database is to have them
         are_others_durable = self._durable_count >= self._added_count - len(records)
         if self._log.append(records, self._added_count) and are_others_durable:
             self._durable_count = self._added_count
             self._written.ring()
         if len(self._pending) >= MAX_BATCH or not self._are_safe:
             self._hurry.ring()
-        self._work.ring()
 
     @property
     def _are_safe(self) -> bool:

@@ -1,10 +1,11 @@
 """The opening log on a real disk: what it took the next run finds, and it stays small."""
 
+import asyncio
 import errno
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -318,6 +319,26 @@ async def test_without_a_log_a_record_waits_for_its_commit_and_no_longer(tmp_pat
         await anyio.wait_all_tasks_blocked()  # it does not gather: nobody else has the record
         assert await recorder.wait_written(ticket, timeout_s=0)
         tasks.cancel_scope.cancel()
+
+
+async def test_a_defect_of_the_log_costs_nothing_but_the_log(tmp_path: Path) -> None:
+    class BrokenLog(FileOpenLog):
+        def append(self, records: Sequence[SessionRecord], ticket: int) -> bool:
+            raise ValueError("a defect")
+
+    told: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, what: told.append(str(what["exception"])))
+    store = FlakyStore()
+    async with anyio.create_task_group() as tasks:
+        journal = FileJournal(tmp_path, max_bytes=2**20)
+        recorder = SessionRecorder(store, journal, BrokenLog(tmp_path, "b"), node="n", boot="b")
+        tasks.start_soon(recorder.run)
+        assert await recorder.wait_recovered(5)
+        await anyio.wait_all_tasks_blocked()
+        assert await recorder.wait_written(recorder.opened(opened(1)), timeout_s=5)
+        tasks.cancel_scope.cancel()
+    assert told == ["a defect"]
 
 
 async def test_what_went_to_the_journal_leaves_the_log(tmp_path: Path) -> None:
