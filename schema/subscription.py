@@ -87,6 +87,7 @@ async def generate(info: Info, input: _Generate) -> AsyncGenerator[StreamEvent, 
         is_resumable=True,
         is_detached=input.detached,
     ) as reader:
+        telemetry.decision_id.set(reader.stream.id)
         number = 0
         try:
             # One at a time, as they are sent.

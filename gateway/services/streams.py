@@ -14,7 +14,6 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from gateway import telemetry
 from gateway.core.errors import (
     GatewayError,
     Overloaded,
@@ -123,7 +122,6 @@ class StreamService:
         stream, trail = self._accept(
             request, face, caller, is_resumable=is_resumable or is_detached, is_detached=is_detached
         )
-        telemetry.decision_id.set(stream.id)
         reader = stream.attach()
         if request.caller != caller.id:
             request = replace(request, caller=caller.id)
@@ -166,7 +164,6 @@ class StreamService:
         """
         told: asyncio.Future[Generation | GatewayError] = asyncio.get_running_loop().create_future()
         stream = self.ask(request, face=face, caller=caller, told=partial(_settle, told))
-        telemetry.decision_id.set(stream.id)
         decided(stream.id)
         try:
             answer = await told

@@ -14,6 +14,7 @@ from anyio.abc import SocketStream
 from anyio.lowlevel import checkpoint
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import telemetry
 from gateway.core.errors import EngineFailed
 from gateway.core.events import Started, TextDelta
 from gateway.core.keys import KeyOrder, KeyScope
@@ -127,6 +128,29 @@ async def test_who_passed_every_check_goes_the_long_way_once(path: str) -> None:
             assert (reply.status_code, long.times) == (200, 1)
         assert (await served.client.post(path, json=body_for(path))).status_code == 401
         assert long.times == 2
+
+
+@pytest.mark.parametrize("more", [{"stream": True}, {}], ids=["a stream", "an answer"])
+async def test_the_log_of_a_request_names_no_decision_of_one_before_it(
+    more: dict[str, bool],
+) -> None:
+    """Callbacks share a context, which is that of whatever task they start."""
+    begun_with: list[str] = []
+
+    def note(app: ASGIApp) -> ASGIApp:
+        async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+            begun_with.append(telemetry.decision_id.get())
+            await app(scope, receive, send)
+
+        return noted
+
+    async with serving(ScriptedProvider(answer("a")), wrap=note) as served:
+        key = await make(served, "infer")
+        for _ in range(3):
+            body = body_for("/v1/chat/completions", **more)
+            await served.client.post("/v1/chat/completions", json=body, headers=bearer(key))
+        await served.client.get("/health")
+    assert begun_with == ["", ""]
 
 
 async def test_the_primed_server_of_the_tests_answers_the_first_request_by_the_express_way(
