@@ -68,8 +68,8 @@ DEFENCES = (
         "F2",
         "the deadline of a reply",
         "providers/http1_connection_wire.py",
-        "self._deadline = self._loop.time() + seconds",
-        "self._deadline = self._loop.time() + 90",
+        "self._deadline = deadline = self._loop.time() + seconds",
+        "self._deadline = deadline = self._loop.time() + 90",
         "integration/providers/test_ollama_failures.py::silence",
     ),
     Defence(
