@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import telemetry
-from gateway.core.errors import ForeignOrigin, ShuttingDown
+from gateway.core.errors import ForeignOrigin, GatewayError, InvalidRequest, ShuttingDown
 from gateway.http.decision_ids import DECISION_ID, noted_decision
 from gateway.http.errors import error_response
 from gateway.http.headers import find_header
@@ -136,17 +136,20 @@ class RefuseForeignHosts:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        host = find_header(scope, b"host") or ""
-        if self._hosts.admit(host):
+        called = [value for name, value in scope["headers"] if name == b"host"]
+        host = called[0].decode("latin-1") if called else ""
+        error: GatewayError
+        if len(called) > 1:  # others on the way may have looked at another one
+            error = InvalidRequest("A request has one Host header.")
+        elif self._hosts.admit(host):
             await self._app(scope, receive, send)
             return
-        problem = describe(
-            ForeignOrigin(
+        else:
+            error = ForeignOrigin(
                 f"This gateway is not called '{host[:100]}'.",
                 hint="The operator can allow the name in GATEWAY_ALLOWED_HOSTS.",
             )
-        )
-        await error_response(scope["path"], problem)(scope, receive, send)
+        await error_response(scope["path"], describe(error))(scope, receive, send)
 
 
 class RefuseWhileDraining:

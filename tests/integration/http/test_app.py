@@ -3,6 +3,7 @@
 import json
 import logging
 
+import anyio
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
@@ -164,3 +165,14 @@ async def test_a_name_that_is_not_this_machine_s_is_refused_while_on_loopback() 
             reply = await served.client.get("/v1/models", headers={"host": host})
             codes[host] = reply.status_code
     assert codes == {"evil.example": 403, "gpu:1": 200, "localhost": 200, "127.0.0.1:9": 200}
+
+
+async def test_a_request_with_two_hosts_is_none() -> None:
+    async with (
+        serving(ScriptedProvider()) as served,
+        await anyio.connect_tcp("127.0.0.1", served.port) as client,
+    ):
+        hosts = b"Host: localhost\r\nHost: evil.example\r\n"
+        await client.send(b"GET /api/v1/models HTTP/1.1\r\n%b\r\n" % hosts)
+        reply = await client.receive()
+    assert reply.startswith(b"HTTP/1.1 400") and b"invalid_request" in reply
