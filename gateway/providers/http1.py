@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from gateway import telemetry
 from gateway.core.turns import Turns
 from gateway.providers.http1_connection_wire import Connection, Take
 from gateway.providers.http1_wire import (
@@ -134,7 +135,8 @@ class Http1Client:
         loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
-            with anyio.fail_after(self._connect_s):
+            # It serves other requests after this one: what is logged then is not this one's.
+            with anyio.fail_after(self._connect_s), telemetry.of_no_request():
                 _, connection = await loop.create_connection(
                     lambda: Connection(loop, self),
                     self._host,

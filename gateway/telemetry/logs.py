@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,6 +13,17 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request that the running task works for."""
 decision_id: ContextVar[str] = ContextVar("decision_id", default="")
 """The id of its decision record, which is that of its stream, once it has one."""
+
+
+@contextmanager
+def of_no_request() -> Iterator[None]:
+    """Whatever begins within belongs to no request, though one needs it."""
+    tokens = request_id.set("-"), decision_id.set("")
+    try:
+        yield
+    finally:
+        request_id.reset(tokens[0])
+        decision_id.reset(tokens[1])
 
 
 class _JsonFormatter(logging.Formatter):

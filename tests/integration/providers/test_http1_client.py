@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway import telemetry
 from gateway.core.telling import Wait
 from gateway.core.turns import TURN_BYTES
 from gateway.providers.http1 import Http1Client, Reply
@@ -170,6 +171,24 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
         for _ in range(3):
             assert await read_all(await client.post("/", b"x" * 100_000, 5.0)) == b"ok"
     assert server.connections == 1
+
+
+async def test_what_a_connection_tells_is_told_in_no_request_s_context() -> None:
+    asking = telemetry.request_id.get()
+    heard: list[str] = []
+    async with serving(answering(WHOLE, WHOLE)) as (_, client):
+        for request in ("the first", "the second"):
+            telemetry.request_id.set(request)
+            reply, told = await client.ask("/", b"", 5.0), anyio.Event()
+
+            def hear(told: anyio.Event = told) -> None:
+                heard.append(telemetry.request_id.get())
+                told.set()
+
+            reply.listen(hear)
+            await told.wait()
+            reply.close()
+    assert heard == [asking, asking]
 
 
 @pytest.mark.parametrize(
