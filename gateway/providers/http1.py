@@ -135,14 +135,8 @@ class Http1Client:
         loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
-            # It serves other requests after this one: what is logged then is not this one's.
-            with anyio.fail_after(self._connect_s), telemetry.of_no_request():
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self),
-                    self._host,
-                    self._port,
-                    ssl=self._tls,
-                )
+            with anyio.fail_after(self._connect_s):
+                connection = await self._open_one(loop)
         except TimeoutError as error:
             raise ConnectTimedOut from error
         except (OSError, UnicodeError) as error:
@@ -150,6 +144,14 @@ class Http1Client:
         finally:
             self._connecting -= 1
         self._open.add(connection)
+        return connection
+
+    async def _open_one(self, loop: asyncio.AbstractEventLoop) -> Connection:
+        # It serves other requests after this one: what is logged then is not this one's.
+        with telemetry.of_no_request():
+            _, connection = await loop.create_connection(
+                lambda: Connection(loop, self), self._host, self._port, ssl=self._tls
+            )
         return connection
 
     def keep(self, connection: Connection) -> None:

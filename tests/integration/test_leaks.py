@@ -81,7 +81,7 @@ class House:
             lambda: self._whole("/api/v1/generate", 200),
             lambda: self._whole("/v1/chat/completions", 200),
             lambda: self._whole("/api/v1/generate", 400, model=3),
-            lambda: self._whole("/api/v1/stream", 404, model="ollama/none"),
+            lambda: self._whole("/api/v1/generate", 404, model="ollama/none"),
             lambda: self._whole("/api/v1/stream", 200, model="ollama/cut"),
             lambda: self._whole("/api/v1/generate", 502, model="ollama/cut"),
             lambda: self._whole("/v1/chat/completions", 503, model="ollama/busy"),
