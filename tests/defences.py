@@ -83,7 +83,7 @@ DEFENCES = (
     Defence(
         "F4",
         "the bound of a line",
-        "providers/ollama_wire.py",
+        "providers/ollama_stream_wire.py",
         "if len(line) > self._max_line_bytes:",
         "if False:",
         "integration/providers/test_ollama_failures.py::line_without_end",

@@ -12,9 +12,10 @@ from gateway.providers.http1 import Reply
 from gateway.providers.http1_wire import ReplyHead, TransportError
 from gateway.providers.ollama_lifecycle_wire import ModelConfigs
 from gateway.providers.ollama_memory_wire import FindSize, OllamaMemory, Stay
+from gateway.providers.ollama_request_wire import encode_request
 from gateway.providers.ollama_server_wire import OllamaServer
+from gateway.providers.ollama_stream_wire import AnswerReader
 from gateway.providers.ollama_truncation_wire import TruncationGuard, is_longer, too_long
-from gateway.providers.ollama_wire import AnswerReader, encode_request
 from gateway.providers.pouring_wire import Answer
 
 

@@ -10,7 +10,7 @@ from gateway.core.errors import InvalidRequest, ProviderProtocolError
 from gateway.core.events import Usage
 from gateway.core.names import ModelRef
 from gateway.providers.ollama_fault_wire import PROVIDER
-from gateway.providers.ollama_wire import encode_keep_alive
+from gateway.providers.ollama_request_wire import encode_keep_alive
 from gateway.providers.text_wire import read_count
 
 _MAX_DIMENSIONS = 16384

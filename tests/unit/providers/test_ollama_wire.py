@@ -31,7 +31,8 @@ from gateway.core.messages import (
     ToolCall,
 )
 from gateway.core.names import ModelRef
-from gateway.providers.ollama_wire import MAX_LINE_BYTES, AnswerReader, encode_request
+from gateway.providers.ollama_request_wire import encode_request
+from gateway.providers.ollama_stream_wire import MAX_LINE_BYTES, AnswerReader
 
 REF = ModelRef("ollama", "llama3.2:latest")
 

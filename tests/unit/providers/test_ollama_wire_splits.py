@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.core.errors import GatewayError
 from gateway.core.events import Event, Finished, Started, TextDelta
 from gateway.core.names import ModelRef
-from gateway.providers.ollama_wire import AnswerReader
+from gateway.providers.ollama_stream_wire import AnswerReader
 
 REF = ModelRef("ollama", "qwen3:8b")
 

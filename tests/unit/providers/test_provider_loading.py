@@ -17,7 +17,7 @@ def test_wire_modules_are_no_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "nope", "ollama_wire", "http1", "os", "..core", "ollama.create"]
+    "kind", ["", "nope", "ollama_request_wire", "http1", "os", "..core", "ollama.create"]
 )
 def test_an_unknown_kind_is_refused_with_the_known_ones(kind: str) -> None:
     with pytest.raises(Misconfigured) as caught:
