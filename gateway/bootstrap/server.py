@@ -95,7 +95,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             grace_s=settings.drain_grace_s,
             started=partial(_say_hello, needs_key=gateway.gatekeeper.needs_keys),
         )
-        _spare_the_collector()
+        spare_the_collector()
         # Only now: nobody waited for the loop before.
         async with anyio.create_task_group() as tasks:
             if settings.stall_warn_s:
@@ -110,7 +110,7 @@ def _choose_vanished_s(settings: Settings) -> float:
     return max(VANISHED_S, 2 * settings.send_timeout_s)
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Have the garbage collector look at what requests leave, and not at the gateway itself, which
     stays: by default it does so every few hundred requests, and stops all streams meanwhile."""
     gc.collect()
