@@ -31,6 +31,8 @@ class Costs:
     gap_p99_ms: float | None
     above_idle_mb: float | None
     """The most resident memory, less that of the warm server without load."""
+    stolen: float
+    """The share of all cores' time that the host gave to others."""
     answers: int
     lost: int
 
@@ -81,7 +83,7 @@ class Found:
 
 
 def describe(
-    tally: Tally, wall_s: float, cpu_s: float | None, above_idle_bytes: int | None
+    tally: Tally, wall_s: float, cpu_s: float | None, above_idle_bytes: int | None, stolen: float
 ) -> Costs:
     return Costs(
         requests_per_s=tally.answers / wall_s,
@@ -95,6 +97,7 @@ def describe(
         gap_p50_ms=percentile_ms(tally.gaps, 50),
         gap_p99_ms=percentile_ms(tally.gaps, 99),
         above_idle_mb=None if above_idle_bytes is None else above_idle_bytes / 1e6,
+        stolen=stolen,
         answers=tally.answers,
         lost=tally.lost,
     )

@@ -26,7 +26,7 @@ import uvloop
 from bench import cpu, machine, resident, tables
 from bench.arguments import names, numbers
 from bench.cells import KINDS, Cell, Load
-from bench.costs import Found, Measured, Stillness, describe, describe_closing, median
+from bench.costs import Costs, Found, Measured, Stillness, describe, describe_closing, median
 from bench.gateway_report import report
 from bench.held import SILENT, SPEAKING, Held, abort, most_streams
 from bench.load import Route
@@ -46,6 +46,9 @@ SETTLE_S = 10.0
 CALM = 0.03
 """A server at rest takes no more than this share of a core."""
 LOOK_S = 0.3
+STOLEN = 0.02
+"""More than this share of a load's time, and its figures are the host's."""
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,26 @@ async def settle(pid: int) -> None:
 
 
 async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) -> bool:
-    """Put one load on the server once, into `measured`; False means that it failed."""
+    """Put one load on the server once, into `measured`; False means that it failed.
+
+    Where the host took more than STOLEN of its time it is put on again, and the one of which the
+    host took least is what counts.
+    """
+    tries: list[tuple[Costs, float]] = []
+    while len(tries) < TRIES and all(costs.stolen > STOLEN for costs, _ in tries):
+        try:
+            tries.append(await put(target, cell, bench))
+        except (Failed, OSError) as error:
+            measured.failure = str(error)
+            tables.say(f"{cell.connections} {cell.kind}: {measured.failure}")
+            return False
+    costs, measured.seconds = min(tries, key=lambda each: each[0].stolen)
+    measured.rounds.append(costs)
+    return True
+
+
+async def put(target: Target, cell: Cell, bench: Bench) -> tuple[Costs, float]:
+    """Put one load on the server; return what it cost and its seconds. Raises Failed, OSError."""
     load = Load(cell, target.route, bench.nonces)
     limit_s = bench.options.limit + cell.answer_s
     # The collector would stop the load and the mock at once, for as long as they have much.
@@ -149,26 +171,22 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
             if target.pid is not None:
                 resident.reset_peak(target.pid)
             cpu_s = None if target.pid is None else cpu.seconds(target.pid)
+            stolen_s = cpu.stolen_seconds()
             wall_s = await load.drive(cell.seconds)
     except TimeoutError:
-        measured.failure = f"cut off after {limit_s:.0f} s, {load.tally.answers:,} answers"
-    except (Failed, OSError) as error:
-        measured.failure = str(error)
+        reason = f"cut off after {limit_s:.0f} s, {load.tally.answers:,} answers"
+        raise Failed(reason) from None
     finally:
         gc.enable()
         load.close()
-    if measured.failure is not None:
-        tables.say(f"{cell.connections} {cell.kind}: {measured.failure}")
-        return False
     above_bytes = None
     if target.pid is not None and cpu_s is not None and target.idle_bytes is not None:
         cpu_s = cpu.seconds(target.pid) - cpu_s
         above_bytes = max(resident.peak_bytes(target.pid) - target.idle_bytes, 0)
-    measured.seconds = wall_s
-    measured.rounds.append(describe(load.tally, wall_s, cpu_s, above_bytes))
+    stolen = (cpu.stolen_seconds() - stolen_s) / (wall_s * (os.cpu_count() or 1))
     if load.tally.lost:
         tables.say(f"{load.tally.lost} lost, the first: {load.tally.first_loss}")
-    return True
+    return describe(load.tally, wall_s, cpu_s, above_bytes, stolen), wall_s
 
 
 async def measure_stillness(target: Target, bench: Bench) -> Stillness:

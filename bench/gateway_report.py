@@ -59,6 +59,7 @@ class Line:
         return said + (f", then {self.measured.failure}" if self.measured.failure else "")
 
 
+STOLEN: Column = ("stolen", lambda line: percent(line.costs.stolen))
 COLUMNS: dict[Kind, Sequence[Column]] = {
     "piece": (
         ("requests/s", lambda line: number(line.costs.requests_per_s)),
@@ -103,7 +104,7 @@ def report(found: Found, peers: Sequence[str]) -> str:
 
 
 def _of_kind(found: Found, kind: Kind, cells: Sequence[Cell], peers: Iterable[str]) -> str:
-    columns = COLUMNS[kind]
+    columns = (*COLUMNS[kind], STOLEN)
     rows = []
     for cell, name in product(cells, peers):
         head = [TITLES[name], f"{cell.connections:,}"]

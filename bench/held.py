@@ -47,12 +47,12 @@ class Held:
                 self.connections.append(await self._open_one())
 
         workers = [asyncio.ensure_future(work()) for _ in range(OPENING_AT_ONCE)]
-        done, late = await asyncio.wait(workers, timeout=limit_s)
+        _, late = await asyncio.wait(workers, timeout=limit_s)
         for worker in late:
             worker.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        for worker in done:
-            worker.result()
+        for ended in await asyncio.gather(*workers, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
     def reset(self) -> None:
         for connection in self.connections:

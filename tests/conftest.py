@@ -73,10 +73,8 @@ def _postgres() -> Iterator[Any]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """A fresh empty PostgreSQL database."""
-    name = f"test_{uuid4().hex}"
-    _administer(postgres_server, "CREATE DATABASE {}", name)
-    yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-    _administer(postgres_server, "DROP DATABASE {} WITH (FORCE)", name)
+    with _postgres_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture
@@ -92,13 +90,56 @@ def empty_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file at head, to be copied: hundreds of tests begin with one."""
+    file = tmp_path_factory.mktemp("migrated") / "gateway.db"
+    migrate.upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> Iterator[str]:
+    """The name of a PostgreSQL database at head, to be copied."""
+    with _postgres_database(postgres_server) as url:
+        migrate.upgrade(url)
+        name = make_url(url).database
+        assert name is not None
+        yield name
+
+
 @pytest.fixture
-def database_url(empty_url: str) -> str:
-    """A database of each kind, migrated to head."""
-    migrate.upgrade(empty_url)
-    return empty_url
+def migrated_sqlite_url(sqlite_url: str, tmp_path: Path, migrated_file: Path) -> str:
+    """A SQLite database at head."""
+    shutil.copy(migrated_file, tmp_path / "gateway.db")
+    return sqlite_url
 
 
-def _administer(url: str, statement: str, name: str) -> None:
+@pytest.fixture
+def migrated_postgres_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """A PostgreSQL database at head."""
+    with _postgres_database(postgres_server, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A database of each kind, at head."""
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
+    return url
+
+
+@contextmanager
+def _postgres_database(server: str, template: str = "template1") -> Iterator[str]:
+    """A database of its own on `server`, a copy of `template`, as its URL."""
+    name = f"test_{uuid4().hex}"
+    _administer(server, "CREATE DATABASE {} TEMPLATE {}", name, template)
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _administer(server, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def _administer(url: str, statement: str, *names: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

@@ -10,10 +10,10 @@ import pytest
 
 from tests.tiny_models import build_model
 
-CYCLES = 100
+CYCLES = 40
 """Loads of each model."""
 MODELS = 3
-MAX_GROWTH = 0.05
+MAX_GROWTH = 0.03
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.timeout(400)
-def test_memory_comes_back_after_a_hundred_cycles_of_three_models(folders: list[Path]) -> None:
+def test_memory_comes_back_after_forty_cycles_of_three_models(folders: list[Path]) -> None:
     sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
     assert max(sizes) > 30_000_000
     done = subprocess.run(
@@ -51,5 +51,6 @@ def test_memory_comes_back_after_a_hundred_cycles_of_three_models(folders: list[
     assert median(unloaded[-10 * MODELS :]) <= first * (1 + MAX_GROWTH)
     assert max(unloaded) < first + max(sizes)
     # The largest is seen to come, so it would be seen to stay.
-    largest = MODELS - 1
-    assert report["loaded"][largest] - unloaded[largest] > sizes[largest] * 0.7
+    largest = slice(MODELS - 1, None, MODELS)
+    went = map(int.__sub__, report["loaded"][largest], unloaded[largest])
+    assert median(went) > sizes[MODELS - 1] * 0.7

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
+from gateway.store import migrate
 from tests.tiny_models import build_model
 
 DEAD_OLLAMA = "http://127.0.0.1:9"
@@ -127,18 +129,24 @@ def environment_of(folder: Path, models_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(environment: dict[str, str]) -> Iterator[Callable[..., GatewayProcess]]:
+def serve(
+    environment: dict[str, str], migrated_file: Path
+) -> Iterator[Callable[..., GatewayProcess]]:
     """Start gateways over one migrated database; each call is a start anew."""
     started: list[GatewayProcess] = []
-    migrated: set[tuple[str, str]] = set()
+    migrated: set[str] = set()
 
     def start(*, wrapper: Sequence[str] = (), **extra: str) -> GatewayProcess:
         chosen = environment | extra
-        database = chosen.get("GATEWAY_DATABASE_URL", ""), chosen["GATEWAY_DATA_DIR"]
-        if database not in migrated:
-            upgraded = run_gateway(chosen, "db", "upgrade")
-            assert upgraded.returncode == 0, upgraded.stderr
-            migrated.add(database)
+        if url := chosen.get("GATEWAY_DATABASE_URL"):
+            if url not in migrated:
+                migrate.upgrade(url)
+                migrated.add(url)
+        else:
+            file = Path(chosen["GATEWAY_DATA_DIR"]) / "gateway.db"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(migrated_file, file)
         started.append(GatewayProcess(chosen, wrapper=wrapper))
         return started[-1]
 

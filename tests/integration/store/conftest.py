@@ -18,7 +18,6 @@ from gateway.core.ports import (
     SecretStore,
     SessionStore,
 )
-from gateway.store import migrate
 from gateway.store.collections import DatabaseCollectionStore
 from gateway.store.database import Database
 from gateway.store.decisions import DatabaseDecisionStore
@@ -61,8 +60,7 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Database | No
     if request.param == "memory":
         yield None
         return
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    migrate.upgrade(url)
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
     async with Database(url) as database:
         yield database
 
