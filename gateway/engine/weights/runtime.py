@@ -41,6 +41,7 @@ def import_torch() -> None:
         transformers.logging.disable_progress_bar()
         # Lazy modules: the first use of these is what takes the time.
         _ = transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.DynamicCache
+        _ = transformers.PreTrainedModel  # what the code of every model imports
         if is_first:
             _share_arenas()
             # For threads that say nothing of it: those that compute say how many they want.

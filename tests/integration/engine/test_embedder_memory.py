@@ -34,8 +34,9 @@ DEBERTA = {
     "max_relative_positions": 512,
 }
 T5 = {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 2, "decoder_start_token_id": 0}
-MARGIN = 16_000_000
-"""What allocators and pages of code add in a process, whatever the batch."""
+MARGIN = 40_000_000
+"""What allocators and pages of code add in a process, whatever the batch: in glibc's heap a hole
+of up to 32 MiB may stay between blocks that are in use; larger blocks are not there."""
 Start = Callable[..., AbstractAsyncContextManager[EmbeddingEngine]]
 
 
