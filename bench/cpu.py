@@ -14,8 +14,12 @@ def seconds(pid: int) -> float:
 
 
 def stolen_seconds() -> float:
-    """Return how long all cores so far waited for a host that ran others, by proc_stat(5)."""
-    steal = Path("/proc/stat").read_text().split(maxsplit=9)[8]
+    """Return how long all cores so far waited for a host that ran others, by proc_stat(5); 0 where
+    the system does not tell."""
+    try:
+        steal = Path("/proc/stat").read_text().split(maxsplit=9)[8]
+    except FileNotFoundError:
+        return 0.0
     return int(steal) / os.sysconf("SC_CLK_TCK")
 
 
