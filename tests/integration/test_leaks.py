@@ -119,6 +119,7 @@ class House:
         await self._whole("/api/v1/stream", 200, detached=True)  # lets go of what was kept
         await self.gateway.streams.wait_idle()
         assert await self.gateway.recorder.flush(20)
+        await self._scrape()  # ends wait to be counted, some hundred of them
         self.peer.requests.clear()
         await anyio.wait_all_tasks_blocked()
         self.gateway.decisions.log._known.clear()  # the last 2,000, on purpose
@@ -166,11 +167,17 @@ class House:
             head = (await stream.receive()).decode()
         found = [line for line in head.splitlines() if line.lower().startswith("x-stream-id")]
         path = f"/api/v1/streams/{found[0].partition(':')[2].strip()}"
-        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        async with await anyio.connect_tcp("127.0.0.1", self.port) as stream:
-            await stream.send(f"{request}Last-Event-ID: 1\r\n\r\n".encode())
-            reply = await _read_all(stream)
+        reply = await self._read(path, "Last-Event-ID: 1\r\n")
         assert reply.count(b"event: finished") == 1
+
+    async def _scrape(self) -> None:
+        assert (await self._read("/metrics")).startswith(b"HTTP/1.1 200 ")
+
+    async def _read(self, path: str, headers: str = "") -> bytes:
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
+        async with await anyio.connect_tcp("127.0.0.1", self.port) as stream:
+            await stream.send(head.encode())
+            return await _read_all(stream)
 
     @asynccontextmanager
     async def _asked(self, path: str, fields: dict[str, Any]) -> AsyncIterator[SocketStream]:
