@@ -24,11 +24,9 @@ KEY = re.compile(r"gw-[0-9a-f]{12}-[0-9a-f]{64}")
 
 
 @pytest.fixture
-def keyed_environment(environment: dict[str, str], empty_url: str) -> dict[str, str]:
-    """A gateway's environment with a migrated database of each kind."""
-    chosen = environment | {"GATEWAY_DATABASE_URL": empty_url}
-    assert run_gateway(chosen, "db", "upgrade").returncode == 0
-    return chosen
+def keyed_environment(environment: dict[str, str], database_url: str) -> dict[str, str]:
+    """A gateway's environment with a migrated database of each kind, and without torch."""
+    return environment | {"GATEWAY_DATABASE_URL": database_url, "GATEWAY_PROVIDERS": "ollama"}
 
 
 @pytest.fixture
@@ -134,7 +132,7 @@ def test_the_models_command_sends_its_key(
     keyed_environment: dict[str, str], start: Callable[..., GatewayProcess]
 ) -> None:
     key = create(keyed_environment, "cli", "--scope", "manage")
-    gateway = start()
+    gateway = start(GATEWAY_PROVIDERS="huggingface")
     chosen = keyed_environment | {"GATEWAY_PORT": gateway.url.rpartition(":")[2]}
     refused = run_gateway(chosen, "models", "list")
     assert refused.returncode == 1 and "API key is needed" in refused.stderr
@@ -154,7 +152,7 @@ def test_a_gateway_without_keys_says_whom_it_serves(
 
 
 def test_no_secret_is_left_anywhere(
-    keyed_environment: dict[str, str], tmp_path: Path, empty_url: str
+    keyed_environment: dict[str, str], tmp_path: Path, database_url: str
 ) -> None:
     log = tmp_path / "log"
     secrets = []
@@ -177,7 +175,7 @@ def test_no_secret_is_left_anywhere(
         said += [talk(url, {"x-api-key": key}, {}), talk(url, {}, {"Authorization": key})]
         said.append(talk(url, {}, {"x-api-key": made}))
     secrets = [text.split("-")[2] for text in (key, wrong, made)] + [pepper]
-    written = log.read_text() + "".join(said) + everything_in(empty_url)
+    written = log.read_text() + "".join(said) + everything_in(database_url)
     assert "canary" in written
     for secret in secrets:
         assert secret not in written
