@@ -1,13 +1,15 @@
 """Rows by the hundred: an INSERT whose text is made once, its values bound column by column.
 SQLAlchemy takes several times as long for a row as the database does.
 
-SQLite is given the rows as they are; PostgreSQL gets all of them as one JSON text, of which it
-makes a table: a message for each row costs more than reading it. What the types of the columns do
-to values still happens; what is special is only the way there.
+SQLite gets many rows a statement: its driver gives the interpreter up for each one, and gets it
+back only after 5 ms where the event loop is busy. PostgreSQL gets all of them as one JSON text, of
+which it makes a table: a message for each row costs more than reading it. What the types of the
+columns do to values still happens; what is special is only the way there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -20,6 +22,8 @@ from gateway.store.tables import ColumnType
 Values = Sequence[object]
 """Of one row."""
 Bind = Callable[[Sequence[Any]], Sequence[Any]]
+MOST_ROWS = 256
+"""Of one statement, a power of two. SQLite takes 32,766 values in one, since 3.32."""
 
 
 class BulkInsert:
@@ -38,28 +42,48 @@ class BulkInsert:
         if self._compiled is None:
             kind = _Table if connection.dialect.name == "postgresql" else _Rows
             self._compiled = kind(self._statement, self._columns, connection.dialect)
-        compiled = self._compiled
-        await connection.exec_driver_sql(compiled.text, compiled.bind(rows))
+        for text, values in self._compiled.statements(rows):
+            await connection.exec_driver_sql(text, values)
 
 
 class _Rows:
-    """What a statement is to a driver that takes many rows at once."""
+    """What a statement is to SQLite: an INSERT of 256 rows, of 128, and so on. So the driver has
+    nine texts prepared, whatever the number of rows."""
 
     def __init__(self, statement: Insert, columns: Sequence[Column[Any]], dialect: Dialect) -> None:
         names = [column.name for column in columns]
         compiled = statement.compile(dialect=dialect, column_keys=names)
-        self.text = str(compiled)
         places = compiled.positiontup or []
         if sorted(places) != sorted(names):
             raise ValueError(f"the statement has other parameters than {names}: {places}")
         # The statement has them in the order of the table, whatever order the rows have.
         self._places = [names.index(name) for name in places]
         self._binds = [_binder(columns[place].type, dialect) for place in self._places]
+        row = f"({', '.join('?' * len(names))})"
+        before, after = str(compiled).split(row)
+        self._texts = {
+            size: before + ", ".join([row] * size) + after for size in _sizes(2 * MOST_ROWS - 1)
+        }
 
-    def bind(self, rows: Sequence[Values]) -> list[tuple[Any, ...]]:
+    def statements(self, rows: Sequence[Values]) -> Iterator[tuple[str, Any]]:
         values = list(zip(*rows, strict=True))
         bound = [bind(values[place]) for place, bind in zip(self._places, self._binds, strict=True)]
-        return list(zip(*bound, strict=True))
+        ordered = list(zip(*bound, strict=True))
+        done = 0
+        for size in _sizes(len(ordered)):
+            part = ordered[done : done + size]
+            yield self._texts[size], tuple(chain.from_iterable(part))
+            done += size
+
+
+def _sizes(count: int) -> Iterator[int]:
+    """Return powers of two, the greatest first, whose sum is `count`."""
+    size = MOST_ROWS
+    while count:
+        while size > count:
+            size //= 2
+        yield size
+        count -= size
 
 
 class _Table:
@@ -78,13 +102,13 @@ class _Table:
         compiled = statement.from_select(self._names, source).compile(dialect=dialect)
         if set(compiled.params) != {"rows"}:
             raise ValueError(f"the statement has parameters of its own: {compiled.params}")
-        self.text = str(compiled)
+        self._text = str(compiled)
 
-    def bind(self, rows: Sequence[Values]) -> dict[str, str]:
+    def statements(self, rows: Sequence[Values]) -> Iterator[tuple[str, Any]]:
         values = zip(*rows, strict=True)
         bound = [bind(each) for bind, each in zip(self._binds, values, strict=True)]
         named = [dict(zip(self._names, row, strict=True)) for row in zip(*bound, strict=True)]
-        return {"rows": msgspec.json.encode(named).decode()}
+        yield self._text, {"rows": msgspec.json.encode(named).decode()}
 
 
 def _binder(kind: TypeEngine[Any], dialect: Dialect) -> Bind:

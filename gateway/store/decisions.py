@@ -13,6 +13,7 @@ from gateway.core.decision_records import (
     describe_session,
     ends_of,
 )
+from gateway.store.bulk import BulkInsert, Values
 from gateway.store.database import Database
 from gateway.store.sessions import UNKNOWN_NODE, read_session
 from gateway.store.tables import decisions, stream_sessions
@@ -25,14 +26,15 @@ class DatabaseDecisionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._insert = database.insert(decisions).on_conflict_do_nothing()
+        insert = database.insert(decisions).on_conflict_do_nothing()
+        self._insert = BulkInsert(insert, list(decisions.c))
 
     async def write(self, records: Sequence[DecisionRecord]) -> None:
         if not records:
             return
         rows = [_row(record) for record in records]
         async with self._database.writing() as connection:
-            await connection.execute(self._insert, rows)
+            await self._insert.execute(connection, rows)
 
     async def find(self, decision_id: str) -> DecisionRecord | None:
         own = select(decisions.c.record).where(decisions.c.id == decision_id)
@@ -108,16 +110,17 @@ def _common(columns: Any, wanted: DecisionFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _row(record: DecisionRecord) -> dict[str, object]:
+def _row(record: DecisionRecord) -> Values:
+    """Return the value of each column of the table."""
     kept = msgspec.structs.replace(record, source="database")
-    return {
-        "id": record.id,
-        "opened_at": record.opened_at,
-        "caller": record.caller,
-        "requested_model": record.requested_model,
-        "provider": record.provider,
-        "model": record.model,
-        "outcome": record.outcome,
-        "error_code": record.error,
-        "record": msgspec.json.encode(kept).decode(),
-    }
+    return (
+        record.id,
+        record.opened_at,
+        record.caller,
+        record.requested_model,
+        record.provider,
+        record.model,
+        record.outcome,
+        record.error,
+        msgspec.json.encode(kept).decode(),
+    )
