@@ -21,12 +21,12 @@ from gateway.services.bell import Bell
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 500
+MAX_BATCH = 2000
 """Records of one transaction."""
 GATHER_S = 0.2
 """How long records that are in the log wait for others; a commit costs as much as fifty of them,
 and a session that ended meanwhile is one row written once."""
-MAX_SPOOL = 2000
+MAX_SPOOL = 8000
 """Records of one append to the journal; as many waiting ones go there even if commits succeed."""
 SPOOL_AFTER_S = 0.15
 """How long a record waits for the database alone; less than `started` waits for its record."""

@@ -13,8 +13,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import JSON, Column, Dialect, Insert, bindparam, column, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import JSON, Column, Connection, Dialect, Insert, bindparam, column, func, select
 from sqlalchemy.types import TypeEngine
 
 from gateway.store.tables import ColumnType
@@ -37,13 +36,13 @@ class BulkInsert:
         self._columns = columns
         self._compiled: _Rows | _Table | None = None
 
-    async def execute(self, connection: AsyncConnection, rows: Sequence[Values]) -> None:
+    def execute(self, connection: Connection, rows: Sequence[Values]) -> None:
         """Insert the rows, of which there is at least one."""
         if self._compiled is None:
             kind = _Table if connection.dialect.name == "postgresql" else _Rows
             self._compiled = kind(self._statement, self._columns, connection.dialect)
         for text, values in self._compiled.statements(rows):
-            await connection.exec_driver_sql(text, values)
+            connection.exec_driver_sql(text, values)
 
 
 class _Rows:

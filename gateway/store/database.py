@@ -5,10 +5,10 @@ Owns how SQLite and PostgreSQL are opened and the one translation of their error
 
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -29,6 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import QueuePool
 
 from gateway.core.errors import DatabaseUnavailable, Misconfigured
+
+T = TypeVar("T")
 
 _RELEASE_TIMEOUT_S = 5.0
 
@@ -110,6 +112,8 @@ class Database:
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._engine: AsyncEngine | None = None
+        self._batches: Engine | None = None
+        self._batch_thread = anyio.CapacityLimiter(1)
         # SQLite has one writer at a time. Waiting here is fair, and holds no connection meanwhile.
         self._one_writer = anyio.Lock() if self._is_sqlite else nullcontext()
         self._slots = anyio.Semaphore(pool_size)
@@ -135,6 +139,7 @@ class Database:
             # be closed by then. So the file is tried without aiosqlite.
             with translated_faults(self._url):
                 await anyio.to_thread.run_sync(_try_file, self._url)
+            self._batches = _create_batch_engine(self._url, self._timeout_s)
         self._engine = self._create_engine()
         try:
             async with self.reading() as connection:
@@ -145,6 +150,9 @@ class Database:
 
     async def aclose(self) -> None:
         """Close every connection. Harmless when closed already."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.dispose()
         engine, self._engine = self._engine, None
         if engine is not None:
             with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True):
@@ -176,6 +184,22 @@ class Database:
             async with self._one_writer, self._transaction(writes=True) as connection:
                 yield connection
 
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that commits at its end, all of it or nothing.
+
+        On SQLite it has a thread for itself from begin to commit. With `writing` each step waits
+        for a turn of the event loop, which is long where many streams are, and a batch is made of
+        many steps.
+        """
+        if not self._is_sqlite:
+            async with self.writing() as connection:
+                return await connection.run_sync(work)
+        with translated_faults(), anyio.fail_after(self._timeout_s):
+            async with self._one_writer:
+                return await anyio.to_thread.run_sync(
+                    self._write_batch, work, limiter=self._batch_thread
+                )
+
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
         """Return an INSERT that knows ON CONFLICT."""
         return sqlite.insert(table) if self.backend == "sqlite" else postgresql.insert(table)
@@ -196,6 +220,12 @@ class Database:
                     with anyio.move_on_after(_RELEASE_TIMEOUT_S, shield=True):
                         await connection.close()
 
+    def _write_batch(self, work: Callable[[Connection], T]) -> T:
+        if self._batches is None:
+            raise DatabaseUnavailable("The database is closed.")
+        with self._batches.begin() as connection:
+            return work(connection)
+
     def _create_engine(self) -> AsyncEngine:
         engine = create_async_engine(
             self._url.set(drivername=_ASYNC_DRIVERS[self.backend]),
@@ -203,6 +233,7 @@ class Database:
             hide_parameters=True,
             pool_size=self._pool_size,
             max_overflow=0,
+            pool_use_lifo=True,
             pool_pre_ping=not self._is_sqlite,
         )
         if self._is_sqlite:
@@ -225,6 +256,19 @@ def create_sync_engine(url: URL, timeout_s: float) -> Engine:
     return engine
 
 
+def _create_batch_engine(url: URL, timeout_s: float) -> Engine:
+    """Return SQLite's blocking engine of one connection, each of whose transactions writes."""
+    engine = create_engine(
+        url.set(drivername=_SYNC_DRIVERS["sqlite"]),
+        connect_args=_connect_arguments(url, timeout_s),
+        pool_size=1,
+        max_overflow=0,
+        hide_parameters=True,
+    )
+    prepare_sqlite(engine)
+    return engine.execution_options(writes=True)
+
+
 def _try_file(url: URL) -> None:
     with create_sync_engine(url, timeout_s=1.0).connect():
         pass
@@ -244,6 +288,8 @@ def _configure_sqlite(connection: Any, foreign_keys: bool) -> None:
     # With WAL, NORMAL survives kill -9 whole; only a power cut can lose the last commits, and it
     # never damages the file. FULL would pay an fsync for every batch.
     cursor.execute("PRAGMA synchronous=NORMAL")
+    # Or a statement of many rows keeps a file of what it would have to undo.
+    cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
     cursor.close()
 

@@ -33,8 +33,7 @@ class DatabaseDecisionStore:
         if not records:
             return
         rows = [_row(record) for record in records]
-        async with self._database.writing() as connection:
-            await self._insert.execute(connection, rows)
+        await self._database.write(lambda connection: self._insert.execute(connection, rows))
 
     async def find(self, decision_id: str) -> DecisionRecord | None:
         own = select(decisions.c.record).where(decisions.c.id == decision_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Row,
     bindparam,
     case,
@@ -87,13 +88,16 @@ class DatabaseSessionStore:
             rows = whole if opening else ends
             rows.append((*_opening_of(opening or opening_of(end)), *_ending_row(end)))
         starts = [(*_opening_of(each), each.provider, each.model) for each in openings.values()]
-        async with self._database.writing() as connection:
+
+        def insert(connection: Connection) -> None:
             if starts:
-                await self._insert_opening.execute(connection, starts)
+                self._insert_opening.execute(connection, starts)
             if whole:
-                await self._insert_whole.execute(connection, whole)
+                self._insert_whole.execute(connection, whole)
             if ends:
-                await self._insert_ending.execute(connection, ends)
+                self._insert_ending.execute(connection, ends)
+
+        await self._database.write(insert)
 
     async def note_usage(self, used: Mapping[str, Usage]) -> None:
         if not used:

@@ -15,7 +15,8 @@ class Calls:
     def __init__(self, database: Database) -> None:
         self.count = 0
         assert database._engine is not None
-        event.listen(database._engine.sync_engine, "before_cursor_execute", self.note)
+        engine = database._batches or database._engine.sync_engine
+        event.listen(engine, "before_cursor_execute", self.note)
 
     def note(self, _c: object, _cursor: object, text: str, *rest: object) -> None:
         *_, is_many = rest

@@ -1,5 +1,6 @@
 """What a database that is locked, full, unreadable or gone becomes, and what a cancel leaves."""
 
+import asyncio
 import logging
 import sqlite3
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import event, exc, make_url, text
+from sqlalchemy import Connection, event, exc, make_url, text
 
 from gateway.core.errors import DatabaseUnavailable, Misconfigured
 from gateway.core.models import ProviderStatus
@@ -132,15 +133,17 @@ async def test_a_full_disk_is_unavailable_and_leaves_whole_batches(sqlite_url: s
     async with Database(sqlite_url, pool_size=1) as database:
         store = DatabaseSessionStore(database)
         await store.write([opened("before")], [])
-        async with database.reading() as connection:
-            pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
-            await connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
+        await database.write(leave_two_pages)
         with pytest.raises(DatabaseUnavailable, match="full"):
             await store.write([opened(f"s{number}") for number in range(500)], [])
         assert [session.opened.id for session in await store.recent(10)] == ["before"]
-        async with database.reading() as connection:
-            await connection.exec_driver_sql("PRAGMA max_page_count=100000")
+        await database.write(lambda each: each.exec_driver_sql("PRAGMA max_page_count=100000"))
         await store.write([opened("after")], [])
+
+
+def leave_two_pages(connection: Connection) -> None:
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}")
 
 
 async def test_a_lock_that_is_not_let_go_is_unavailable(sqlite_url: str) -> None:
@@ -178,13 +181,12 @@ async def test_a_writer_waits_for_another_process_to_let_go(sqlite_url: str) -> 
 
 
 def listen_for_begin(database: Database, begun: anyio.Event) -> None:
-    engine = database._engine
-    assert engine is not None
+    loop = asyncio.get_running_loop()
 
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    @event.listens_for(database._batches, "before_cursor_execute")
     def notice(_c: object, _cursor: object, statement: str, *_: object) -> None:
         if statement == "BEGIN IMMEDIATE":
-            begun.set()
+            loop.call_soon_threadsafe(begun.set)
 
 
 async def test_a_server_that_goes_away_is_unavailable_until_it_is_back(
