@@ -13,7 +13,18 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import JSON, Column, Connection, Dialect, Insert, bindparam, column, func, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Dialect,
+    FromClause,
+    Insert,
+    bindparam,
+    column,
+    func,
+    select,
+)
 from sqlalchemy.types import TypeEngine
 
 from gateway.store.tables import ColumnType
@@ -75,6 +86,20 @@ class _Rows:
             done += size
 
 
+def given_rows(columns: Sequence[Column[Any]], backend: str) -> FromClause:
+    """Return the parameter `rows`, a list of objects, as a table that has these columns."""
+    rows = bindparam("rows", type_=JSON)
+    if backend == "postgresql":
+        table = func.json_to_recordset(rows).table_valued(
+            *(column(each.name, each.type) for each in columns)
+        )
+        return table.render_derived(name="given", with_types=True)
+    row = func.json_each(rows).table_valued("value").c.value
+    return select(
+        *(func.json_extract(row, f"$.{each.name}").label(each.name) for each in columns)
+    ).subquery("given")
+
+
 def _sizes(count: int) -> Iterator[int]:
     """Return powers of two, the greatest first, whose sum is `count`."""
     size = MOST_ROWS
@@ -95,9 +120,7 @@ class _Table:
             _as_they_are if isinstance(each.type, JSON) else _binder(each.type, dialect)
             for each in columns
         ]
-        rows = func.json_to_recordset(bindparam("rows", type_=JSON))
-        table = rows.table_valued(*(column(each.name, each.type) for each in columns))
-        source = select(table.render_derived(name="given", with_types=True))
+        source = select(given_rows(columns, dialect.name))
         compiled = statement.from_select(self._names, source).compile(dialect=dialect)
         if set(compiled.params) != {"rows"}:
             raise ValueError(f"the statement has parameters of its own: {compiled.params}")

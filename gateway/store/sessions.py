@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    bindparam,
     case,
     delete,
     func,
@@ -28,9 +27,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.core.events import Timings, Usage
 from gateway.core.sessions import Session, SessionClosed, SessionOpened
 from gateway.core.states import StreamEnd
-from gateway.store.bulk import BulkInsert, Values
+from gateway.store.bulk import BulkInsert, Values, given_rows
 from gateway.store.database import Database
-from gateway.store.tables import UnixTime, boots, stream_sessions
+from gateway.store.tables import UnixTime, boots, clean_count, stream_sessions
 
 UNKNOWN_NODE = ""
 """The node of a session whose opening has not arrived. No gateway has this name."""
@@ -62,6 +61,7 @@ _CLOSED = (
     "closed_at",
     "served_by",
 )
+_USED = ("id", "prompt_tokens", "completion_tokens")
 _COLUMNS = (*_OPENED, *_SERVED, *_CLOSED)
 
 
@@ -70,6 +70,12 @@ class DatabaseSessionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        given = given_rows([stream_sessions.c[name] for name in _USED], database.backend).c
+        self._note_usage = (
+            update(stream_sessions)
+            .where(stream_sessions.c.id == given.id, _is_open)
+            .values(prompt_tokens=given.prompt_tokens, completion_tokens=given.completion_tokens)
+        )
         self._insert_opening = self._insert((*_OPENED, *_SERVED), {_is_unknown: _OPENED})
         self._insert_ending = self._insert(_COLUMNS, {_is_open: (*_SERVED, *_CLOSED)})
         self._insert_whole = self._insert(
@@ -102,17 +108,11 @@ class DatabaseSessionStore:
     async def note_usage(self, used: Mapping[str, Usage]) -> None:
         if not used:
             return
-        statement = (
-            update(stream_sessions)
-            .where(stream_sessions.c.id == bindparam("session"), _is_open)
-            .values(prompt_tokens=bindparam("prompt"), completion_tokens=bindparam("completion"))
-        )
-        rows = [
-            {"session": name, "prompt": each.prompt_tokens, "completion": each.completion_tokens}
-            for name, each in used.items()
-        ]
-        async with self._database.writing() as connection:
-            await connection.execute(statement, rows)
+        rows = []
+        for name, usage in used.items():
+            counts = clean_count(usage.prompt_tokens), clean_count(usage.completion_tokens)
+            rows.append(dict(zip(_USED, (name, *counts), strict=True)))
+        await self._database.write(lambda each: each.execute(self._note_usage, {"rows": rows}))
 
     async def interrupt_orphans(self, node: str, closed_at: float, *, boot: str) -> int:
         statement = (
