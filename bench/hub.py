@@ -20,7 +20,8 @@ import anyio
 import httpx
 import uvicorn
 
-from gateway.bootstrap import create_app, running
+from gateway.bootstrap.lifetime import running
+from gateway.bootstrap.server import configure
 from gateway.settings import Settings
 from gateway.store import migrate
 
@@ -48,9 +49,8 @@ async def measure(folder: Path, hub: str) -> dict[str, Any]:
     settings = Settings(data_dir=folder, hub_endpoint=hub, providers=("ollama",))
     await anyio.to_thread.run_sync(migrate.upgrade, settings.resolved_database_url)
     async with running(settings) as gateway:
-        config = uvicorn.Config(
-            create_app(settings, gateway), port=0, lifespan="off", log_config=None, loop="asyncio"
-        )
+        config = configure(settings, gateway)
+        config.port = 0
         server = uvicorn.Server(config)
         listener = config.bind_socket()
         async with anyio.create_task_group() as tasks:

@@ -20,7 +20,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from gateway.bootstrap import running
+from gateway.bootstrap.lifetime import running
 from gateway.hub.cache import FileLibrary
 from gateway.settings import Settings
 from gateway.store import migrate

@@ -61,7 +61,7 @@ def serve() -> None:
     signal running streams get time to finish, the second ends them.
     """
     settings = _checked_settings(with_devices=True)
-    from gateway.bootstrap import serve as run_server
+    from gateway.bootstrap.server import serve as run_server
 
     run_server(settings)
 

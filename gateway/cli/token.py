@@ -72,7 +72,7 @@ def _run(work: Callable[[HubTokenService], Awaitable[T]]) -> T:
     """Return what `work` does with the token of the settings' database."""
     import anyio
 
-    from gateway.bootstrap import open_hub
+    from gateway.bootstrap.hub import open_hub
     from gateway.preflight import find_mistakes
     from gateway.settings import load_settings
     from gateway.store import migrate

@@ -107,6 +107,8 @@ class _Chunks(ABC):
         self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
+        if len(events) == 1:
+            return self._encode(events[0])
         return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:

@@ -187,12 +187,12 @@ class Connection(asyncio.Protocol):
 
     def _pour(self) -> None:
         """Give away what there is, unless who takes it wants to be waited for."""
-        take = self._take
-        if take is None or not self._pieces or self._wait_before or self._fault:
+        take, pieces = self._take, self._pieces
+        if take is None or not pieces or self._wait_before or self._fault:
             return
         wait, fault = None, None
         try:
-            wait = take(self._empty())
+            wait = take(pieces.pop() if len(pieces) == 1 and not self._held else self._empty())
         except Exception as error:
             fault = error
         if (wait or fault) and self._take is take:  # else who took it has let go of the reply

@@ -184,10 +184,15 @@ class ReplyParser:
         body.append(data)
 
     def _read_chunks(self, data: bytes, body: list[bytes]) -> None:
-        if not (self._left or self._owes_line_end) and (
-            self._read_plain_chunk(data, body) or self._read_plain_chunks(data, body)
-        ):
-            return
+        if not (self._left or self._owes_line_end):
+            # One whole chunk, as the read of a token is, and not the last one.
+            found_at = data.find(_CRLF)
+            size = len(data) - found_at - 4
+            if size > 0 and data[:found_at] == b"%x" % size and data.endswith(_CRLF):
+                body.append(data[found_at + 2 : -2])
+                return
+            if self._read_plain_chunks(data, body):
+                return
         at = 0
         while True:
             if self._left:
@@ -218,17 +223,6 @@ class ReplyParser:
                 self._step = ReplyParser._read_trailers
                 self._step(self, data[at:], body)
                 return
-
-    @staticmethod
-    def _read_plain_chunk(data: bytes, body: list[bytes]) -> bool:
-        """Read `data` if it is one whole chunk, as the read of a token is, and not the last one.
-        Else do nothing and return False."""
-        at = data.find(_CRLF)
-        size = len(data) - at - 4
-        if size <= 0 or data[:at] != b"%x" % size or not data.endswith(_CRLF):
-            return False
-        body.append(data[at + 2 : -2])
-        return True
 
     def _read_plain_chunks(self, data: bytes, body: list[bytes]) -> bool:
         """Read `data` if it is of whole chunks written as Go does, without a line end in them: the

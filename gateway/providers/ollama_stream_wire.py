@@ -108,10 +108,12 @@ class AnswerReader:
         events: list[Event] = []
         cut = chunk.rfind(b"\n") + 1
         try:
-            if cut == len(chunk) and not self._rest:  # whole lines, as nearly always
-                self._read(chunk, events)
-            else:
+            if cut != len(chunk) or self._rest:
                 self._take(chunk, cut, events)
+            elif self.lines and chunk.startswith(b"{") and chunk.find(b"\n") == cut - 1:
+                self._read_line(chunk, events)
+            else:
+                self._read(chunk, events)
         except GatewayError as error:
             return _broken_off(events, error)
         return events
@@ -129,6 +131,21 @@ class AnswerReader:
         except GatewayError as error:
             return _broken_off(events, error)
         return events
+
+    def _read_line(self, line: bytes, events: list[Event]) -> None:
+        """Add the events of a line that comes alone and is not the first, as nearly every token."""
+        part = self._decode_one(line)
+        message = part.message
+        if (  # as in `_read`: a function for both would cost each token a call
+            message is not None
+            and message.content
+            and not (message.thinking or message.tool_calls or part.done or part.logprobs)
+            and part.error is _ABSENT
+        ):
+            self.lines += 1
+            events.append(TextDelta(message.content))
+        else:
+            self._read_one(part, events)
 
     def _take(self, chunk: bytes, cut: int, events: list[Event]) -> None:
         """Read the lines that end before `cut`, and keep the rest."""

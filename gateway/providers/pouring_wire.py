@@ -172,7 +172,11 @@ class Answer(ABC):
         lines = reader.lines
         if not lines:
             self._begun()
-        wait = _tell_parts(reader.feed(chunk), self._tell)
+        parts = reader.feed(chunk)
+        if type(parts) is list:  # nothing ends it
+            wait = self._tell(parts) if parts else None
+        else:
+            wait = _tell_parts(parts, self._tell)
         # Bytes that make no line are no progress: a peer may drip them for ever.
         if reader.lines > lines and self._is_held and reply is not None:
             reply.expect_within(self._idle_s if reader.finished is None else END_GRACE_S)
@@ -196,8 +200,6 @@ class Answer(ABC):
 
 def _tell_parts(parts: Iterable[Event], tell: Tell) -> Wait | None:
     """Tell all `parts` at once; raises what ends them when those before it were told."""
-    if isinstance(parts, list):  # nothing ends it
-        return tell(parts) if parts else None
     events: list[Event] = []
     fault: GatewayError | None = None
     try:

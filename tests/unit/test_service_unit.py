@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bootstrap import CLOSE_S
 from gateway.bootstrap.lifetime import DECISIONS_S, FLUSH_S
+from gateway.bootstrap.server import CLOSE_S
 from gateway.cli import EXIT_MISCONFIGURED, main
 from gateway.settings import Settings, environment_name
 

@@ -224,7 +224,7 @@ def require_signs_of_life(written: str, figures: str, collector: OtlpReceiver) -
     assert len(collector.spans) > 50
 
 
-@pytest.mark.parametrize("command", ["import gateway.bootstrap", "import gateway.cli"])
+@pytest.mark.parametrize("command", ["import gateway.bootstrap.server", "import gateway.cli"])
 def test_what_sends_traces_is_not_imported_where_there_are_none(command: str) -> None:
     import subprocess
     import sys
