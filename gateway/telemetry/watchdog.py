@@ -30,6 +30,8 @@ _LOOP_FILES = (
     *("asyncio/runners.py", "asyncio/base_events.py", "asyncio/events.py", "selectors.py"),
 )
 ORDINARY_COLLECTIONS = "as once torch is imported and after loads of models"
+OWN_SHARE = 0.5
+"""Of the time of a stall: who had less of a processor was held up by others."""
 MAX_TOLD = 10
 """Stacks that are logged in each minute; more would bury the log in what it tells already."""
 
@@ -64,12 +66,13 @@ class LoopWatchdog:
         self._clock = clock
         self._sleep = sleep
         self._beaten_at = 0.0
+        self._ran_s = 0.0  # of a processor, at that beat
         self._told: list[float] = []
         self._collected_at = -1.0
 
     async def run(self) -> None:
         """Watch for ever; end it by cancelling."""
-        self._beaten_at = self._clock()
+        self._beaten_at, self._ran_s = self._clock(), time.process_time()
         stop = threading.Event()
         arguments = (threading.get_ident(), stop)
         watcher = threading.Thread(
@@ -93,7 +96,7 @@ class LoopWatchdog:
     def _beat(self) -> None:
         now = self._clock()
         stood_s = now - self._beaten_at - self._beat_s
-        self._beaten_at = now
+        self._beaten_at, self._ran_s = now, time.process_time()
         if stood_s > self._warn_s:
             self._stalls.add(stood_s)
 
@@ -108,6 +111,7 @@ class LoopWatchdog:
 
     def _tell(self, stood_s: float, loop_thread: int) -> None:
         now = self._clock()
+        ran = (time.process_time() - self._ran_s) / (stood_s + self._beat_s)
         self._told = [told_at for told_at in self._told if now - told_at < 60]
         frames = sys._current_frames()
         frame = frames.pop(loop_thread, None)
@@ -115,15 +119,16 @@ class LoopWatchdog:
             return
         self._told.append(now)
         frames.pop(threading.get_ident(), None)
-        level, where = _describe(frame, frames)
+        level, where = _describe(frame, frames, ran)
         if level is logging.WARNING and self._collected_at > now - stood_s:
             # Every thread stands still meanwhile, whatever it does.
             level, where = logging.INFO, f"while garbage was collected, {ORDINARY_COLLECTIONS}"
         logger.log(level, "the event loop has stood still for %.0f ms %s", stood_s * 1000, where)
 
 
-def _describe(frame: FrameType, others: Mapping[int, FrameType]) -> tuple[int, str]:
+def _describe(frame: FrameType, others: Mapping[int, FrameType], ran: float) -> tuple[int, str]:
     """Return where the loop stands, and how grave that is: the stack above the loop's own frames.
+    `ran` is the share of that time for which this process had a processor.
 
     Without any, the loop only waits to go on. Python code of another thread lets it within
     milliseconds, so if one imports, that is why: loading a library holds the interpreter. That
@@ -135,11 +140,13 @@ def _describe(frame: FrameType, others: Mapping[int, FrameType]) -> tuple[int, s
     imported = next(filter(None, map(_find_import, others.values())), None)
     if imported is not None and (not own or _waits_for_thread(own)):
         return logging.INFO, f"while a thread imports {imported}, which happens once"
+    if not own and ran < OWN_SHARE:
+        return logging.INFO, f"while the machine ran other things: this process for {ran:.0%} of it"
     if not own:
         busy = "".join(map(_describe_thread, others.values()))
         return (
             logging.WARNING,
-            f"and nothing runs in it: the machine, or a thread, holds it up{busy}",
+            f"and nothing runs in it: a thread holds it up{busy}",
         )
     return logging.WARNING, f"at\n{''.join(traceback.format_list(own[-MAX_FRAMES:]))}"
 

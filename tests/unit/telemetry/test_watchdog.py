@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -58,16 +59,38 @@ async def test_a_stall_is_counted_and_its_place_is_told(
     assert "run_until_complete" not in ours
 
 
-async def test_a_loop_that_waits_is_described_as_one_that_does_nothing() -> None:
+@pytest.mark.parametrize(
+    ("ran", "level", "said"),
+    [(1.0, logging.WARNING, "a thread holds it up"), (0.1, logging.INFO, "for 10% of it")],
+)
+async def test_a_loop_that_waits_was_held_up_by_a_thread_or_by_others(
+    ran: float, level: int, said: str
+) -> None:
     loop_thread = threading.get_ident()
 
-    def look() -> str:
+    def look() -> tuple[int, str]:
         frame = sys._current_frames()[loop_thread]
         while not frame.f_code.co_filename.endswith("selectors.py"):
             frame = sys._current_frames()[loop_thread]
-        return _describe(frame, {})[1]
+        return _describe(frame, {}, ran)
 
-    assert "nothing runs in it" in await anyio.to_thread.run_sync(look)
+    found, text = await anyio.to_thread.run_sync(look)
+    assert found == level and said in text
+
+
+async def test_a_process_that_was_stopped_blames_the_machine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def told() -> list[str]:
+        return [r.levelname for r in caplog.records if "the machine ran other" in r.getMessage()]
+
+    stop = f"kill -STOP {os.getpid()}; sleep {5 * WARN_S}; kill -CONT {os.getpid()}"
+    async with watched():
+        while not told():  # the loop may be quicker to go on than the watchdog's thread to look
+            await anyio.run_process(["sh", "-c", stop])
+    assert set(told()) == {"INFO"}
 
 
 IMPORTED = """
