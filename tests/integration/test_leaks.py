@@ -28,7 +28,8 @@ import pytest
 import uvicorn
 from anyio.abc import SocketAttribute, SocketStream
 
-from gateway import bootstrap
+from gateway.bootstrap.lifetime import running
+from gateway.bootstrap.server import configure
 from gateway.http.server import listen
 from gateway.services.gateway import Gateway
 from gateway.settings import Settings
@@ -234,8 +235,8 @@ async def house(folder: Path) -> AsyncIterator[House]:
         peer.script("silent", until_left([]))
         peer.script("pausing", until_left([chat_line("a"), chat_line("b")]))
         with listen("127.0.0.1", 0) as listener:
-            async with bootstrap.running(settings) as gateway:
-                server = uvicorn.Server(bootstrap.configure(settings, gateway))
+            async with running(settings) as gateway:
+                server = uvicorn.Server(configure(settings, gateway))
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(server.serve, [listener])
                     yield House(gateway, peer, listener.getsockname()[1])

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from gateway import bootstrap
+from gateway.bootstrap.lifetime import running
 from gateway.core.embeddings import EmbedRequest
 from gateway.core.errors import GatewayError, InvalidRequest, RotationInConfig, StaleTransition
 from gateway.core.events import Finished, TextDelta
@@ -71,7 +71,7 @@ class House:
             drain_grace_s=1,
             **values,
         )
-        async with bootstrap.running(settings) as gateway:
+        async with running(settings) as gateway:
             yield gateway
 
     async def ask(self, gateway: Gateway, model: str = "rotation/r", tokens: int = 5) -> None:

@@ -294,7 +294,7 @@ async def test_a_body_that_does_not_come_is_waited_for_by_the_long_way(
     async with known_client() as (client, _, long, provider):
         data = raw_request("one")
         await client.send(data[:-5])
-        while long.times == 1:  # noqa: ASYNC110
+        while long.times == 1:
             await anyio.sleep(0.005)
         await client.send(data[-5:])
         await read_replies(client, 1)
@@ -323,7 +323,7 @@ async def test_who_leaves_stops_the_model() -> None:
     async with known_client() as (client, served, long, provider):
         provider.script = [Started(ECHO), TextDelta("a"), gate]
         await client.send(raw_request("one"))
-        while not served.gateway.streams.live_count:  # noqa: ASYNC110
+        while not served.gateway.streams.live_count:
             await anyio.sleep(0.001)
         await client.aclose()
         session = await served.last_session()
@@ -348,7 +348,7 @@ async def test_who_has_all_his_streams_is_told_so() -> None:
         provider.script = [Started(ECHO), anyio.Event()]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            while not served.gateway.streams.live_count:  # noqa: ASYNC110
+            while not served.gateway.streams.live_count:
                 await anyio.sleep(0.001)
             reply = await ask()
             tasks.cancel_scope.cancel()

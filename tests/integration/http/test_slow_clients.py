@@ -150,7 +150,7 @@ async def test_many_idle_streams_leave_the_gateway_quick(quick_turns: LoopTurns)
     async with serving(Sometimes()) as served, connected(served, MANY) as streams:
         for stream in streams:
             await stream.send(request)
-        while served.gateway.streams.live_count < MANY:  # noqa: ASYNC110
+        while served.gateway.streams.live_count < MANY:
             await anyio.sleep(0.01)
         quick = await served.client.post(NATIVE, json={**HELLO, "options": {"seed": 1}})
         assert b"event: finished" in quick.content
@@ -190,11 +190,11 @@ async def test_readers_that_are_sent_large_pieces_at_once_share_turns_of_the_loo
                 yield event
 
     async with serving(Each()) as served, taking(served, MANY):
-        while served.gateway.streams.live_count < MANY:  # noqa: ASYNC110
+        while served.gateway.streams.live_count < MANY:
             await anyio.sleep(0.01)
         with turns.measured():
             gate.set()
-            while sum(written.values()) < MANY * size:  # noqa: ASYNC110
+            while sum(written.values()) < MANY * size:
                 await anyio.sleep(0.01)
     assert max(written.values()) < TURN_BYTES + 2 * size
     assert sum(each > size for each in written.values()) >= MANY * size // (TURN_BYTES + 2 * size)

@@ -86,7 +86,7 @@ async def asking(served: Served, paths: list[str]) -> AsyncIterator[list[socket.
                 client.sendall(message(path))
 
         await anyio.to_thread.run_sync(ask)
-        while served.gateway.streams.live_count < len(paths):  # noqa: ASYNC110
+        while served.gateway.streams.live_count < len(paths):
             await anyio.sleep(0.01)
         yield clients
 

@@ -18,6 +18,7 @@ from gateway.store import migrate
 from tests.tiny_models import build_model
 
 DEAD_OLLAMA = "http://127.0.0.1:9"
+Migrate = Callable[[dict[str, str]], None]
 
 
 class GatewayProcess:
@@ -128,25 +129,36 @@ def environment_of(folder: Path, models_folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def migrated(migrated_file: Path) -> Migrate:
+    """Give the gateway of an environment its SQLite file at head: a copy, as the command that makes
+    it takes two seconds."""
+
+    def copy(environment: dict[str, str]) -> None:
+        file = Path(environment["GATEWAY_DATA_DIR"]) / "gateway.db"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(migrated_file, file)
+
+    return copy
+
+
 @pytest.fixture
 def serve(
-    environment: dict[str, str], migrated_file: Path
+    environment: dict[str, str], migrated: Migrate
 ) -> Iterator[Callable[..., GatewayProcess]]:
     """Start gateways over one migrated database; each call is a start anew."""
     started: list[GatewayProcess] = []
-    migrated: set[str] = set()
+    upgraded: set[str] = set()
 
     def start(*, wrapper: Sequence[str] = (), **extra: str) -> GatewayProcess:
         chosen = environment | extra
         if url := chosen.get("GATEWAY_DATABASE_URL"):
-            if url not in migrated:
+            if url not in upgraded:
                 migrate.upgrade(url)
-                migrated.add(url)
+                upgraded.add(url)
         else:
-            file = Path(chosen["GATEWAY_DATA_DIR"]) / "gateway.db"
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(migrated_file, file)
+            migrated(chosen)
         started.append(GatewayProcess(chosen, wrapper=wrapper))
         return started[-1]
 

@@ -34,11 +34,12 @@ async def until_ready(gateway: GatewayProcess, is_ready: bool) -> dict[str, Any]
                 told = (await client.get("/health/ready")).json()
                 if (told["status"] == "ready") is is_ready:
                     return dict(told)
+                await anyio.sleep(0.02)
 
 
 async def until_all_is_stored(gateway: GatewayProcess) -> dict[str, Any]:
     while (told := await until_ready(gateway, True))["records"]["journal_bytes"]:
-        pass
+        await anyio.sleep(0.05)
     return told
 
 
@@ -106,7 +107,7 @@ async def test_a_full_disk_under_the_log_and_kill_9_lose_nothing_that_began(
             await until_all_is_stored(gateway)
             with anyio.fail_after(10):
                 while None in (ends := dict(await anyio.to_thread.run_sync(rows, ENDS))).values():
-                    pass
+                    await anyio.sleep(0.05)
             assert load.accepted <= set(ends)
             await anyio.to_thread.run_sync(gateway.close)
 
@@ -141,14 +142,14 @@ async def test_a_gateway_frozen_under_streams_loses_its_lease_and_gets_on_once_i
             await load.until(100)
             with anyio.fail_after(30):
                 while len(load.accepted - set(await anyio.to_thread.run_sync(rows))):
-                    pass
+                    await anyio.sleep(0.05)
             os.kill(frozen.pid, signal.SIGSTOP)
             try:
                 with anyio.fail_after(60):
                     while ("frozen", None) in (
                         before := await anyio.to_thread.run_sync(rows)
                     ).values():
-                        pass
+                        await anyio.sleep(0.05)
             finally:
                 os.kill(frozen.pid, signal.SIGCONT)
             seen = set(load.accepted)

@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 from tests.integration.disks import fill_up, tiny_disk
 from tests.integration.hub_peer.files import HubFile, Plan
 from tests.integration.hub_peer.server import HubPeer
-from tests.integration.process.conftest import GatewayProcess, environment_of, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, environment_of, run_gateway
 
 Serve = Callable[..., GatewayProcess]
 MODEL = "org/model"
@@ -64,6 +64,7 @@ def environment(tmp_path: Path, models_folder: Path, hub: Hub) -> dict[str, str]
     return environment_of(tmp_path, models_folder) | {
         "GATEWAY_HUB_ENDPOINT": hub.peer.url,
         "GATEWAY_DOWNLOAD_RESERVE_BYTES": "0",
+        "GATEWAY_PROVIDERS": "ollama",  # to download takes no torch
     }
 
 
@@ -104,6 +105,7 @@ def until_written(gateway: GatewayProcess, download_id: str, least: int) -> None
         assert found["state"] in ("QUEUED", "RUNNING"), found
         if found["bytes_done"] >= least:
             return
+        time.sleep(0.02)
 
 
 def test_a_downloaded_model_answers(
@@ -111,7 +113,7 @@ def test_a_downloaded_model_answers(
 ) -> None:
     files = [path for path in (models_folder / "smol").iterdir() if path.is_file()]
     hub.files.add(MODEL, *(HubFile(f.name, f.read_bytes(), lfs=f.name == PATH) for f in files))
-    gateway = serve()
+    gateway = serve(GATEWAY_PROVIDERS="huggingface")
     plan = gateway.client.post("/api/v1/downloads", json={"repo": MODEL, "dryRun": True})
     assert plan.status_code == 200
     assert plan.json()["bytes_to_fetch"] == sum(file.stat().st_size for file in files)
@@ -208,6 +210,7 @@ def test_kills_at_random_leave_nothing_that_is_not_whole(
             found = gateway.client.get(f"/api/v1/downloads/{download_id}").json()
             if found["state"] == "SUCCEEDED" or found["bytes_done"] > share * total:
                 break
+            time.sleep(0.005)
         gateway.kill()
         for blob in cache_of(environment).glob("models--*/blobs/*"):
             if blob.suffix != ".incomplete":
@@ -248,7 +251,10 @@ def test_a_full_disk_fails_the_download_and_nothing_else(
 
 
 def test_two_gateways_on_one_cache_fetch_a_file_once(
-    hub: Hub, environment: dict[str, str], tmp_path: Path
+    hub: Hub,
+    environment: dict[str, str],
+    tmp_path: Path,
+    migrated: Migrate,
 ) -> None:
     hub.files.add(MODEL, HubFile(PATH, WEIGHTS))
     go_on = hub.hold(PATH, 3_000_000)
@@ -259,7 +265,7 @@ def test_two_gateways_on_one_cache_fetch_a_file_once(
                 "GATEWAY_NODE": node,
                 "GATEWAY_DATA_DIR": str(tmp_path / node),
             }
-            assert run_gateway(chosen, "db", "upgrade").returncode == 0
+            migrated(chosen)
             gateways.append(GatewayProcess(chosen))
             stack.callback(gateways[-1].close)
         first, second = gateways
@@ -267,7 +273,7 @@ def test_two_gateways_on_one_cache_fetch_a_file_once(
         until_written(first, ids[0], 1_000_000)
         ids.append(order(second)["id"])
         while second.client.get(f"/api/v1/downloads/{ids[1]}").json()["files_total"] is None:
-            pass
+            time.sleep(0.05)
         go_on()
         ends = [outcome(gateway, each) for gateway, each in zip(gateways, ids, strict=True)]
     assert [end["state"] for end in ends] == ["SUCCEEDED", "SUCCEEDED"]
@@ -276,12 +282,15 @@ def test_two_gateways_on_one_cache_fetch_a_file_once(
 
 
 def test_another_gateway_takes_over_and_the_first_finds_out_when_it_goes_on(
-    hub: Hub, environment: dict[str, str], rows: Callable[[str], list[tuple[Any, ...]]]
+    hub: Hub,
+    environment: dict[str, str],
+    rows: Callable[[str], list[tuple[Any, ...]]],
+    migrated: Migrate,
 ) -> None:
     """The first is stopped in mid-file, with the file's lock, until after its lease."""
     hub.files.add(MODEL, HubFile(PATH, WEIGHTS))
     go_on = hub.hold(PATH, 3_000_000)
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
+    migrated(environment)
     database = Path(environment["GATEWAY_DATA_DIR"]) / "gateway.db"
     who = "SELECT node, state FROM downloads"
     with ExitStack() as stack:
@@ -320,14 +329,17 @@ def test_another_gateway_takes_over_and_the_first_finds_out_when_it_goes_on(
 
 
 def test_a_token_is_used_and_never_told(
-    environment: dict[str, str], hub: Hub, tmp_path: Path
+    environment: dict[str, str],
+    hub: Hub,
+    tmp_path: Path,
+    migrated: Migrate,
 ) -> None:
     canary = "hf_canaryCANARYcanary"
     repo = hub.files.add(MODEL, HubFile(PATH, b"weights"))
     repo.gated, repo.granted = True, {canary}
     hub.peer.tokens[canary] = "user"
     chosen = environment | {"HF_TOKEN": canary, "GATEWAY_LOG_LEVEL": "debug"}
-    assert run_gateway(chosen, "db", "upgrade").returncode == 0
+    migrated(chosen)
     with (tmp_path / "log").open("wb") as log:
         gateway = GatewayProcess(chosen, log)
         done = outcome(gateway, order(gateway)["id"])
@@ -455,6 +467,7 @@ def test_what_was_for_another_cache_says_so_and_is_had_here_when_it_is_resumed(
     path = f"/api/v1/downloads/{download['id']}"
     while (found := again.client.get(path).json())["state"] != "QUEUED":
         assert found["state"] == "RUNNING"
+        time.sleep(0.02)
     assert "resume" in found["message"]
     assert again.client.post(f"{path}/resume").status_code == 202
     done = outcome(again, download["id"])

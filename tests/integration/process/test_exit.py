@@ -15,9 +15,9 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from gateway import bootstrap
+from gateway.bootstrap.server import CLOSE_S
 from tests.integration.ollama_peer import Exchange, OllamaPeer, chat_line
-from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, chat
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -77,7 +77,7 @@ class Readers:
 
     async def until_all_began(self) -> None:
         with anyio.fail_after(60):
-            while self.begun < READERS:  # noqa: ASYNC110 - a test may look
+            while self.begun < READERS:
                 await anyio.sleep(0.01)
 
     async def _read(self, client: httpx.AsyncClient) -> None:
@@ -105,7 +105,11 @@ def freeze(port: int) -> socket.socket:
 
 @pytest.mark.parametrize("is_twice", [False, True], ids=["once", "twice"])
 async def test_nobody_waits_for_a_reader_that_takes_nothing(
-    environment: dict[str, str], tmp_path: Path, rows: Rows, is_twice: bool
+    environment: dict[str, str],
+    tmp_path: Path,
+    rows: Rows,
+    is_twice: bool,
+    migrated: Migrate,
 ) -> None:
     """F43"""
     log = tmp_path / "log"
@@ -119,6 +123,7 @@ async def test_nobody_waits_for_a_reader_that_takes_nothing(
             "GATEWAY_PROVIDERS": "ollama",
             "GATEWAY_DRAIN_GRACE_S": str(grace_s),
         }
+        migrated(chosen)
         gateway = await anyio.to_thread.run_sync(start, chosen, log)
         readers = Readers(gateway.url)
         with freeze(int(gateway.url.rpartition(":")[2])):
@@ -140,13 +145,12 @@ async def test_nobody_waits_for_a_reader_that_takes_nothing(
     sys.stderr.write(f"\nexit {beyond_s:.2f} s after the grace\n")
     assert Counter(readers.lasts) == {"failed": READERS}
     # Else the frozen one holds it for as long as clients have to read their ends: 2 s.
-    assert beyond_s < bootstrap.CLOSE_S
+    assert beyond_s < CLOSE_S
     ends = rows("SELECT end_reason, error_code FROM stream_sessions")
     assert Counter(ends) == {("error", "shutting_down"): READERS + 1}
 
 
 def start(environment: dict[str, str], log: Path) -> GatewayProcess:
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
     with log.open("wb") as file:
         return GatewayProcess(environment, file)
 
@@ -154,4 +158,4 @@ def start(environment: dict[str, str], log: Path) -> GatewayProcess:
 async def until_unready(gateway: GatewayProcess) -> None:
     async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, verify=False) as client:
         while (await client.get("/health/ready")).status_code == 200:
-            pass
+            await anyio.sleep(0.05)

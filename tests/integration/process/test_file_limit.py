@@ -1,12 +1,13 @@
 """A gateway that may open few files: it refuses connections before it has none left."""
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx
 
-from tests.integration.process.conftest import GatewayProcess, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate
 
 FILES = 300
 MANY = 350
@@ -25,10 +26,12 @@ def cpu_ticks(gateway: GatewayProcess) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_a_gateway_out_of_files_refuses_and_recovers(environment: dict[str, str]) -> None:
+def test_a_gateway_out_of_files_refuses_and_recovers(
+    environment: dict[str, str], migrated: Migrate
+) -> None:
     """F45"""
     environment = environment | {"GATEWAY_HEAD_TIMEOUT_S": "600"}
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
+    migrated(environment)
     limited = ["sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh"]
     gateway = GatewayProcess(environment, wrapper=limited)
     try:
@@ -51,7 +54,7 @@ def test_a_gateway_out_of_files_refuses_and_recovers(environment: dict[str, str]
         assert spent < 150, "refusing took more than a second of the processor"
         with httpx.Client(base_url=gateway.url, trust_env=False, timeout=20) as client:
             while client.get("/health/live").status_code != 200:
-                pass
+                time.sleep(0.05)
         gateway.generate("huggingface/smol", "hi", max_tokens=1)
     finally:
         gateway.close()

@@ -85,7 +85,7 @@ async def ends_after_a_start(start: Callable[[], GatewayProcess], rows: Rows) ->
     await anyio.to_thread.run_sync(start)
     with anyio.fail_after(30):
         while None in (ends := dict(await anyio.to_thread.run_sync(rows, ENDS))).values():
-            pass
+            await anyio.sleep(0.05)
     return ends
 
 

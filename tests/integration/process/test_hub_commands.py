@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.hub_peer.files import HubFile
 from tests.integration.hub_peer.server import HubPeer
-from tests.integration.process.conftest import GatewayProcess, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, run_gateway
 
 CANARY = "hf_canary0123456789abcdef"
 
@@ -60,15 +60,17 @@ def peer() -> Iterator[HubPeer]:
 
 
 @pytest.fixture
-def hub_environment(environment: dict[str, str], peer: HubPeer) -> dict[str, str]:
-    chosen = environment | {"GATEWAY_HUB_ENDPOINT": peer.url}
-    assert run_gateway(chosen, "db", "upgrade").returncode == 0
+def hub_environment(
+    environment: dict[str, str], peer: HubPeer, migrated: Migrate
+) -> dict[str, str]:
+    chosen = environment | {"GATEWAY_HUB_ENDPOINT": peer.url, "GATEWAY_PROVIDERS": "ollama"}
+    migrated(chosen)
     return chosen
 
 
 @pytest.fixture
 def gateway(hub_environment: dict[str, str]) -> Iterator[GatewayProcess]:
-    process = GatewayProcess(hub_environment)
+    process = GatewayProcess(hub_environment | {"GATEWAY_PROVIDERS": "huggingface"})
     yield process
     process.close()
 

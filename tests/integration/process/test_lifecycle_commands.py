@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def status(gateway: GatewayProcess, model: str) -> dict[str, Any]:
 def until(gateway: GatewayProcess, model: str, state: str) -> dict[str, Any]:
     while (found := status(gateway, model))["state"] != state:
         assert found["state"] in ("LOADING", "UNLOADING"), found
+        time.sleep(0.02)
     return found
 
 
@@ -228,7 +230,7 @@ def test_the_command_clears_a_failure(environment: dict[str, str], serve: Serve)
     lost = "huggingface/nobody/there"
     until(gateway, SMOL, "NOT_LOADED")
     while status(gateway, lost)["state"] != "FAILED":
-        pass
+        time.sleep(0.05)
     there = environment | {"GATEWAY_PORT": gateway.url.rpartition(":")[2]}
     done = run_gateway(there, "models", "unload", lost)
     assert (done.returncode, "NOT_LOADED" in done.stdout) == (0, True)

@@ -7,13 +7,12 @@ import anyio.to_thread
 import httpx
 
 from tests.integration.openai_peer import CHAT, OpenAIPeer, vllm_error
-from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, chat, run_gateway
 
 KEY = "sk-very-secret"
 
 
 def start(environment: dict[str, str], log: Path) -> GatewayProcess:
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
     with log.open("wb") as file:
         return GatewayProcess(environment, file)
 
@@ -24,7 +23,7 @@ def written(folder: Path) -> bytes:
 
 
 async def test_servers_are_providers_and_their_key_is_in_no_file(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, migrated: Migrate
 ) -> None:
     async with OpenAIPeer(key=KEY) as vllm, OpenAIPeer(ids=["Qwen/Q"]) as lab:
         servers = {
@@ -34,9 +33,11 @@ async def test_servers_are_providers_and_their_key_is_in_no_file(
         extra = {
             "GATEWAY_OPENAI": json.dumps(servers),
             "GATEWAY_LOG_LEVEL": "debug",
+            "GATEWAY_PROVIDERS": "ollama",
             "GATEWAY_VIRTUAL_MODELS": '{"any": ["vllm/m", "lab/Qwen/Q"]}',
             "THE_KEY": KEY,
         }
+        migrated(environment)
         gateway = await anyio.to_thread.run_sync(start, environment | extra, tmp_path / "log")
         async with httpx.AsyncClient(base_url=gateway.url, timeout=30, trust_env=False) as client:
             models = (await client.get("/api/v1/models")).json()["models"]

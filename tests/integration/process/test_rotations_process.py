@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ async def step_in(gateway: GatewayProcess, phase: str) -> dict[str, Any]:
         step = (await ask(gateway, "GET", "/r"))["step"]
         if step is not None and step["node"] is not None and step["phase"] == phase:
             return dict(step)
+        await anyio.sleep(0.02)
 
 
 async def ended(gateway: GatewayProcess) -> dict[str, Any]:
@@ -92,6 +94,7 @@ async def ended(gateway: GatewayProcess) -> dict[str, Any]:
         [newest, *_] = (await ask(gateway, "GET", "/r/history"))["steps"]
         if newest["ended_at"] is not None:
             return dict(newest)
+        await anyio.sleep(0.05)
 
 
 @pytest.mark.timeout(180)
@@ -149,7 +152,7 @@ async def test_who_was_stopped_in_a_step_wakes_up_to_find_it_is_another_s(
             os.kill(stopped.pid, signal.SIGSTOP)
             try:
                 while (await ask(living, "GET", "/r"))["step"]["node"] == taken["node"]:
-                    pass  # until the lease is over
+                    await anyio.sleep(0.05)  # until the lease is over
                 peer.open()
                 step = await ended(living)
                 assert (step["state"], step["target"], step["id"]) == ("SUCCEEDED", B, taken["id"])
@@ -161,7 +164,7 @@ async def test_who_was_stopped_in_a_step_wakes_up_to_find_it_is_another_s(
             finally:
                 os.kill(stopped.pid, signal.SIGCONT)
             while (await ask(stopped, "GET", "/r"))["current"] != A:
-                pass
+                await anyio.sleep(0.05)
             await ask(stopped, "POST", "/r/advance", to=B)
             assert (await ended(stopped))["target"] == B
             steps = (await ask(living, "GET", "/r/history"))["steps"]
@@ -193,7 +196,7 @@ def test_the_command_does_all_of_it(command: Callable[..., tuple[int, str]]) -> 
     asked = command("advance", "r", "--to", "huggingface/demo")
     assert asked[0] == 0 and "huggingface/smol -> huggingface/demo  (hand)" in asked[1]
     while "SUCCEEDED" not in command("history", "r")[1]:
-        pass
+        time.sleep(0.5)
     shown = json.loads(command("show", "r", "--json")[1])
     assert (shown["current"], shown["interval_s"]) == ("huggingface/demo", 3600)
     assert command("rm", "r") == (0, "rotation/r is removed.\n")

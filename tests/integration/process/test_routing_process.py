@@ -1,6 +1,7 @@
 """A stranger makes routes and asks why: with the command, over restarts, at two gateways."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_routes_and_decisions_outlive_the_gateway(serve: Serve) -> None:
     ask(second, "any")
     direct = ask(second, MODEL)
     while direct not in ended_streams(second):
-        pass
+        time.sleep(0.05)
     second.kill()
     third = serve()
     assert decision(third, direct)["source"] == "session"
@@ -109,12 +110,12 @@ def test_a_route_made_at_one_gateway_holds_at_the_other(serve: Serve, tmp_path: 
     while "mine" not in [
         each["name"] for each in there.client.get("/api/v1/routes").json()["routes"]
     ]:
-        pass
+        time.sleep(0.05)
     told = decision(there, ask(there, "mine"))
     assert (told["rule"], told["rule_version"], told["node"]) == ("listed", 1, "there")
     # And one tells of the other's requests, once they are written.
     while told["id"] not in [
         each["id"] for each in here.client.get("/api/v1/decisions").json()["decisions"]
     ]:
-        pass
+        time.sleep(0.05)
     assert decision(here, told["id"])["node"] == "there"

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from tests.integration.ollama_peer import OllamaPeer, answer
 from tests.integration.openai_peer import CHAT, EMBEDDINGS, OpenAIPeer, vllm_error
 from tests.integration.otlp_receiver import OtlpReceiver, receiving
-from tests.integration.process.conftest import GatewayProcess, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, run_gateway
 
 GENERATE = "subscription ($i: GenerateInput!) { generate(input: $i) { streamId } }"
 
@@ -135,7 +135,7 @@ async def misbehave(client: httpx.AsyncClient, canaries: Canaries) -> AsyncItera
 
 
 async def test_no_secret_and_no_prompt_is_in_logs_metrics_errors_or_traces(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, migrated: Migrate
 ) -> None:
     canaries, said = Canaries(), list[str]()
     server_key = canaries.make("key of a server")
@@ -153,6 +153,7 @@ async def test_no_secret_and_no_prompt_is_in_logs_metrics_errors_or_traces(
                 "WRONG_KEY": canaries.make("wrong key of a server"),
             }
             chosen = environment | extra
+            migrated(chosen)
             key = await anyio.to_thread.run_sync(prepare, chosen)
             canaries.by_name["key"] = key.split("-")[2]
             async with (
@@ -203,7 +204,6 @@ def cite(vllm: OpenAIPeer, ollama: OllamaPeer) -> None:
 
 def prepare(environment: dict[str, str]) -> str:
     """Return the text of a key for everything."""
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
     made = run_gateway(environment, "keys", "create", "all", "--scope", "admin", "--json")
     assert made.returncode == 0, made.stderr
     return str(json.loads(made.stdout)["key"])

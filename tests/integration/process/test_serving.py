@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,7 @@ def wait_for_records(rows: Rows, query: str, count: int) -> list[tuple[Any, ...]
         found = rows(query)
         if len(found) >= count:
             return found
+        time.sleep(0.01)
     return rows(query)
 
 
@@ -228,7 +230,7 @@ def test_a_second_signal_ends_the_drain_at_once(serve: Serve) -> None:
             if name == "started":
                 gateway.terminate()
                 while gateway.client.get("/health/ready").status_code == 200:
-                    pass
+                    time.sleep(0.05)
                 gateway.terminate()
     assert gateway.wait() == 0
     assert seen[-1][0] in ("failed", "finished")

@@ -1,6 +1,7 @@
 """A served gateway and a model that knows nothing: clients get what the grammar allows."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from tests.integration.process.conftest import GatewayProcess, environment_of, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, environment_of
 from tests.tiny_models import build_model
 from tests.tiny_tokenizers import qwen_tokenizer
 
@@ -39,11 +40,13 @@ PLAN_TOOL: Any = {
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, migrated: Migrate
+) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("gateway")
     build_model(folder / "models/qwen", tokenizer=qwen_tokenizer(), max_position_embeddings=4096)
     environment = environment_of(folder, folder / "models")
-    assert run_gateway(environment, "db", "upgrade").returncode == 0
+    migrated(environment)
     process = GatewayProcess(environment)
     yield process
     process.close()
@@ -60,6 +63,7 @@ def test_the_listing_says_what_the_model_can_do(gateway: GatewayProcess) -> None
     while not listing["models"]:  # while torch is imported a listing may give up on a provider
         wanted = {"capability": "tools,structured"}
         listing = gateway.client.get("/api/v1/models", params=wanted).json()
+        time.sleep(0.05)
     [model] = listing["models"]
     assert model["id"] == MODEL
     assert set(model["capabilities"]) == {"chat", "completion", "tools", "thinking", "structured"}

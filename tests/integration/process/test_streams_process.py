@@ -2,13 +2,14 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import connect
 
-from tests.integration.process.conftest import GatewayProcess, chat, run_gateway
+from tests.integration.process.conftest import GatewayProcess, Migrate, chat
 
 Serve = Callable[..., GatewayProcess]
 Rows = Callable[[str], list[tuple[Any, ...]]]
@@ -78,7 +79,7 @@ def test_sigterm_twice_gives_every_hot_stream_its_end_and_its_record(
     assert opened.status_code == 202
     gateway.terminate()
     while gateway.client.get("/health/ready").status_code == 200:
-        pass
+        time.sleep(0.05)
     gateway.terminate()
     for reader in readers:
         reader.go_on.set()
@@ -95,10 +96,10 @@ def test_sigterm_twice_gives_every_hot_stream_its_end_and_its_record(
 
 
 def test_a_token_reads_its_stream_and_is_in_no_log(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, migrated: Migrate
 ) -> None:
     chosen = environment | {"GATEWAY_LOG_LEVEL": "debug"}
-    assert run_gateway(chosen, "db", "upgrade").returncode == 0
+    migrated(chosen)
     file = tmp_path / "log"
     with file.open("wb") as log:
         gateway = GatewayProcess(chosen, log)

@@ -58,9 +58,9 @@ async def test_a_gateway_closes_what_one_that_never_returns_left_open(
                 # Until the next batch its own disk alone knows of it, and nobody else.
                 with anyio.fail_after(10):
                     while "gone" not in await anyio.to_thread.run_sync(ends):
-                        pass
+                        await anyio.sleep(0.05)
                 gone.kill()
             with anyio.fail_after(60):
                 while (await anyio.to_thread.run_sync(ends)).get("gone") is None:
-                    pass
+                    await anyio.sleep(0.05)
             assert ends() == {"gone": "interrupted", "living": None}
