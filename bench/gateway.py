@@ -169,8 +169,11 @@ async def measure(target: Target, cell: Cell, bench: Bench, measured: Measured) 
     return True
 
 
-async def put(target: Target, cell: Cell, bench: Bench) -> tuple[Costs, float]:
-    """Put one load on the server; return what it cost and its seconds. Raises Failed, OSError."""
+async def put(
+    target: Target, cell: Cell, bench: Bench, seconds: float | None = None
+) -> tuple[Costs, float]:
+    """Put one load on the server, for as long as it says by itself or for `seconds`; return what it
+    cost and its seconds. Raises Failed, OSError."""
     load = Load(cell, target.route, bench.nonces)
     limit_s = bench.options.limit + cell.answer_s
     # The collector would stop the load and the mock at once, for as long as they have much.
@@ -183,7 +186,7 @@ async def put(target: Target, cell: Cell, bench: Bench) -> tuple[Costs, float]:
                 resident.reset_peak(target.pid)
             cpu_s = None if target.pid is None else cpu.seconds(target.pid)
             stolen_s = cpu.stolen_seconds()
-            wall_s = await load.drive(cell.seconds)
+            wall_s = await load.drive(seconds or cell.seconds)
     except TimeoutError:
         reason = f"cut off after {limit_s:.0f} s, {load.tally.answers:,} answers"
         raise Failed(reason) from None
