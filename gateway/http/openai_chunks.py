@@ -107,8 +107,8 @@ class _Chunks(ABC):
         self._around: tuple[bytes, bytes] | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        if len(events) == 1:
-            return self._encode(events[0])
+        if len(events) == 1 and type(event := events[0]) is TextDelta:
+            return self._text(event)
         return b"".join(map(self._encode, events))
 
     def fail(self, problem: Problem, *, is_end: bool) -> bytes:

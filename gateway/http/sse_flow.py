@@ -115,6 +115,8 @@ class SseFlow:
         self._has_begun = True
         self._await_ping()
         opening, self._opening = self._opening, b""
+        if opening:
+            self._wrote_in = self._connection.turns.number()
         self._wire.start(self._reader.stream.id)
         self._write(opening)
 
@@ -130,7 +132,11 @@ class SseFlow:
         connection = self._connection
         if size > LARGE_BYTES or connection.is_full or connection.is_lost:
             return False
-        return self._wrote_in != connection.turns.number()
+        turn = connection.turns.number()
+        if self._wrote_in == turn:
+            return False
+        self._wrote_in = turn
+        return True
 
     def hear(self, events: Sequence[Event]) -> None:
         try:
@@ -173,6 +179,7 @@ class SseFlow:
             self._begin()
             self._end(b"")
             return
+        self._wrote_in = self._connection.turns.number()
         self.hear(events)
         stream = self._reader.stream
         if stream.has_unread:
@@ -214,7 +221,6 @@ class SseFlow:
     def _write(self, frames: bytes) -> None:
         if frames:
             self._wrote_at = self._loop.time()
-            self._wrote_in = self._connection.turns.number()
             self._wire.write(frames)
 
     def _note_loss(self) -> None:

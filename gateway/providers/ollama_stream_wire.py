@@ -110,7 +110,12 @@ class AnswerReader:
         try:
             if cut != len(chunk) or self._rest:
                 self._take(chunk, cut, events)
-            elif self.lines and chunk.startswith(b"{") and chunk.find(b"\n") == cut - 1:
+            elif (
+                self.lines
+                and chunk.find(b"\n") == cut - 1
+                and chunk.startswith(b"{")
+                and cut <= self._max_line_bytes
+            ):
                 self._read_line(chunk, events)
             else:
                 self._read(chunk, events)
@@ -134,7 +139,10 @@ class AnswerReader:
 
     def _read_line(self, line: bytes, events: list[Event]) -> None:
         """Add the events of a line that comes alone and is not the first, as nearly every token."""
-        part = self._decode_one(line)
+        try:
+            part = _LINES.decode(line)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            part = self._decode_one(line)  # which says what is wrong
         message = part.message
         if (  # as in `_read`: a function for both would cost each token a call
             message is not None

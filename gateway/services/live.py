@@ -50,7 +50,8 @@ class Listener(Protocol):
 
     def is_ready(self, size: int) -> bool:
         """Tell whether events of about so many bytes can be written now. If so, what was read
-        before them was taken by the client's connection, as `StreamReader.confirm` tells."""
+        before them was taken by the client's connection, as `StreamReader.confirm` tells; and who
+        asked tells them at once: a listener may be ready once a turn only."""
         ...
 
     def hear(self, events: Sequence[Event]) -> None:
@@ -215,7 +216,7 @@ class LiveStream:
         the owner of the stream only."""
         listener, buffer = self._listener, self._buffer
         if listener is not None and not buffer.unread_bytes and len(events) <= FEW_EVENTS:
-            sizes = list(map(weigh, events))
+            sizes = [weigh(events[0])] if len(events) == 1 else list(map(weigh, events))
             if listener.is_ready(sum(sizes)):
                 # Past the buffer, in which nearly every token would be for a moment only.
                 tally = self.tally
