@@ -71,9 +71,8 @@ class _Rows:
         self._binds = [_binder(columns[place].type, dialect) for place in self._places]
         row = f"({', '.join('?' * len(names))})"
         before, after = str(compiled).split(row)
-        self._texts = {
-            size: before + ", ".join([row] * size) + after for size in _sizes(2 * MOST_ROWS - 1)
-        }
+        each_once = _sizes(2 * MOST_ROWS - 1)
+        self._texts = {size: before + ", ".join([row] * size) + after for size in each_once}
 
     def statements(self, rows: Sequence[Values]) -> Iterator[tuple[str, Any]]:
         values = list(zip(*rows, strict=True))

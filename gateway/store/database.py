@@ -233,7 +233,7 @@ class Database:
             hide_parameters=True,
             pool_size=self._pool_size,
             max_overflow=0,
-            pool_use_lifo=True,
+            pool_use_lifo=True,  # one connection has the pages and the statements at hand
             pool_pre_ping=not self._is_sqlite,
         )
         if self._is_sqlite:
